@@ -1,0 +1,26 @@
+# Each target is enough on its own, on a fresh clone: the first one called sets .venv up (see .ci/setup), and a changed
+# pyproject.toml brings it up to date. ARGS is handed on: make test ARGS="-k routing", make reproduce ARGS="--all".
+
+VENV := .venv
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test lab check
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+reproduce: $(VENV)/.ready ## train and render Table 1, its complexity columns and Fig. 2 on two CPU cores: 12 minutes
+	@$(VENV)/bin/encapnet reproduce $(ARGS)
+
+test: $(VENV)/.ready ## run every notebook and every test: 15 minutes at most
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(ARGS)
+
+lab: $(VENV)/.ready ## open the guided tour in JupyterLab
+	@$(VENV)/bin/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
+
+check: $(VENV)/.ready ## bring package, notebooks and README in step, and check the style: under a minute
+	@.ci/check
+
+$(VENV)/.ready: pyproject.toml .ci/setup
+	@.ci/setup

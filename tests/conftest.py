@@ -1,0 +1,59 @@
+"""What every test stands on: pinned threads, a cache and home of its own, and shapes checked at run time.
+
+Every worker reads this file before any test module, and so before torch and `encapnet.nn` are imported: both need that.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+scratch = Path(tempfile.mkdtemp(prefix="encapnet-tests-"))
+
+os.environ |= {
+    "OMP_NUM_THREADS": "1",  # results are bit for bit the same at one thread count only
+    "MPLBACKEND": "agg",
+    "ENCAPNET_CACHE": str(scratch / "cache"),
+    "IPYTHONDIR": str(scratch / "ipython"),
+    "JUPYTER_CONFIG_DIR": str(scratch / "jupyter"),
+}
+
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+install_import_hook("encapnet.nn", "beartype.beartype")
+
+import pytest
+
+settings.register_profile("house", deadline=None, derandomize=True)
+settings.load_profile("house")
+
+
+def chromium_path():
+    "A Chromium that runs here, or None."
+    names = ["chromium", "chromium-browser", "google-chrome"]
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    "Path of the Chromium that browser tests start."
+    return chromium_path()
+
+
+def pytest_collection_modifyitems(items):
+    "Skip what the machine cannot run. In CI a missing browser is a fault of the set-up, so those tests run and fail."
+    marked = {name: [item for item in items if item.get_closest_marker(name)] for name in ("gpu", "browser")}
+    if marked["gpu"]:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked["gpu"]:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    if marked["browser"] and chromium_path() is None and not os.environ.get("CI"):
+        for item in marked["browser"]:
+            item.add_marker(pytest.mark.skip(reason="no Chromium on PATH"))
+
+
+def pytest_unconfigure():
+    shutil.rmtree(scratch, ignore_errors=True)
