@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 import typer
 import encapnet
-from . import __version__
 from .study.config import EXPERIMENTS, PROFILES, OutOfTime, StudyError, UsageError, find_profile, find_row, nearest
 
 # %% auto #0
@@ -110,7 +109,8 @@ def _measure(run, reports: str):
     pin_threads()
     device = pick_device()
     if (here := hardware(device)) != run.config.hardware: raise StudyError(f"this measurement is for {run.config.hardware}, this is {here}")
-    with run.locked(): finish(run, measure(run.config, device), here, reports or None)
+    full = run.config.network.groups == 32                     # the ledger keeps results, not trials
+    with run.locked(): finish(run, measure(run.config, device), here, reports if reports and full else None)
 
 # %% ../nbs/40_cli.ipynb #5c4ebb25
 @app.command("run")
@@ -204,7 +204,7 @@ def device():
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False):
     if version:
-        typer.echo(f"encapnet {__version__}")
+        typer.echo(f"encapnet {encapnet.__version__}")
         raise typer.Exit
 
 # %% ../nbs/40_cli.ipynb #aaa206af

@@ -41,6 +41,20 @@ def chromium():
     return chromium_path()
 
 
+@pytest.fixture(scope="module")
+def browser(chromium):
+    from playwright.sync_api import sync_playwright
+
+    quiet = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=os.environ.get("CHROMIUM") or chromium,
+            args=["--no-sandbox", "--disable-gpu", *quiet.split()],
+        )
+        yield started
+        started.close()
+
+
 def pytest_collection_modifyitems(items):
     "Skip what the machine cannot run. In CI a missing browser is a fault of the set-up, so those tests run and fail."
     marked = {name: [item for item in items if item.get_closest_marker(name)] for name in ("gpu", "browser")}

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 
 import nbformat
 import pytest
+from browsing import Visit
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from encapnet.show import pages
@@ -255,47 +255,6 @@ def site(tmp_path_factory):
     pages.render(folder / "little.ipynb", folder / "reports" / "paper" / "little.html", title="<Little> & 'odd'", profile="paper")
     pages.site(folder / "reports")
     return folder / "reports"
-
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    from playwright.sync_api import sync_playwright
-
-    quiet = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=os.environ.get("CHROMIUM") or chromium,
-            args=["--no-sandbox", "--disable-gpu", *quiet.split()],
-        )
-        yield started
-        started.close()
-
-
-class Visit:
-    "A page opened offline, and what it said and asked for."
-
-    def __init__(self, browser, path, width=1280, height=900, before="", **context):
-        self.context = browser.new_context(offline=True, viewport={"width": width, "height": height}, reduced_motion="reduce", **context)
-        if before:
-            self.context.add_init_script(before)
-        self.page, self.said, self.asked = self.context.new_page(), [], []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(path.as_uri())
-        self.asked = [url for url in self.asked if url != path.as_uri() and not url.startswith("data:")]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.context.close()
-
-    def see(self, script):
-        return self.page.evaluate(script)
-
-    def shown(self, selector):
-        return self.page.locator(selector).first.is_visible()
 
 
 PATHS = ["quick/everything.html", "paper/little.html", "index.html"]

@@ -34,12 +34,12 @@ def _dynamic_reference(u, weight, bias, iterations, normalize):
     return v
 
 # %% ../../nbs/nn/03_routing.ipynb #110ecc23
-def _push(collected: Float[Tensor, "b g j f"], weight: Float[Tensor, "j g*f e"]) -> Float[Tensor, "b j e"]:
+def _push(collected: Float[Tensor, "b g j f"], weight: Float[Tensor, "j gf e"]) -> Float[Tensor, "b j e"]:
     "sum_g W_gj^T z_gj. One matrix product per j, on plain memory: strided operands make it many times slower."
     b, g, j, f = collected.shape
     return torch.bmm(collected.permute(2, 0, 1, 3).reshape(j, b, g * f), weight).transpose(0, 1)
 
-def _pull(v: Float[Tensor, "b j e"], weight: Float[Tensor, "j g*f e"], groups: int) -> Float[Tensor, "b {groups} j f"]:
+def _pull(v: Float[Tensor, "b j e"], weight: Float[Tensor, "j gf e"], groups: int) -> Float[Tensor, "b {groups} j f"]:
     "W_gj v_j for each group, laid out with j last, as `assign` wants its keys."
     pulled = torch.bmm(v.transpose(0, 1), weight.mT).unflatten(2, (groups, -1))
     return pulled.permute(1, 2, 3, 0).contiguous().mT
@@ -127,7 +127,7 @@ def _quadratic_weight(weight: Tensor) -> Tensor:
 # %% ../../nbs/nn/03_routing.ipynb #6dbffc41
 def _fit(moments, weight, squares, offset):
     "M-step from the moments M (b, g, j or 1, q + d + 1): mass (b, j), mean and variance (b, j, e), delta (b, g, j, e)."
-    (_, higher, dim, _), moments = weight.shape, moments.expand(-1, -1, weight.shape[1], -1)
+    dim, moments = weight.shape[2], moments.expand(-1, -1, weight.shape[1], -1)
     second, first, mass = moments.split([moments.shape[3] - dim - 1, dim, 1], -1)
     total = mass.sum(1) + MASS_FLOOR                                       # (b, j, 1)
     inner = torch.einsum("bgjd,gjde->bgje", first, weight)

@@ -497,7 +497,7 @@ def publish(notebook: str | Path,            # what to run
         return _render(executed, html, title, None, profile, "../index.html", notebook.parent)
 
 # %% ../../nbs/show/34_pages.ipynb #2f801743
-THUMBNAIL_LIMIT, THUMBNAILS_LIMIT = 60_000, 1_500_000   # characters: one figure, all of them
+THUMBNAIL_LIMIT, THUMBNAILS_LIMIT = 150_000, 1_500_000   # characters: one figure, all of them
 _FIRST_FIGURE = re.compile(r'<figure class="output figure">\s*<div class="paper"><img\b[^>]*?\bsrc="(data:[^"]*)"')
 
 def _card(page: Path) -> dict | None:

@@ -9,9 +9,10 @@ import matplotlib
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # %% auto #0
-__all__ = ['STYLE', 'PALETTE', 'Figure', 'canvas', 'error_against_cost', 'training_curves', 'kept_bytes']
+__all__ = ['STYLE', 'PALETTE', 'Figure', 'plain_log', 'canvas', 'error_against_cost', 'training_curves', 'kept_bytes']
 
 # %% ../../nbs/show/30_plots.ipynb #ab04c0bc
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
@@ -34,6 +35,12 @@ class Figure:
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {"image/svg+xml": self.svg}, {"image/svg+xml": dict(alt=self.alt, caption=self.caption)}
 
+def plain_log(axis, unit: float = 1.0):
+    "A logarithmic axis with ticks at 1, 2, 5, 10, ... written out, in multiples of `unit`."
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
 def canvas(width: float = 7.0, height: float = 3.2, columns: int = 1, **more):
     "An empty canvas and its axes; inches."
     with matplotlib.rc_context(STYLE):
@@ -44,6 +51,7 @@ def canvas(width: float = 7.0, height: float = 3.2, columns: int = 1, **more):
 def error_against_cost(frame: pd.DataFrame,   # row, cost, error, low, high, paper_cost, paper_error; one line per row
                        cost: str,             # what the horizontal axis shows, with its unit
                        dataset: str,
+                       unit: float = 1.0,     # the cost is written in multiples of it
                       ) -> Figure:
     "Error over cost on a logarithmic axis; ours filled, the paper's hollow."
     drawing, axes = canvas(7.2, 3.2, 2)
@@ -55,6 +63,7 @@ def error_against_cost(frame: pd.DataFrame,   # row, cost, error, low, high, pap
                         markerfacecolor=None if y == "error" else "white")
             ax.annotate(line.row, (value, error), xytext=(5, 3), textcoords="offset points", fontsize=8)
         ax.set(xscale="log", xlabel=cost, ylabel="test error (%)", title=title)
+        plain_log(ax.xaxis, unit)
         ax.margins(0.18)
     return Figure(drawing, f"Two scatter plots of test error over {cost}: this study's rows on {dataset}, and the paper's on CIFAR-10.",
                   f"Test error over {cost}. Left: measured here on {dataset}, bars are 95 % intervals. Right: the paper's Table 1 on CIFAR-10.")
@@ -70,6 +79,7 @@ def training_curves(frame: pd.DataFrame,  # row, epoch, error, train_loss, seed
             sns.lineplot(frame, x="epoch", y=y, hue="row", style="row", markers=True, dashes=False, ax=ax, palette="colorblind",
                          errorbar=("pi", 100), legend="full" if ax is axes[1] else False)
             ax.set(xlabel="epoch", ylabel=label, yscale="log")
+            plain_log(ax.yaxis)
             ax.xaxis.get_major_locator().set_params(integer=True)
         sns.move_legend(axes[1], "center left", bbox_to_anchor=(1.0, 0.5), title=None)
     return Figure(drawing, f"Two line plots over epochs on {dataset}: test error and training loss of each network.",

@@ -5,6 +5,7 @@
 # %% ../../nbs/show/32_report.ipynb #5a29b482
 from __future__ import annotations
 import json
+from collections import Counter
 from pathlib import Path
 import pandas as pd
 from great_tables import GT, loc, style
@@ -17,7 +18,7 @@ from ..study.stats import Interval, difference, direction, error_interval
 
 # %% auto #0
 __all__ = ['PAPER_COLUMN', 'DATASET_TITLE', 'Standing', 'from_store', 'from_ledger', 'error_text', 'bytes_text', 'seconds_text',
-           'clear_best', 'row_label', 'run_frame', 'Table1', 'table1', 'provenance_table', 'parameter_table',
+           'clear_best', 'row_label', 'run_frame', 'Table1', 'table1', 'Verdict', 'provenance_table', 'parameter_table',
            'reduction_table', 'kept_table']
 
 # %% ../../nbs/show/32_report.ipynb #74ea7a42
@@ -62,8 +63,8 @@ def bytes_text(count: float | None) -> str:
     return f"{count:.0f} B"
 
 def seconds_text(value: float | None) -> str:
-    "Seconds with three digits that count."
-    return "–" if value is None or pd.isna(value) else f"{value:.3g} s"
+    "Seconds with three digits that count, without the unit."
+    return "–" if value is None or pd.isna(value) else f"{value:#.3g}".rstrip(".")
 
 # %% ../../nbs/show/32_report.ipynb #bb017c21
 def clear_best(intervals: dict[str, Interval | None]) -> str | None:
@@ -103,7 +104,7 @@ class Table1:
         self.rows = list(EXPERIMENTS["table1"])
         self.datasets = list(self.runs.dataset.unique())
         self.costs = {record.row: record.outcome for record in costs.records}
-        self.hardware = next((record.provenance["device"] for record in costs.records), "not measured")
+        self.hardware = next((record.provenance["device"] for record in costs.records), "(not measured here)")
 
     def interval(self, row: str, dataset: str) -> Interval | None:
         "A row's error on a data set."
@@ -114,7 +115,7 @@ class Table1:
     def cost_table(self) -> GT: return _cost_table(self)
     def figure(self) -> plots.Figure: return _table1_figure(self)
     def curves(self) -> plots.Figure: return _table1_curves(self)
-    def verdict(self) -> GT: return _table1_verdict(self)
+    def verdict(self) -> Verdict: return _table1_verdict(self)
     def save(self, reports: str | Path) -> list[Path]: return _save_table1(self, Path(reports))
     def provenance(self) -> GT: return provenance_table(self.command, self.profile, self.standing, self.cost_standing)
 
@@ -132,7 +133,7 @@ def table1(profile: str = "quick", seeds: int = 1, missing: str = "train", data:
         return Table1(profile, command, trained, _one_machine(costs))
     options = dict(missing=missing, reports=reports, retrain=retrain)
     trained = from_store(planned("table1", profile, seeds, data, data_root or None, runs), data_root=data_root or None, **options)
-    return Table1(profile, command, trained, from_store(measured(runs), **options))
+    return Table1(profile, command, trained, from_store(measured(profile, runs), **options))
 
 def _one_machine(costs: Standing) -> Standing:
     "Timings from different machines do not belong in one column: keep the machine that measured last."
@@ -186,29 +187,39 @@ def _cost_table(study: Table1) -> GT:
                       "paper_memory": f"{entry.memory_mb:,} MB ({entry.memory_batch})" if entry else "–",
                       "largest": f"{cost['largest_batch']:,}" if cost else "–",
                       "s2": seconds_text(seconds.get("2")), "s8": seconds_text(seconds.get("8")),
-                      "paper_seconds": f"{entry.seconds} s ({entry.seconds_batch})" if entry else "–"})
+                      "paper_seconds": f"{entry.seconds} ({entry.seconds_batch})" if entry else "–"})
     table = GT(pd.DataFrame(lines), id="table1-costs").cols_label(
         row="", parameters="count", mib="MiB", paper_mb="paper, “Mb”", m2="batch 2", m8="batch 8", m128="batch 128",
-        paper_memory="paper (batch)", largest="largest batch in 12 GiB", s2="batch 2", s8="batch 8", paper_seconds="paper (batch)")
+        paper_memory="paper (batch)", largest="fits in 12 GiB", s2="batch 2", s8="batch 8", paper_seconds="paper (batch)")
     table = table.tab_spanner("parameters", ["parameters", "mib", "paper_mb"]).tab_spanner(
         "memory of a training step", ["m2", "m8", "m128", "paper_memory", "largest"]).tab_spanner(
-        "time of a training step", ["s2", "s8", "paper_seconds"]).cols_align("right", [name for name in lines[0] if name != "row"])
+        "seconds per training step", ["s2", "s8", "paper_seconds"]).cols_align("right", [name for name in lines[0] if name != "row"])
+    table = table.tab_style(style.css("white-space: nowrap"), loc.body())
     return _themed(table.tab_source_note(
-        "Full width, G = 32. Memory: peak of all live tensors (weights, gradients, Adam's moments, activations) by account, "
-        "batch 128 and the largest batch along the line through batches 16 and 32. Time: median, forward + backward + Adam, on "
-        f"{study.hardware}; a dash where the step does not fit or would take too long. The paper's times belong to batch 2 "
-        "for (a), (b) by the authors' logs, on a Titan X."))
+        f"Width G = {study.profile.cost_groups} (the paper's is 32). Memory: peak of all live tensors (weights, gradients, Adam's "
+        "moments, activations) by account, batch 128 and the largest batch that fits along the line through batches 16 and 32. Time: median, "
+        f"forward + backward + Adam, on {study.hardware}; a dash where the step does not fit or would take too long. "
+        "The paper's times belong to batch 2 for (a), (b) by the authors' logs, on a Titan X."))
 
 # %% ../../nbs/show/32_report.ipynb #46e29982
+class Verdict:
+    "A table of verdicts, and the one line that the front page takes from it."
+    def __init__(self, table: GT, line: str): self.table, self.line = table, line
+    def as_raw_html(self) -> str: return self.table.as_raw_html()
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return {"text/html": self.table.as_raw_html(), "text/plain": self.line}, {"text/html": {"verdict": self.line}}
+
 def _table1_figure(study: Table1) -> plots.Figure:
     dataset, lines = study.datasets[0] if study.datasets else "", []
     for row in study.rows:
         found, entry, cost = study.interval(row, dataset), paper.TABLE1.get(row), study.costs.get(row)
-        if found is None or not cost: continue
-        lines.append(dict(row=row_label(row), cost=cost["parameters"], error=found.value, low=found.low, high=found.high,
+        count = cost["parameters"] if cost else entry.parameters if entry else None
+        if found is None or count is None: continue
+        lines.append(dict(row=row_label(row), cost=count, error=found.value, low=found.low, high=found.high,
                           paper_cost=entry.parameters if entry else None, paper_error=entry.cifar10 if entry else None))
     columns = ["row", "cost", "error", "low", "high", "paper_cost", "paper_error"]
-    return plots.error_against_cost(pd.DataFrame(lines, columns=columns), "parameters at full width", DATASET_TITLE.get(dataset, dataset))
+    return plots.error_against_cost(pd.DataFrame(lines, columns=columns), f"parameters at G = {study.profile.cost_groups} (millions)",
+                                    DATASET_TITLE.get(dataset, dataset), 1e6)
 
 def _table1_curves(study: Table1) -> plots.Figure:
     dataset = study.datasets[0] if study.datasets else ""
@@ -218,7 +229,7 @@ def _table1_curves(study: Table1) -> plots.Figure:
     return plots.training_curves(pd.DataFrame(lines, columns=["row", "seed", "epoch", "error", "train_loss"]), DATASET_TITLE.get(dataset, dataset))
 
 # %% ../../nbs/show/32_report.ipynb #71338e64
-def _table1_verdict(study: Table1) -> GT:
+def _table1_verdict(study: Table1) -> Verdict:
     lines = []
     for dataset in study.datasets:
         for claim in paper.TABLE1_CLAIMS:
@@ -238,8 +249,10 @@ def _table1_verdict(study: Table1) -> GT:
     columns = ["data", "claim", "paper", "ours", "gap", "verdict"]
     table = GT(pd.DataFrame(lines, columns=columns), id="table1-verdict", groupname_col="data").cols_label(
         claim="the paper says", paper="paper (%)", ours="ours (%)", gap="gap, 95 % interval", verdict="verdict")
-    return _themed(table.cols_align("right", ["paper", "ours", "gap"]).tab_source_note(
+    table = _themed(table.cols_align("right", ["paper", "ours", "gap"]).tab_source_note(
         f"Profile {study.profile.name}. Only the profile “paper” can confirm or refute; all others give a direction."))
+    counts = Counter(line["verdict"] for line in lines)
+    return Verdict(table, f"{len(lines)} comparisons: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
 
 # %% ../../nbs/show/32_report.ipynb #89066c70
 def _markdown(lines: list[dict[str, str]], titles: dict[str, str]) -> str:
@@ -265,7 +278,7 @@ def provenance_table(command: str, profile, *standings: Standing) -> GT:
     def every(pick): return sorted({value for record in records if (value := pick(record))})
     trained = [record for record in records if "data" in record.config]
     data = sorted({f"{r.config['data']['name']} ({r.outcome['source']}, sha256 {r.config['data']['sha256'][:12]})" for r in trained})
-    code = every(lambda r: (r.provenance.get("git") or "no git")[:10] + (", with uncommitted changes" if r.provenance.get("dirty") else ""))
+    code = every(lambda r: (r.provenance.get("git") or "unknown")[:10] + (", with uncommitted changes" if r.provenance.get("dirty") else ""))
     versions = every(lambda r: ", ".join(f"{name} {version}" for name, version in r.provenance.get("versions", {}).items()))
     seconds = sum(record.provenance.get("seconds") or 0 for record in records)
     lines = [("command", command), ("profile", f"{profile.name}: {profile.about}"), ("data", "; ".join(data)),

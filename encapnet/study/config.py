@@ -179,6 +179,7 @@ class Profile(Strict):
     train_images: Positive | None = None
     test_images: Positive | None = None
     in_ledger: bool = True             # whether its runs are results to keep
+    cost_groups: Positive = 32         # width at which parameters, memory and time are measured
 
 def _scaled(epochs, rate, batch):
     return Schedule(epochs=epochs, learning_rate=rate, batch=batch,
@@ -186,7 +187,8 @@ def _scaled(epochs, rate, batch):
 
 PROFILES = {profile.name: profile for profile in (
     Profile(name="smoke", about="synthetic images, seconds: does it run?", datasets=("synthetic",), groups=2,
-            schedule=Schedule(epochs=2, learning_rate=2e-3, batch=32), seeds=1, train_images=128, test_images=64, in_ledger=False),
+            schedule=Schedule(epochs=2, learning_rate=2e-3, batch=32), seeds=1, train_images=128, test_images=64, in_ledger=False,
+            cost_groups=2),
     Profile(name="quick", about="4,000 real digits, two CPU cores, minutes", datasets=("digits",), groups=4,
             schedule=Schedule(epochs=5, learning_rate=4e-3, milestones=(4,), batch=32), seeds=1, train_images=4000, test_images=1000),
     Profile(name="short", about="CIFAR-10 on one data-centre GPU, half an hour", datasets=("cifar10",), groups=32,
@@ -220,12 +222,15 @@ def plan(experiment: str,            # "table1"
             for name, sha256 in hashes.items() for seed in range(count) for row in settings]
 
 # %% ../../nbs/study/10_config.ipynb #e1390f4b
-def measurements(hardware: str) -> list[MeasureConfig]:  # "table1_cost", in the table's order
+def measurements(hardware: str,       # what they are taken on
+                 groups: int = 32,    # width G
+                ) -> list[MeasureConfig]:  # "table1_cost", in the table's order
     "One measurement per row of Table 1, and one more for each CapNet with its votes formed."
     planned = []
     for row in TABLE1:
-        planned.append(MeasureConfig(experiment="table1_cost", row=row.name, network=row.network, hardware=hardware))
-        if isinstance(row.network, CapNetConfig):
-            votes = row.network.model_copy(update=dict(backend="reference"))
+        network = row.network.model_copy(update=dict(groups=groups))
+        planned.append(MeasureConfig(experiment="table1_cost", row=row.name, network=network, hardware=hardware))
+        if isinstance(network, CapNetConfig):
+            votes = network.model_copy(update=dict(backend="reference"))
             planned.append(MeasureConfig(experiment="table1_cost", row=f"{row.name}_votes", network=votes, hardware=hardware))
     return planned

@@ -141,12 +141,12 @@ def planned(experiment: str,                        # "table1"
     names = dataset_names(profile, data, data_root)
     return [Run(runs, config) for config in plan(experiment, profile, data_hashes(names, data_root), seeds)]
 
-def measured(runs: str | Path = "runs") -> list[Run]:
+def measured(profile: str, runs: str | Path = "runs") -> list[Run]:
     "The measurements behind Table 1 on this machine, in the store."
-    return [Run(runs, config) for config in measurements(call("device")[0]["device"])]
+    return [Run(runs, config) for config in measurements(call("device")[0]["device"], find_profile(profile).cost_groups)]
 
 def needed(report: str, profile: str, seeds: int | None = None, data: str = "", data_root: str | Path | None = None,
            runs: str | Path = "runs") -> list[Run]:
     "Everything that a report rests on; nothing for a report that is no experiment."
     if report not in EXPERIMENTS: return []
-    return planned(report, profile, seeds, data, data_root, runs) + (measured(runs) if report == "table1" else [])
+    return planned(report, profile, seeds, data, data_root, runs) + (measured(profile, runs) if report == "table1" else [])

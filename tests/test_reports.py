@@ -1,0 +1,115 @@
+"""The study end to end in the smoke profile: the command line trains, measures and renders; a second call trains nothing; papermill alone
+gives the same tables; a data root replaces the embedded data; the pages open offline."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from browsing import Visit
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = ["(a)", "(b)", "(c)", "(d)", "(e)", "(f)", "(a) J = 512", "(b) J = 512"]
+
+
+def encapnet(*arguments, timeout=600):
+    return subprocess.run(
+        [sys.executable, "-c", "from encapnet.cli import main; main()", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def reproduce(folder, *more):
+    done = encapnet("reproduce", "--profile", "smoke", "--runs", folder / "runs", "--reports", folder / "reports", *more)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    reproduce(folder)
+    return folder
+
+
+def done(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/*/DONE")}
+
+
+def tables(notebook):
+    "The tables that an executed notebook shows."
+    outputs = [output for cell in json.loads(notebook.read_text())["cells"] for output in cell.get("outputs", [])]
+    return ["".join(output["data"]["text/html"]) for output in outputs if "text/html" in output.get("data", {})]
+
+
+def test_every_row_is_trained_measured_and_shown(study):
+    assert len(done(study)) == 8 + 12
+    page = (study / "reports" / "smoke" / "table1.html").read_text()
+    for label in ROWS:
+        assert f">{label}<" in page, label
+    assert "151.24" in page and "not attempted" not in page and "sha256" in page
+    assert (study / "reports" / "smoke" / "complexity.html").exists() and (study / "reports" / "index.html").exists()
+    assert not (study / "reports" / "ledger").exists(), "trials are no results"
+
+
+def test_a_second_call_trains_nothing(study):
+    before = done(study)
+    reproduce(study)
+    assert done(study) == before
+
+
+def test_papermill_alone_gives_the_same_tables(study, tmp_path):
+    before, cells = done(study), []
+    for number, parameters in enumerate(["-p missing train", "-p missing show"]):
+        out = tmp_path / f"{number}.ipynb"
+        command = f"-m papermill nbs/reports/table1.ipynb {out} --progress-bar -p profile smoke {parameters}"
+        command = [*command.split(), "-p", "runs", str(study / "runs"), "-p", "reports", str(study / "reports")]
+        ran = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, ran.stderr[-2000:]
+        cells.append(tables(out))
+    assert cells[0] == cells[1] and len(cells[0]) == 4 and done(study) == before
+    shown = re.sub(r"\s+", " ", (study / "reports" / "smoke" / "table1.html").read_text())
+    body = re.search(r"<tbody.*?</tbody>", re.sub(r"\s+", " ", cells[0][0]))[0]
+    assert body in shown, "the page and papermill show the same errors"
+
+
+def test_a_data_root_replaces_the_embedded_images(tmp_path):
+    for split, count in (("train", 12), ("test", 4)):
+        for digit in range(10):
+            folder = tmp_path / "data" / "mnist" / split / str(digit)
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = bytes((25 * digit + 7 * number + k) % 256 for k in range(28 * 28))
+                Image.frombytes("L", (28, 28), pixels).save(folder / f"{number}.png")
+    ran = encapnet(
+        "run", "table1/c_cnn_shape", "--profile", "smoke", "--data-root", tmp_path / "data", "--runs", tmp_path / "runs", "--reports", ""
+    )
+    assert ran.returncode == 0, ran.stderr
+    record = json.loads(next(iter(done(tmp_path))).read_text())
+    assert record["config"]["data"]["name"] == "mnist" and record["outcome"]["train_images"] == 120
+    assert record["outcome"]["source"] == "imagefolder"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", ["smoke/table1.html", "smoke/complexity.html", "index.html"])
+def test_the_pages_open_offline(browser, study, page):
+    path = study / "reports" / page
+    assert path.stat().st_size < 2_000_000
+    with Visit(browser, path) as visit:
+        assert (visit.asked, visit.said) == ([], [])
+        visit.see("document.querySelectorAll('pre, code').forEach(e => e.remove())")
+        assert not re.search(r"\\[a-z]+|\$[^$\n]+\$", visit.see("document.body.innerText"))
+        assert visit.see("[...document.images].every(i => i.complete && i.naturalWidth > 0 && i.alt.length > 10)")
+
+
+def test_no_ledger_is_one_line(tmp_path):
+    ran = encapnet("reproduce", "table1", "--from-ledger", "--reports", tmp_path)
+    assert ran.returncode == 1 and "holds no record" in ran.stderr and "Traceback" not in ran.stderr, ran.stderr
+    assert not os.path.exists(tmp_path / "quick" / "table1.html")
