@@ -14,9 +14,19 @@ from .routing import dynamic_routing, em_routing
 # %% auto #0
 __all__ = ['RoutedCapsules', 'CapConv', 'CapFC']
 
+# %% ../../nbs/nn/04_layers.ipynb #6eb56c92
+def _positive(**sizes: int):
+    for name, size in sizes.items():
+        if size < 1: raise ValueError(f"{name} must be at least 1, got {size}")
+
+def _shaped(what: str, x: Tensor, *sizes: int | None):  # None: any size, but not zero
+    if x.ndim == len(sizes) + 1 and all(have == want if want else have > 0 for have, want in zip(x.shape[1:], sizes)): return
+    expected = ", ".join("any" if size is None else str(size) for size in sizes)
+    raise ValueError(f"expected {what} of shape (batch, {expected}), got {tuple(x.shape)}")
+
 # %% ../../nbs/nn/04_layers.ipynb #b1c127a4
 class RoutedCapsules(nn.Module):
-    "Every lower capsule votes for every higher one; routing by agreement decides (Sec. 2.1, Fig. 1b)."
+    "Every lower capsule votes for every higher one; routing decides (Sec. 2.1, Fig. 1b). Raises ValueError on sizes that do not fit."
     def __init__(self,
                  groups: int,                # G, lower capsule channels, each with its own transform
                  positions: int,             # P, lower capsules per channel, which share it
@@ -31,7 +41,8 @@ class RoutedCapsules(nn.Module):
                 ):
         super().__init__()
         if routing not in ("dynamic", "em"): raise ValueError(f"routing must be 'dynamic' or 'em', got {routing!r}")
-        self.routing, self.options = routing, dict(iterations=iterations, backend=backend)
+        _positive(groups=groups, positions=positions, dim=dim, higher=higher, higher_dim=higher_dim, iterations=iterations)
+        self.positions, self.routing, self.options = positions, routing, dict(iterations=iterations, backend=backend)
         if routing == "dynamic": self.options["normalize"] = normalize
         competitors = higher if normalize == "higher" else groups * positions
         scale = competitors / (positions * varying * math.sqrt(groups * higher_dim)) if routing == "dynamic" else 1 / 0.8
@@ -45,6 +56,7 @@ class RoutedCapsules(nn.Module):
                 u: Float[Tensor, "b g p d"],                      # lower capsules
                 activation: Float[Tensor, "b g p"] | None = None, # how active each is; EM only
                ) -> tuple[Float[Tensor, "b j e"], Float[Tensor, "b j"]]: # higher capsules, and how active each is
+        _shaped("lower capsules", u, self.weight.shape[0], self.positions, self.weight.shape[2])
         if self.routing == "em":
             if activation is None: raise ValueError("EM routing needs the activation of the lower capsules")
             return em_routing(u, activation, self.weight, self.bias, self.beta_u, self.beta_a, **self.options)
@@ -79,6 +91,7 @@ class CapConv(nn.Module):
         super().__init__()
         if coefficients not in ("master", "v3"): raise ValueError(f"coefficients must be 'master' or 'v3', got {coefficients!r}")
         if kernel < 1 or kernel % 2 == 0: raise ValueError(f"the kernel must be odd, got {kernel}")
+        _positive(groups=groups, dim=dim, higher_dim=higher_dim, stride=stride)
         channels, out_channels = groups * dim, groups * higher_dim
         self.groups, self.coefficients = groups, coefficients
         self.master = _Branch(channels, out_channels, kernel, stride, groups, groups)
@@ -90,6 +103,7 @@ class CapConv(nn.Module):
             self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        _shaped("a feature map", x, self.master.conv.in_channels, None, None)
         skip = None if self.skip is None else self.skip(x)
         if self.coefficients == "master": return self.master(x, skip)
         master, aide = self.master(x), self.aide(x)
@@ -103,15 +117,17 @@ class CapConv(nn.Module):
 
 # %% ../../nbs/nn/04_layers.ipynb #62271a08
 class CapFC(nn.Module):
-    "A fully connected layer for each capsule dimension, then squash (Sec. 3.1)."
+    "A fully connected layer for each capsule dimension, then squash (Sec. 3.1). Raises ValueError on sizes that do not fit."
     def __init__(self,
                  dim: int,      # d, capsule dimension, kept
                  capsules: int, # lower capsules: channels times positions
                  classes: int,
                 ):
         super().__init__()
+        _positive(dim=dim, capsules=capsules, classes=classes)
         # Lower capsules have length about 0.8, so components about 0.8 / sqrt(d): this makes |s| about one.
         self.weight = nn.Parameter(torch.randn(dim, capsules, classes) / (0.8 * math.sqrt(capsules)))
 
     def forward(self, u: Float[Tensor, "b n d"]) -> Float[Tensor, "b k d"]:
+        _shaped("lower capsules", u, self.weight.shape[1], self.weight.shape[0])
         return squash(torch.einsum("bnd,dnk->bkd", u, self.weight))

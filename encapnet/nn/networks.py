@@ -19,6 +19,7 @@ def convolutions(widths: list[int],   # channels, the input's first
                  strides: list[int],  # one per convolution
                 ) -> nn.Sequential:
     "3x3 convolutions, each with batch normalisation and ReLU."
+    if min(widths) < 1: raise ValueError(f"every layer needs at least 1 channel, got {widths}")
     layers = OrderedDict()
     for number, (channels, out_channels, stride) in enumerate(zip(widths, widths[1:], strides), 1):
         layers[f"conv{number}"] = nn.Conv2d(channels, out_channels, 3, stride, 1)
@@ -31,9 +32,15 @@ def stem(channels: int, groups: int) -> nn.Sequential:
     if groups < 1: raise ValueError(f"a network needs at least 1 capsule channel, got {groups}")
     return convolutions([channels, groups, 2 * groups, 4 * groups, 8 * groups], [1, 1, 2, 2])
 
+def _images(x: Tensor, channels: int) -> Tensor:
+    "The images, if the six layers are made for them."
+    if x.ndim != 4 or x.shape[1:] != (channels, 32, 32):
+        raise ValueError(f"expected images of shape (batch, {channels}, 32, 32), got {tuple(x.shape)}")
+    return x
+
 # %% ../../nbs/nn/07_networks.ipynb #801d6f32
 class CapNet(nn.Module):
-    "Table 1 (a) and (b): routing by agreement in the fifth and sixth layer."
+    "Table 1 (a) and (b): routing by agreement in the fifth and sixth layer. Raises ValueError on sizes that do not fit."
     def __init__(self,
                  channels: int = 3,          # of the image
                  classes: int = 10,
@@ -45,6 +52,7 @@ class CapNet(nn.Module):
                  backend: str = "chunked",   # "reference" forms the votes
                 ):
         super().__init__()
+        if stride not in (1, 2): raise ValueError(f"stride must be 1 or 2, got {stride}")
         options = dict(routing=routing, iterations=iterations, normalize=normalize, backend=backend)
         positions = (8 // stride) ** 2
         self.groups, self.stem = groups, stem(channels, groups)
@@ -53,7 +61,7 @@ class CapNet(nn.Module):
         self.activation = nn.Sequential(nn.Conv2d(8 * groups, groups, 3, 1, 1), nn.BatchNorm2d(groups)) if routing == "em" else None
 
     def forward(self, x: Float[Tensor, "b channels 32 32"]) -> Float[Tensor, "b classes"]:
-        x = self.stem(x)
+        x = self.stem(_images(x, self.stem.conv1.in_channels))
         active = None if self.activation is None else self.activation(x).sigmoid().flatten(2)
         v, active = self.capsules(squash(list_capsules(x, self.groups)), active)
         v, active = v.unflatten(1, (self.groups, -1)), active.unflatten(1, (self.groups, -1))
@@ -61,7 +69,7 @@ class CapNet(nn.Module):
 
 # %% ../../nbs/nn/07_networks.ipynb #3f5f09e1
 class VanillaCNN(nn.Module):
-    "Table 1 (c) and (d): a plain convolutional network of CapNet's shape, or of its size."
+    "Table 1 (c) and (d): a plain convolutional network of CapNet's shape, or of its size. Raises ValueError on sizes that do not fit."
     def __init__(self,
                  channels: int = 3,    # of the image
                  classes: int = 10,
@@ -76,11 +84,11 @@ class VanillaCNN(nn.Module):
         self.classes = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Float[Tensor, "b channels 32 32"]) -> Float[Tensor, "b classes"]:
-        return self.classes(self.features(x).mean((2, 3)))
+        return self.classes(self.features(_images(x, self.features.conv1.in_channels)).mean((2, 3)))
 
 # %% ../../nbs/nn/07_networks.ipynb #08bc1545
 class SixLayerEncapNet(nn.Module):
-    "Table 1 (e) and (f): a capConv as the fifth layer, then capFC."
+    "Table 1 (e) and (f): a capConv as the fifth layer, then capFC. Raises ValueError on sizes that do not fit."
     def __init__(self,
                  channels: int = 3,        # of the image
                  classes: int = 10,
@@ -93,5 +101,6 @@ class SixLayerEncapNet(nn.Module):
         self.classes = CapFC(16, 16 * groups, classes)
 
     def forward(self, x: Float[Tensor, "b channels 32 32"]) -> Float[Tensor, "b classes"]:
-        u = list_capsules(self.capsules(self.stem(x)), self.groups).flatten(1, 2)
+        x = self.stem(_images(x, self.stem.conv1.in_channels))
+        u = list_capsules(self.capsules(x), self.groups).flatten(1, 2)
         return torch.linalg.vector_norm(self.classes(u), dim=-1)
