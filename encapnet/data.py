@@ -190,16 +190,28 @@ Tree = dict[str, dict[str, dict[str, np.ndarray]]]   # split -> class -> file ->
 
 def _visible(name: str) -> bool: return not name.startswith((".", "__MACOSX"))
 
+def _bearable(size: int, where: str):
+    if size > 2**26: raise UsageError(f"{where} has {size >> 20} MiB; no image of this set is that large")
+
+def _stays(path: Path, root: Path) -> Path:
+    "The path, if links on its way do not lead out of the data root."
+    target = Path(os.path.realpath(path))
+    if target.is_relative_to(os.path.realpath(root)): return path
+    raise UsageError(f"{path}: leads out of the data root, to {target}; refused, expected files and folders of its own")
+
 def _tree_members(folder: Path) -> Iterator[Member]:
+    root = folder.parent
     try:
         for split in SPLITS:
             if not (folder / split).is_dir(): continue
-            for place in sorted(path for path in (folder / split).iterdir() if path.is_dir() and _visible(path.name)):
-                yield split, place.name, None, None
+            for place in sorted(path for path in _stays(folder / split, root).iterdir() if path.is_dir() and _visible(path.name)):
+                yield split, _stays(place, root).name, None, None
                 for path in sorted(path for path in place.iterdir() if _visible(path.name)):
                     if path.is_dir(): raise UsageError(f"{path}: is a folder; expected images of class {place.name}")
                     if path.suffix.lower() not in SUFFIXES: continue
+                    if path.is_symlink(): _stays(path, root)
                     if not path.is_file(): raise UsageError(f"{path}: is no regular file")
+                    _bearable(path.stat().st_size, f"{path}:")
                     yield split, place.name, path.name, path.read_bytes()
     except OSError as error: raise UsageError(f"{error.filename}: {error.strerror}") from error
 
@@ -222,7 +234,7 @@ def _checked_parts(member: tarfile.TarInfo, archive: Path, name: str) -> tuple[s
     if not parts or parts[0] not in SPLITS or not all(map(_visible, parts)): return ()
     if len(parts) > 3 or (len(parts) == 3 and member.isdir()):
         raise UsageError(f"{where} lies too deep; expected {name}/{{train,test}}/<class>/<image>")
-    if member.size > 2**26: raise UsageError(f"{where} has {member.size >> 20} MiB; no image of this set is that large")
+    _bearable(member.size, where)
     return parts
 
 # %% ../nbs/20_data.ipynb #0478e76f
@@ -303,7 +315,7 @@ def signature(source: Source) -> str:
         else: stamps = [_stamp(source.path)]
     except OSError as error: raise UsageError(f"{error.filename}: {error.strerror}") from error
     # The number changes with the meaning of what is cached.
-    return hashlib.sha256(json.dumps([1, source.kind, stamps]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([2, source.kind, stamps]).encode()).hexdigest()
 
 # %% ../nbs/20_data.ipynb #e123cfc7
 def _read_cached(source: Source, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
