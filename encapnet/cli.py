@@ -4,18 +4,21 @@
 
 # %% ../nbs/40_cli.ipynb #0331c6c4
 from __future__ import annotations
-import json
-import sys
+import json, math, os, shlex, statistics, sys, time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 import typer
 import encapnet
-from .study.config import EXPERIMENTS, PROFILES, OutOfTime, StudyError, UsageError, find_profile, find_row, nearest
+from .study.config import (EXPERIMENTS, PROFILES, MeasureConfig, OutOfTime, RunConfig, StudyError, UsageError, find_profile,
+                                   find_row, measurements, nearest)
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'ProfileOption', 'DataOption', 'RootOption', 'RunsOption', 'ReportsOption', 'MinutesOption',
-           'DEFAULT_REPORTS', 'say', 'notebooks', 'chosen_reports', 'reproduce', 'run_', 'status', 'data_list',
-           'data_fetch', 'data_verify', 'device', 'main']
+           'DEFAULT_REPORTS', 'COSTS', 'Context', 'Taken', 'say', 'notebooks', 'chosen_reports', 'reproduce',
+           'command_for', 'run_', 'taken_seconds', 'estimate', 'epochs_done', 'standing', 'status', 'data_list',
+           'data_fetch', 'data_verify', 'device', 'main', 'one_line']
 
 # %% ../nbs/40_cli.ipynb #2f289ecb
 app = typer.Typer(name="encapnet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -35,10 +38,22 @@ def say(message: str):
     typer.echo(message, err=True)
 
 def _deadline(max_minutes: float | None) -> float | None:
-    import time
     if max_minutes is None: return None
-    if max_minutes < 0: raise UsageError(f"--max-minutes must not be negative, got {max_minutes:g}")
+    if not 0 <= max_minutes < math.inf: raise UsageError(f"--max-minutes must be a number that is not negative, got {max_minutes:g}")
     return time.monotonic() + 60 * max_minutes
+
+def _root(data_root: str) -> str | None:
+    "The data root, if one is given. Raises UsageError if it is no folder."
+    place = os.path.expanduser(data_root)
+    if not data_root or os.path.isdir(place): return data_root or None
+    raise UsageError(f"data root {data_root} is no folder: it {'is a file' if os.path.lexists(place) else 'does not exist'}; "
+                     "expected the folder that holds MNIST/, cifar10/, ... (`encapnet data fetch` makes one)")
+
+def _seed_count(profile: str, seeds: int | None) -> int:
+    "How many seeds; the profile's own number unless told."
+    count = find_profile(profile).seeds if seeds is None else seeds
+    if not 1 <= count <= 1000: raise UsageError(f"seeds must be at least 1 and at most 1000, got {count}")
+    return count
 
 # %% ../nbs/40_cli.ipynb #94ab5e07
 DEFAULT_REPORTS = ("table1", "complexity")
@@ -71,8 +86,9 @@ def reproduce(reports_: Annotated[list[str] | None, typer.Argument(metavar="[REP
     "Train what is missing and render the reports."
     from encapnet.show import pages
     from encapnet.study import launch
-    chosen, deadline = chosen_reports(reports_ or [], all_), _deadline(max_minutes)
-    seeds = find_profile(profile).seeds if seeds is None else seeds
+    chosen, deadline, seeds = chosen_reports(reports_ or [], all_), _deadline(max_minutes), _seed_count(profile, seeds)
+    if missing not in launch.MISSING: raise UsageError(f"no such --missing {missing!r}; {nearest(missing, launch.MISSING)}")
+    if not from_ledger: _root(data_root)
     given = dict(profile=profile, seeds=seeds, missing=missing, data=data, data_root=data_root, runs=runs, reports=reports,
                  ledger=from_ledger, retrain=retrain)
     settings = {name: {key: value for key, value in given.items() if key in pages.parameters(path)} for name, path in chosen.items()}
@@ -92,89 +108,252 @@ def _config_from(file: Path):
     "A configuration from its file. Raises UsageError with the first thing that is wrong."
     from pydantic import ValidationError
     from encapnet.study.config import MeasureConfig, RunConfig
+    from encapnet.study import config
     try: content = file.read_text(encoding="utf-8")
     except OSError as error: raise UsageError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error: raise UsageError(f"{file} is not a configuration: it is no text in UTF-8") from error
     try:
         kind = RunConfig if "schedule" in json.loads(content) else MeasureConfig
         return kind.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"{file}: {'.'.join(map(str, first['loc'])) or 'configuration'}: {first['msg']}") from error
-    except (ValueError, TypeError) as error: raise UsageError(f"{file} is not a configuration: {error}") from error
+        message, field = first["msg"], str((*first["loc"], "configuration")[-2])
+        if first["type"] == "extra_forbidden":
+            known = {name for made in vars(config).values() if isinstance(made, type) for name in getattr(made, "model_fields", ())}
+            message = f"there is no such field; {nearest(field, sorted(known))}"
+        raise UsageError(f"{file}: {'.'.join(map(str, first['loc'])) or 'configuration'}: {message}") from error
+    except (ValueError, TypeError, RecursionError) as error: raise UsageError(f"{file} is not a configuration: {error}") from error
+
+def command_for(config: RunConfig | MeasureConfig, profile: str, data_root: str = "", runs: str = "runs", reports: str = "reports",
+                retrain: bool = False) -> str:
+    "What to type to get this run."
+    words = ["encapnet", "run", f"{config.experiment}/{config.row}", "--profile", profile]
+    if isinstance(config, RunConfig):
+        words += ["--seed", str(config.seed), "--data", config.data.name]
+        if data_root: words += ["--data-root", data_root]
+    for option, value, usual in (("--runs", runs, "runs"), ("--reports", reports, "reports")):
+        if value != usual: words += [option, value]
+    return shlex.join(words + ["--retrain"] * retrain)
+
+# %% ../nbs/40_cli.ipynb #a97b1be7
+COSTS = "table1_cost"   # the experiment of the measurements, which have no seed or data
+
+def _plan_row(name: str, profile: str, seed: int, data: str, root: str | None) -> list[RunConfig | MeasureConfig]:
+    "The configurations behind EXPERIMENT/ROW: one for each data set. Raises UsageError."
+    from encapnet.study import launch
+    from encapnet.study.config import plan
+    experiment, _, row = name.partition("/")
+    if not row: raise UsageError(f"{name!r} is not EXPERIMENT/ROW, for example table1/{next(iter(EXPERIMENTS['table1']))}")
+    find_profile(profile)
+    if experiment == COSTS:
+        if row not in (rows := [config.row for config in measurements("")]): raise UsageError(f"no row {row!r} in {COSTS}; {nearest(row, rows)}")
+        return [run.config for run in launch.measured(profile) if run.config.row == row]
+    if experiment not in EXPERIMENTS: raise UsageError(f"no experiment {experiment!r}; {nearest(experiment, [*EXPERIMENTS, COSTS])}")
+    find_row(experiment, row)
+    hashes = launch.data_hashes(launch.dataset_names(profile, data, root), root)
+    return [config.model_copy(update=dict(seed=seed)) for config in plan(experiment, profile, hashes, 1, [row])]
+
+def _refuse(given: set[str], names: str, why: str):
+    if clash := [name for name in names.split() if name in given]: raise UsageError(f"--{clash[0].replace('_', '-')} {why}")
+
+# %% ../nbs/40_cli.ipynb #8f31bcc2
+@app.command("run")
+def run_(context: typer.Context, row: Annotated[str, typer.Argument(metavar="[EXPERIMENT/ROW]", help="For example table1/e_master.")] = "",
+         profile: ProfileOption = "quick", seed: Annotated[int, typer.Option(help="Which seed.", min=0, max=2**31 - 1)] = 0,
+         data: DataOption = "", data_root: RootOption = "", runs: RunsOption = "runs", reports: ReportsOption = "reports",
+         max_minutes: MinutesOption = None,
+         config: Annotated[Path | None, typer.Option(help="A configuration file instead of a row's name.")] = None,
+         show: Annotated[bool, typer.Option(help="Print the configuration and the command, and train nothing.")] = False,
+         retrain: Annotated[bool, typer.Option(help="Train again what is stale or failed.")] = False,
+         events: Annotated[bool, typer.Option(help="Tell progress in JSON lines on stdout.")] = False):
+    "Train or measure one row of an experiment, or go on with it."
+    if bool(row) == (config is not None): raise UsageError("run takes either EXPERIMENT/ROW or --config FILE; `encapnet status` lists the rows")
+    given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
+    if show: _refuse(given, "retrain events max_minutes", "trains, and --show trains nothing: leave one of them out")
+    if config: _refuse(given, "profile seed data", "is a row's: the configuration file has its own")
+    if row.startswith(f"{COSTS}/"): _refuse(given, "seed data data_root max_minutes", "is for training: a measurement has none")
+    root, deadline = _root(data_root), _deadline(max_minutes)
+    planned = [_config_from(config)] if config else _plan_row(row, profile, seed, data, root)
+    for one in planned:
+        if show:
+            say(shlex.join(["encapnet", "run", "--config", str(config)]) if config else command_for(one, profile, data_root, runs, reports))
+            typer.echo(one.model_dump_json(indent=1))
+        else: _run_one(one, root, runs, reports, deadline, retrain, events)
+
+# %% ../nbs/40_cli.ipynb #dbca75e6
+def _run_one(config: RunConfig | MeasureConfig, root: str | None, runs: str, reports: str, deadline: float | None, retrain: bool, events: bool):
+    "Train, or measure, what is not there."
+    from encapnet.study import launch
+    from encapnet.study.runs import Run, finished, state
+    run = Run(runs, config)
+    found, what = state(run), f"{run.name} ({config.key})"
+    if found.name == "stale" and not retrain: raise StudyError(f"{what} is stale, {found.why}; --retrain trains it again")
+    if retrain and found.name in ("stale", "failed"):
+        after = launch.ensure([run], "train", root, reports or None, True, deadline)[config.key]
+        if after.name == "failed": raise StudyError(f"{what}: {after.why}")
+    elif found.name == "fresh": say(f"{what} is there already")
+    elif isinstance(config, MeasureConfig): _measure(run, reports)
+    else: _fit(run, root, reports, deadline, events)
+    outcome = finished(run).outcome
+    if isinstance(config, RunConfig): say(f"{run.name} on {config.data.name}, seed {config.seed}: error {outcome['error']:.2f} % ({run.folder})")
+    else: say(f"{run.name}: {outcome['parameters']:,} parameters ({run.folder})")
+
+def _fit(run, root: str | None, reports: str, deadline: float | None, events: bool):
+    from encapnet.training import fit
+    tell = (lambda event: typer.echo(json.dumps(event))) if events else (lambda event: None)
+    fit(run, root, reports or None, tell, deadline, bar=False if events else None)
 
 def _measure(run, reports: str):
     from encapnet.show.bench import measure
     from encapnet.study.runs import finish
     from encapnet.training import hardware, pick_device, pin_threads
     pin_threads()
-    device = pick_device()
+    device, began = pick_device(), time.monotonic()
     if (here := hardware(device)) != run.config.hardware: raise StudyError(f"this measurement is for {run.config.hardware}, this is {here}")
-    full = run.config.network.groups == 32                     # the ledger keeps results, not trials
-    with run.locked(): finish(run, measure(run.config, device), here, reports if reports and full else None)
+    with run.locked():
+        outcome = measure(run.config, device)
+        full = run.config.network.groups == 32                     # the ledger keeps results, not trials
+        finish(run, outcome, here, reports if reports and full else None, seconds=round(time.monotonic() - began, 1))
 
-# %% ../nbs/40_cli.ipynb #5c4ebb25
-@app.command("run")
-def run_(row: Annotated[str, typer.Argument(metavar="[EXPERIMENT/ROW]", help="For example table1/e_master.")] = "",
-         profile: ProfileOption = "quick", seed: Annotated[int, typer.Option(help="Which seed.", min=0)] = 0,
-         data: DataOption = "", data_root: RootOption = "", runs: RunsOption = "runs", reports: ReportsOption = "reports",
-         max_minutes: MinutesOption = None,
-         config: Annotated[Path | None, typer.Option(help="A configuration file instead of a row's name.")] = None,
-         show: Annotated[bool, typer.Option(help="Print the configuration and train nothing.")] = False,
-         events: Annotated[bool, typer.Option(help="Tell progress in JSON lines on stdout.")] = False):
-    "Train one row of an experiment, or go on with it."
-    if bool(row) == (config is not None): raise UsageError("run takes either EXPERIMENT/ROW or --config FILE; `encapnet status` lists the rows")
-    planned = [_config_from(config)] if config else _plan_row(row, profile, seed, data, data_root)
-    if show:
-        for one in planned: typer.echo(one.model_dump_json(indent=1))
-        return
-    from encapnet.study.runs import Run
-    deadline = _deadline(max_minutes)
-    for one in planned:
-        run = Run(runs, one)
-        if not hasattr(one, "schedule"):
-            _measure(run, reports)
-            continue
-        from encapnet.training import fit
-        tell = (lambda event: typer.echo(json.dumps(event))) if events else (lambda event: None)
-        record = fit(run, data_root or None, reports or None, tell, deadline, bar=False if events else None)
-        say(f"{run.name} on {one.data.name}, seed {one.seed}: error {record.outcome['error']:.2f} % ({run.folder})")
+# %% ../nbs/40_cli.ipynb #a1812b74
+Context = tuple[str, str, str]            # profile (width of a measurement), data set, device
+Taken = dict[Context, dict[str, float]]   # -> row's name -> seconds
 
-def _plan_row(name: str, profile: str, seed: int, data: str, data_root: str) -> list:
+def _where(config: dict, device: str) -> Context:
+    return config.get("profile") or f"G = {config.get('network', {}).get('groups')}", config.get("data", {}).get("name", ""), device
+
+def taken_seconds(records: Iterable) -> Taken:  # of `runs.Record`s
+    "What rows took, the median of their records."
+    found: dict[Context, dict[str, list[float]]] = {}
+    for record in records:
+        if seconds := record.provenance.get("seconds"):
+            where = _where(record.config, record.provenance.get("device", ""))
+            found.setdefault(where, {}).setdefault(f"{record.experiment}/{record.row}", []).append(seconds)
+    return {where: {row: statistics.median(values) for row, values in rows.items()} for where, rows in found.items()}
+
+def estimate(taken: Taken, row: str, here: Context) -> float | None:  # seconds
+    "How long a row takes: as it did here, or scaled by rows known both here and where this one is known; None without any."
+    ours = taken.get(here, {})
+    if row in ours: return ours[row]
+    scaled = [ours[other] * theirs[row] / theirs[other] for theirs in taken.values() if row in theirs for other in theirs if other in ours]
+    return statistics.median(scaled) if scaled else None
+
+# %% ../nbs/40_cli.ipynb #7023a4c9
+def _records(runs: str, reports: str) -> Iterator:
+    "Every record of the store and of the ledger that can be read."
+    from encapnet.study.runs import Record, read_ledger
+    for path in sorted(Path(runs).glob("*/*/*/DONE")):
+        with suppress(OSError, ValueError): yield Record.model_validate_json(path.read_text(encoding="utf-8"))
+    for path in sorted((Path(reports)/"ledger").glob("*.jsonl")): yield from read_ledger(path)[0]
+
+def _remembered(runs: str, profile: str, name: str) -> str | None:  # sha256
+    "The content hash of a data set as the store's newest run has it."
+    newest: tuple[float, str] | None = None
+    for path in Path(runs).glob("*/*/*/config.json"):
+        with suppress(OSError, ValueError):
+            config = RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
+            if (config.profile, config.data.name) == (profile, name): newest = max(newest or (0.0, ""), (path.stat().st_mtime, config.data.sha256))
+    return newest and newest[1]
+
+def epochs_done(run) -> int:
+    "Epochs behind the last checkpoint that is whole; 0 without one."
+    for name in ("checkpoint.safetensors", "checkpoint.previous.safetensors"):
+        with suppress(OSError, ValueError, KeyError, TypeError), open(run.path(name), "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            whole = os.fstat(file.fileno()).st_size
+            header = json.loads(file.read(min(size, whole)))
+            if whole == 8 + size + max(entry["data_offsets"][1] for tensor, entry in header.items() if tensor != "__metadata__"):
+                return len(json.loads(header["__metadata__"]["run"])["history"])
+    return 0
+
+# %% ../nbs/40_cli.ipynb #63ac503b
+def _data_standing(profile: str, data: str, root: str | None, runs: str) -> tuple[dict[str, str], dict[str, str], str]:
+    "Content hashes by data set ('' if even the store knows none), why others are not there, and the device's name."
+    from concurrent.futures import ThreadPoolExecutor
+    from encapnet.study import launch
+    chosen = root and not data.strip(", ")      # the paper's sets, as far as they are there
+    names = launch.PAPER_SETS if chosen else launch.dataset_names(profile, data)
+    with ThreadPoolExecutor() as pool:
+        device = pool.submit(launch.call, "device")
+        listed = launch.call("data", "list", *names, "--hash", "--json", *(["--data-root", root] if root else []))
+    if chosen and any(entry["found"] for entry in listed): listed = [entry for entry in listed if entry["found"]]
+    absent = {entry["name"]: one_line(entry["why"]) for entry in listed if not entry["found"]}
+    hashes = {entry["name"]: entry["sha256"] or _remembered(runs, profile, entry["name"]) or "" for entry in listed}
+    return hashes, absent, device.result()[0]["device"]
+
+# %% ../nbs/40_cli.ipynb #9ba44473
+def standing(profile: str = "quick", seeds: int | None = None, data: str = "", data_root: str = "", runs: str = "runs",
+             reports: str = "reports") -> tuple[list[dict], dict[str, str]]:  # one entry for each run; data set -> why it is not there
+    "Where every run stands: row, data, seed, key, state, why, minutes, command."
     from encapnet.study.config import plan
-    from encapnet.study.launch import data_hashes, dataset_names
-    experiment, _, row = name.partition("/")
-    if not row: raise UsageError(f"{name!r} is not EXPERIMENT/ROW, for example table1/{next(iter(EXPERIMENTS['table1']))}")
-    find_row(experiment, row), find_profile(profile)
-    hashes = data_hashes(dataset_names(profile, data, data_root or None), data_root or None)
-    return [config for config in plan(experiment, profile, hashes, seed + 1, [row]) if config.seed == seed]
+    from encapnet.study.runs import Run
+    seeds = _seed_count(profile, seeds)
+    hashes, absent, device = _data_standing(profile, data, _root(data_root), runs)
+    # A hash that nobody knows stands as zeros: the rows are there to be listed, and no run has that key.
+    planned = [config for experiment in EXPERIMENTS
+               for config in plan(experiment, profile, {name: sha256 or "0" * 64 for name, sha256 in hashes.items()}, seeds)]
+    taken, lines = taken_seconds(_records(runs, reports)), []
+    for config in [*planned, *measurements(device, find_profile(profile).cost_groups)]:
+        seconds = estimate(taken, f"{config.experiment}/{config.row}", _where(config.model_dump(mode="json"), device))
+        line = _standing_of(Run(runs, config), seconds)
+        line["command"] = command_for(config, profile, data_root, runs, reports, retrain=line["state"] in ("stale", "failed"))
+        if line["state"] in ("fresh", "running"): line["command"] = ""
+        elif line["data"] in absent:
+            line |= dict(command=shlex.join(["encapnet", "data", "fetch", line["data"], "--data-root", data_root or "data"]))
+            if line["state"] == "missing": line |= dict(state="no data", why=absent[line["data"]])
+        lines.append(line)
+    return lines, absent
 
-# %% ../nbs/40_cli.ipynb #b2dba29a
+def _standing_of(run, seconds: float | None) -> dict:
+    from encapnet.study.runs import state
+    found, config = state(run), run.config
+    why, trained = found.why, isinstance(config, RunConfig)
+    if found.name == "interrupted" and (done := epochs_done(run)):
+        why = f"goes on after epoch {done} of {config.schedule.epochs}"
+        if seconds: seconds *= 1 - done / config.schedule.epochs
+    return dict(row=run.name, data=config.data.name if trained else "", seed=config.seed if trained else None, key=config.key,
+                state=found.name, why=why, minutes=seconds and round(seconds / 60, 2))
+
+# %% ../nbs/40_cli.ipynb #637efed7
 @app.command()
 def status(profile: ProfileOption = "quick", seeds: Annotated[int | None, typer.Option(help="How many seeds; default: the profile's.")] = None,
-           data: DataOption = "", data_root: RootOption = "", runs: RunsOption = "runs"):
-    "Where every row stands, why, and the command that changes it."
-    from encapnet.study.launch import planned
-    from encapnet.study.runs import finished, state
-    seeds = find_profile(profile).seeds if seeds is None else seeds
-    lines = []
-    for experiment in EXPERIMENTS:
-        for run in planned(experiment, profile, seeds, data, data_root or None, runs):
-            found, record = state(run), finished(run)
-            minutes = f"{record.provenance['seconds'] / 60:.1f} min" if record and record.provenance.get("seconds") else "-"
-            command = "" if found.name in ("fresh", "running") else f"encapnet run {run.name} --profile {profile} --seed {run.config.seed}" + (
-                f" --data {run.config.data.name}" if data or data_root else "") + (f" --data-root {data_root}" if data_root else "")
-            lines.append((run.name, run.config.data.name, f"seed {run.config.seed}", found.name, minutes, found.why or command))
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
-    for line in lines: typer.echo("  ".join([*(cell.ljust(width) for cell, width in zip(line, widths)), line[5]]).rstrip())
+           data: DataOption = "", data_root: RootOption = "", runs: RunsOption = "runs", reports: ReportsOption = "reports",
+           as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False):
+    "Where every row stands, why, how long it takes, and the command that gets it."
+    lines, absent = standing(profile, seeds, data, data_root, runs, reports)
+    if as_json:
+        for line in lines: typer.echo(json.dumps(line))
+        return
+    shown = [("row", "data", "seed", "state", "minutes", "command"), *(
+        (line["row"], line["data"] or "-", "-" if line["seed"] is None else str(line["seed"]), line["state"],
+         "?" if line["minutes"] is None else f"{line['minutes']:.1f}", line["command"]) for line in lines)]
+    widths = [max(len(line[column]) for line in shown) for column in range(5)]
+    for cells, line in zip(shown, [{}, *lines]):
+        aligned = [cell.rjust(width) if title == "minutes" else cell.ljust(width) for title, cell, width in zip(shown[0], cells, widths)]
+        typer.echo("  ".join([*aligned, cells[5]]).rstrip())
+        if line.get("why") and line["state"] != "no data": typer.echo(f"    {one_line(line['why'])}")
+    todo = [line["minutes"] for line in lines if line["state"] not in ("fresh", "running")]
+    unknown = f" and {todo.count(None)} that cannot be estimated" if None in todo else ""
+    say(f"{len(lines) - len(todo)} of {len(lines)} fresh or running; the rest: about {sum(filter(None, todo)):.1f} minutes{unknown}")
+    for name, why in absent.items(): say(f"no data: {name}: {why}")
 
 # %% ../nbs/40_cli.ipynb #48b7b1ca
 @data_app.command("list")
-def data_list(data_root: RootOption = "", as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False):
+def data_list(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all.")] = None, data_root: RootOption = "",
+              hash_: Annotated[bool, typer.Option("--hash", help="Read those that are there, as `verify` does, for their hashes.")] = False,
+              as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False):
     "The data sets, and where each was found."
     from encapnet import data
-    for found in data.available(data_root or None):
+    entries = {entry["name"]: entry for entry in data.available(_root(data_root))}
+    for name in names or entries:
+        if name not in entries: raise UsageError(f"unknown data set {name!r}: {nearest(name, entries)}")
+        found = entries[name]
+        if hash_:
+            try: found |= dict(sha256=data.verify(name, data_root or None)["hash"], why="")
+            except UsageError as error: found |= dict(found=False, sha256="", why=str(error))
         if as_json: typer.echo(json.dumps(found))
-        else: typer.echo(f"{found['name']:10} {'found' if found['found'] else 'not found':10} {found['where'] or ''}".rstrip())
+        else: typer.echo("  ".join([f"{name:10}", f"{'found' if found['found'] else 'not found':10}", *(
+            one_line(found[key])[:length] for key, length in (("sha256", 12), ("where", 999), ("why", 999)) if found.get(key))]).rstrip())
 
 @data_app.command("fetch")
 def data_fetch(name: str, data_root: RootOption = "data"):
@@ -188,7 +367,7 @@ def data_verify(names: list[str], data_root: RootOption = "", as_json: Annotated
     "Read data sets whole, check their counts, print their content hashes."
     from encapnet import data
     for name in names:
-        found = data.verify(name, data_root or None)
+        found = data.verify(name, _root(data_root))
         found = dict(name=name, sha256=found.pop("hash")) | found
         if as_json: typer.echo(json.dumps(found))
         else: typer.echo(f"{name}: {found['train']:,} train, {found['test']:,} test, sha256 {found['sha256'][:12]} ({found['source']})")
@@ -221,6 +400,10 @@ def main(arguments: list[str] | None = None):
         code = _end(error.format_message(), error.exit_code)        # the option parser's own
     sys.exit(code if isinstance(code, int) else 0)
 
+def one_line(text: str) -> str:
+    "Text on one line, with every character that cannot be seen written out."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+
 def _end(message, code: int) -> int:
-    for line in str(message).splitlines() or [""]: say(f"encapnet: {line}")
+    say(f"encapnet: {one_line(str(message))}")
     return code
