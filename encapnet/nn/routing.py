@@ -44,7 +44,7 @@ def _pull(v: Float[Tensor, "b j e"], weight: Float[Tensor, "j gf e"], groups: in
     pulled = torch.bmm(v.transpose(0, 1), weight.mT).unflatten(2, (groups, -1))
     return pulled.permute(1, 2, 3, 0).contiguous().mT
 
-def _by_higher(weight: Float[Tensor, "g j f e"]) -> Float[Tensor, "j g*f e"]:
+def _by_higher(weight: Float[Tensor, "g j f e"]) -> Float[Tensor, "j gf e"]:
     return weight.transpose(0, 1).flatten(1, 2)
 
 # %% ../../nbs/nn/03_routing.ipynb #3fd9d0e4
