@@ -51,7 +51,8 @@ def _root(data_root: str) -> str | None:
 
 def _seed_count(profile: str, seeds: int | None) -> int:
     "How many seeds; the profile's own number unless told."
-    count = find_profile(profile).seeds if seeds is None else seeds
+    usual = find_profile(profile).seeds
+    count = usual if seeds is None else seeds
     if not 1 <= count <= 1000: raise UsageError(f"seeds must be at least 1 and at most 1000, got {count}")
     return count
 
@@ -117,10 +118,10 @@ def _config_from(file: Path):
         return kind.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        message, field = first["msg"], str((*first["loc"], "configuration")[-2])
+        message = first["msg"]
         if first["type"] == "extra_forbidden":
             known = {name for made in vars(config).values() if isinstance(made, type) for name in getattr(made, "model_fields", ())}
-            message = f"there is no such field; {nearest(field, sorted(known))}"
+            message = f"there is no such field; {nearest(first['loc'][-1], sorted(known))}"
         raise UsageError(f"{file}: {'.'.join(map(str, first['loc'])) or 'configuration'}: {message}") from error
     except (ValueError, TypeError, RecursionError) as error: raise UsageError(f"{file} is not a configuration: {error}") from error
 

@@ -1,0 +1,479 @@
+"""Whatever is mistyped, missing, damaged or hostile: one line that says what was expected, an exit code, no traceback.
+
+What image trees and archives may hold is told by test_data.py; here it is what the user of the command line gets to read.
+"""
+
+import io
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import tarfile
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encapnet import data
+from encapnet.cli import main, one_line
+from encapnet.show import pages
+from encapnet.study import launch
+from encapnet.study.config import OutOfTime, StudyError, UsageError, plan
+
+SMOKE = plan("table1", "smoke", {"synthetic": "0" * 64}, 1, ["a_dynamic"])[0].model_dump(mode="json")
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    "An empty folder with a cache of its own; the package's repository is still found, for its report notebooks."
+    monkeypatch.setenv("ENCAPNET_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def ends(capsys, monkeypatch):
+    "Run the command line in this process, its children too: (exit code, stdout, stderr)."
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        return stopped.value.code, *capsys.readouterr()
+
+    def call(*arguments, tell=lambda event: None):
+        code, told, said = run(*arguments)
+        if code:
+            raise {2: UsageError, 75: OutOfTime}.get(code, StudyError)(said.strip().removeprefix("encapnet: "))
+        return [json.loads(line) for line in told.splitlines()]
+
+    monkeypatch.setattr(launch, "call", call)
+    monkeypatch.setattr(launch, "_KNOWN", {})
+    return run
+
+
+@pytest.fixture
+def refused(ends):
+    "Expect one line with a message, an exit code, and nothing on stdout."
+
+    def check(message, *arguments, code=2):
+        found, told, said = ends(*arguments)
+        assert (found, told) == (code, ""), (found, told, said)
+        assert said.startswith("encapnet: ") and said.count("\n") == 1 and said.endswith("\n"), said
+        assert message in said, said
+
+    return check
+
+
+# Names, numbers, options ------------------------------------------------------------------------------------------------
+
+WORDS = [
+    ("reproduse", "No such command 'reproduse'. Did you mean 'reproduce'?"),
+    ("reproduce tabel1", "no report 'tabel1'; expected one of: complexity, "),
+    ("reproduce tabel1", "(did you mean 'table1'?)"),
+    ("reproduce --profile qick", "no profile 'qick'; expected one of: smoke, quick, short, paper (did you mean 'quick'?)"),
+    ("reproduce complexity --profile qick", "did you mean 'quick'"),
+    ("reproduce complexity --profile qick --seeds 1 --from-ledger", "did you mean 'quick'"),
+    ("reproduce --seeds 0", "seeds must be at least 1 and at most 1000, got 0"),
+    ("reproduce complexity --seeds 0", "seeds must be at least 1 and at most 1000, got 0"),
+    ("reproduce --seeds=-3", "got -3"),
+    ("reproduce --seeds 1000000000", "at most 1000, got 1000000000"),
+    ("reproduce --seeds many", "Invalid value for '--seeds'"),
+    ("reproduce --seeds 1.5", "Invalid value for '--seeds'"),
+    ("reproduce --missing trian", "no such --missing 'trian'; expected one of: train, show, fail (did you mean 'train'?)"),
+    ("reproduce complexity --missing trian", "did you mean 'train'"),
+    ("reproduce --max-minutes -1", "--max-minutes must be a number that is not negative, got -1"),
+    ("reproduce --max-minutes nan", "not negative, got nan"),
+    ("reproduce --max-minutes inf", "not negative, got inf"),
+    ("reproduce --max-minutes soon", "Invalid value for '--max-minutes'"),
+    ("reproduce --profle quick", "No such option: --profle"),
+    ("reproduce --profle quick", "--profile"),
+    ("reproduce --data minst", "unknown data set 'minst': expected one of: digits, mnist, cifar10, synthetic (did you mean 'mnist'?)"),
+    ("reproduce --data mnist", "mnist is not embedded: give its folder by --data-root ROOT, or run `encapnet data fetch mnist"),
+    ("run", "run takes either EXPERIMENT/ROW or --config FILE; `encapnet status` lists the rows"),
+    ("run table1/e_master --config x.json", "run takes either EXPERIMENT/ROW or --config FILE"),
+    ("run table1", "'table1' is not EXPERIMENT/ROW, for example table1/a_dynamic"),
+    ("run tabel1/e_master", "no experiment 'tabel1'; expected one of: table1, "),
+    ("run tabel1/e_master", "(did you mean 'table1'?)"),
+    ("run table1/e_mastr", "no row 'e_mastr' in table1; expected one of: a_dynamic, b_em, c_cnn_shape, "),
+    ("run table1/e_mastr", "(did you mean 'e_master'?)"),
+    ("run table1_cost/b_em_vote", "no row 'b_em_vote' in table1_cost; expected one of: a_dynamic, a_dynamic_votes, "),
+    ("run table1_cost/b_em_vote", "(did you mean 'b_em_votes'?)"),
+    ("run table1/e_master --profile qick", "did you mean 'quick'"),
+    ("run table1/e_master --seed -1", "Invalid value for '--seed'"),
+    ("run table1/e_master --seed 4294967296", "Invalid value for '--seed'"),
+    ("run table1/e_master --seed two", "Invalid value for '--seed'"),
+    ("run table1/e_master --data minst", "did you mean 'mnist'"),
+    ("run table1/e_master --max-minutes nan", "not negative, got nan"),
+    ("run table1/e_master --show --retrain", "--retrain trains, and --show trains nothing: leave one of them out"),
+    ("run table1/e_master --show --max-minutes 1", "--max-minutes trains, and --show trains nothing"),
+    ("run --config x.json --seed 1", "--seed is a row's: the configuration file has its own"),
+    ("run --config x.json --profile quick", "--profile is a row's: the configuration file has its own"),
+    ("run table1_cost/b_em --seed 1", "--seed is for training: a measurement has none"),
+    ("run table1_cost/b_em --data-root .", "--data-root is for training: a measurement has none"),
+    ("run --config absent.json", "cannot read absent.json: No such file or directory"),
+    ("run --config .", "cannot read .: Is a directory"),
+    ("status --profile qick", "did you mean 'quick'"),
+    ("status --seeds 0", "seeds must be at least 1"),
+    ("status --data minst", "did you mean 'mnist'"),
+    ("status all", "Got unexpected extra argument"),
+    ("data verfy mnist", "No such command 'verfy'. Did you mean 'verify'?"),
+    ("data verify minst", "unknown data set 'minst': expected one of: digits, mnist, cifar10, synthetic (did you mean 'mnist'?)"),
+    ("data list minst", "did you mean 'mnist'"),
+    ("data fetch minst", "did you mean 'mnist'"),
+    ("data fetch digits", "digits is embedded: there is nothing to fetch"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words, message", WORDS)
+def test_words(refused, workplace, words, message):
+    refused(message, *words.split())
+    assert not list(workplace.iterdir()), "nothing is begun"
+
+
+@pytest.mark.parametrize("words, message", [WORDS[2], WORDS[6], WORDS[13]])
+def test_in_a_process_of_its_own(words, message):
+    command = [sys.executable, "-c", "from encapnet.cli import main; main()", *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_no_repository(refused, monkeypatch, workplace):
+    import encapnet
+
+    monkeypatch.setattr(encapnet, "__file__", str(workplace / "site/encapnet/__init__.py"))
+    refused("no report notebooks here: run encapnet in a clone of its repository", "reproduce")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"seed": "1"}, "seed: Input should be a valid integer"),
+        ({"sed": 1}, "sed: there is no such field; expected one of: about, augmentation, "),
+        ({"sed": 1}, "(did you mean 'seed'?)"),
+        ({"network": {"kind": "CapNet", "groups": 0}}, "network.CapNet.groups: Input should be greater than or equal to 1"),
+        ({"network": {"kind": "CapNet", "gruops": 4}}, "(did you mean 'groups'?)"),
+        ({"network": {"kind": "CapNet", "stride": 3}}, "network.CapNet.stride: Input should be 1 or 2"),
+        ({"network": {"kind": "CapNet", "iterations": 0}}, "greater than or equal to 1"),
+        ({"network": {"kind": "CapNet", "routing": "em", "normalize": "lower"}}, "normalize must be 'higher'"),
+        ({"network": {"kind": "Capnet"}}, "network: Input tag 'Capnet' found using 'kind' does not match any of the expected tags"),
+        ({"network": {"kind": "VanillaCNN", "match": "size"}}, "Input should be 'shape' or 'parameters'"),
+        ({"schedule": {"epochs": 0, "learning_rate": 0.1}}, "schedule.epochs: Input should be greater than or equal to 1"),
+        ({"schedule": {"epochs": 2, "learning_rate": 0.1, "milestones": [5]}}, "milestones (5,) must rise and lie below epochs=2"),
+        ({"row": "../../etc"}, "row: String should match pattern"),
+        ({"experiment": "<b>"}, "experiment: String should match pattern"),
+        ({"schema_version": 2}, "schema_version: Input should be 1"),
+        ({"schedule": None}, "schedule: Input should be"),
+    ],
+)  # fmt: skip
+def test_configuration(refused, workplace, change, message):
+    (workplace / "config.json").write_text(json.dumps(SMOKE | change))
+    refused("config.json: ", "run", "--config", "config.json")
+    refused(message, "run", "--config", "config.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe\0", b"[" * 100_000, b'{"schedule": {'])
+def test_file_that_is_no_configuration(refused, workplace, content):
+    (workplace / "config.json").write_bytes(content)
+    refused("config.json", "run", "--config", "config.json")
+
+
+def test_configuration_of_another_machine_or_other_data(refused, workplace):
+    from encapnet.study.config import measurements
+
+    (workplace / "cost.json").write_text(measurements("a Titan X")[0].model_dump_json())
+    refused("this measurement is for a Titan X, this is ", "run", "--config", "cost.json", code=1)
+    (workplace / "config.json").write_text(json.dumps(SMOKE))
+    refused("synthetic has changed: sha256 ", "run", "--config", "config.json", code=1)
+
+
+# The data root ----------------------------------------------------------------------------------------------------------
+
+READERS = [
+    ("data", "verify", "mnist"),
+    ("data", "list"),
+    ("status", "--profile", "smoke"),
+    ("run", "table1/c_cnn_shape", "--profile", "smoke"),
+    ("reproduce", "table1", "--profile", "smoke"),
+]
+
+
+@pytest.mark.parametrize("reader", READERS, ids=" ".join)
+def test_root_that_is_no_folder(refused, workplace, reader):
+    (workplace / "file").write_text("")
+    (workplace / "dangling").symlink_to("nowhere")
+    expected = "expected the folder that holds MNIST/, cifar10/, ... (`encapnet data fetch` makes one)"
+    for root, why in (("absent", "does not exist"), ("file", "is a file"), ("x" * 300, "does not exist")):
+        refused(f"data root {root} is no folder: it {why}; {expected}", *reader, "--data-root", root)
+    refused("data root dangling is no folder", *reader, "--data-root", "dangling")
+
+
+def test_root_without_the_data(refused, ends, workplace):
+    looked_for = "looked for torchvision's files (no MNIST/raw/train-images-idx3-ubyte), for the image tree "
+    refused(f"mnist is not in {workplace}: {looked_for}", "data", "verify", "mnist", "--data-root", ".")
+    for reader in READERS[3:]:
+        refused(". holds none of cifar10, mnist; `encapnet data list --data-root .` says what", *reader, "--data-root", ".")
+        refused(f"mnist is not in {workplace}", *reader, "--data-root", ".", "--data", "mnist")
+    code, told, said = ends("status", "--profile", "smoke", "--data-root", ".", "--json")
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert code == 0 and {line["state"] for line in lines} == {"no data", "missing"}, said
+    assert {line["data"] for line in lines} == {"cifar10", "mnist", ""}
+    assert all(f"{line['data']} is not in {workplace}" in line["why"] for line in lines if line["state"] == "no data")
+
+
+# Image trees ------------------------------------------------------------------------------------------------------------
+
+
+def encoded(image, kind="PNG", **options):
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+def picture(seed=0, mode="RGB"):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)).convert(mode)
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else encoded(content))
+    return path
+
+
+@pytest.fixture
+def tree(tmp_path):
+    "A data root with a small image tree in CIFAR-10's place."
+    for split, count in (("train", 3), ("test", 2)):
+        for label in ("cat", "dog"):
+            for number in range(count):
+                write(tmp_path / f"root/cifar10/{split}/{label}/{number}.png", picture(zlib.crc32(f"{split}{label}{number}".encode())))
+    return tmp_path / "root"  # fmt: skip
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    "Let the small tree pass for whole, whatever its classes are called."
+    monkeypatch.setitem(data.DATASETS, "cifar10", replace(data.DATASETS["cifar10"], train=6, test=4, classes=None))
+
+
+def bomb():
+    "A few bytes that announce 60,000 x 60,000 pixels."
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
+
+
+BAD_IMAGES = {
+    "empty.png": (b"", "not a readable image"),
+    "truncated.png": (encoded(picture())[:1500], "not a readable image"),
+    "truncated.jpg": (encoded(picture(), "JPEG")[:-300], "not a readable image"),
+    "corrupt.png": (encoded(picture()).replace(b"IDAT", b"IDAX"), "not a readable image"),
+    "animated.gif": (
+        encoded(picture(1), "GIF", save_all=True, append_images=[picture(2)]),
+        "holds 2 frames; expected one still image",
+    ),
+    "bomb.png": (bomb(), "far too large"),
+    "large.png": (picture().resize((64, 64)), "is 64x64 pixels; expected 32x32"),
+}
+
+
+@pytest.mark.parametrize("file", BAD_IMAGES)
+def test_bad_image(refused, tree, file):
+    content, message = BAD_IMAGES[file]
+    path = write(tree / "cifar10/train/dog" / file, content)
+    refused(f"{path}: ", "data", "verify", "cifar10", "--data-root", tree)
+    refused(message, "data", "verify", "cifar10", "--data-root", tree)
+    run = ("run", "table1/c_cnn_shape", "--profile", "smoke", "--data-root", tree)
+    refused(f"{path}: ", *run)
+    refused(message, *run)
+
+
+def test_bad_image_through_real_children(tree, workplace):
+    "The line that a grandchild ends with is the line that the user reads."
+    path = write(tree / "cifar10/test/dog/empty.png", b"")
+    command = [sys.executable, "-c", "from encapnet.cli import main; main()", "run", "table1/c_cnn_shape"]
+    done = subprocess.run([*command, "--profile", "smoke", "--data-root", tree], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(f"encapnet: {path}: not a readable image")
+    assert done.stderr.count("\n") == 1 and not list(workplace.iterdir())
+
+
+def test_image_of_absurd_size_is_not_read(refused, tree):
+    with open(tree / "cifar10/train/dog/9.png", "wb") as file:
+        file.truncate(2**40)  # takes no room on disk
+    refused("dog/9.png: has 1048576 MiB; no image of this set is that large", "data", "verify", "cifar10", "--data-root", tree)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [picture(mode="L"), picture(mode="CMYK"), Image.new("I;16", (32, 32), 40000), picture(mode="P"), picture(mode="1")],
+    ids=["grey", "CMYK", "16-bit", "palette", "bilevel"],
+)
+def test_unusual_image_is_read(ends, counted, tree, image):
+    (tree / "cifar10/train/dog/2.png").unlink()
+    write(tree / "cifar10/train/dog/2.tif", encoded(image, "TIFF"))
+    code, told, said = ends("data", "verify", "cifar10", "--data-root", tree)
+    assert code == 0 and told.startswith("cifar10: 6 train, 4 test, sha256 "), said
+
+
+def test_incomplete_tree(refused, tree):
+    verify = ("data", "verify", "cifar10", "--data-root", tree)
+    refused("6 train images; expected 50000", *verify)
+    for path in (tree / "cifar10/test/cat").iterdir():
+        path.unlink()
+    refused("test/cat: holds no images; expected files in .jpg, ", *verify)
+    (tree / "cifar10/test/cat").rmdir()
+    refused("class 'cat' is in train and missing from test", *verify)
+
+
+NAMES = ["two words", "a.b.", "Füße 猫 🐈", "<script>alert(1)</script>", "&amp; \"quoted' `x` | $(ls)", "-rf"]
+
+
+def test_class_names_of_all_kinds(ends, counted, tree):
+    for number, name in enumerate(NAMES):
+        for split in ("train", "test"):
+            write(tree / f"cifar10/{split}" / name.replace("/", "∕") / "0.png", picture(number))
+    for label in ("cat", "dog"):
+        for path in [*(tree / "cifar10").glob(f"*/{label}/*"), *(tree / "cifar10").glob(f"*/{label}")]:
+            path.rmdir() if path.is_dir() else path.unlink()
+    data.DATASETS["cifar10"] = replace(data.DATASETS["cifar10"], test=6)
+    code, told, said = ends("data", "verify", "cifar10", "--data-root", tree, "--json")
+    assert code == 0 and set(json.loads(told)["classes"]) == {name.replace("/", "∕") for name in NAMES}, said
+    code, told, said = ends("run", "table1/c_cnn_shape", "--profile", "smoke", "--data-root", tree)
+    assert code == 0 and "table1/c_cnn_shape on cifar10, seed 0: error" in said
+
+
+def test_a_name_cannot_steer_the_terminal(refused, tree):
+    "Line ends, escape sequences and bytes that are no text are written out."
+    name = os.fsdecode(b"red \x1b[31m\nline \xff")
+    write(tree / "cifar10/train" / name / "0.png", b"")
+    said = re.escape("\\x1b[31m line \\udcff")
+    refused("red \\x1b[31m line \\udcff/0.png: not a readable image", "data", "verify", "cifar10", "--data-root", tree)
+    assert re.search(said, one_line(name)) and one_line("é 猫") == "é 猫"
+
+
+def test_what_is_shown_of_a_failure_is_escaped():
+    "A reason that a file's name got into, in the table of provenance and on a page."
+    from encapnet.show import report
+    from encapnet.study.config import find_profile
+
+    why = "train/<img src=x onerror=alert(1)>/0.png: not a readable image"
+    table = report.provenance_table("encapnet reproduce", find_profile("smoke"), report.Standing({"k": ("a_dynamic", None, "failed", why)}))
+    html = table.as_raw_html()
+    assert "<img" not in html and "&lt;img src=x onerror=alert(1)&gt;/0.png" in html
+
+
+# What leads out of its folder -------------------------------------------------------------------------------------------
+
+
+def test_links_out_of_the_data_root_are_refused(refused, tree, tmp_path):
+    outside = tmp_path / "private"
+    for name in ("0.png", "cat/0.png", "train/cat/0.png"):
+        write(outside / name, picture())
+    verify, cifar10 = ("data", "verify", "cifar10", "--data-root", tree), tree / "cifar10"
+    for link, target in (("train/dog/9.png", outside / "0.png"), ("train/yak", outside / "cat"), ("train/dog/8.png", "../../../../private/0.png")):
+        (cifar10 / link).symlink_to(target)
+        refused(f"{link}: leads out of the data root, to {outside}", *verify)
+        refused("refused, expected files and folders of its own", *verify)
+        (cifar10 / link).unlink()
+    (cifar10 / "train").rename(tmp_path / "moved")
+    (cifar10 / "train").symlink_to(tmp_path / "moved")
+    refused(f"cifar10/train: leads out of the data root, to {tmp_path / 'moved'}", *verify)
+
+
+def test_links_within_the_data_root_are_followed(ends, counted, tree, tmp_path):
+    (tree / "cifar10/train/dog/2.png").rename(tree / "kept.png")
+    (tree / "cifar10/train/dog/2.png").symlink_to("../../../kept.png")
+    (tree / "cifar10/test/dog").rename(tree / "dogs")
+    (tree / "cifar10/test/dog").symlink_to(tree / "dogs")
+    (tmp_path / "link").symlink_to(tree)  # the root itself may lie anywhere
+    code, told, said = ends("data", "verify", "cifar10", "--data-root", tmp_path / "link")
+    assert code == 0 and told.startswith("cifar10: 6 train, 4 test"), said
+
+
+@pytest.mark.parametrize(
+    "name, kind, target, message",
+    [
+        ("cifar10/train/../../../evil.png", tarfile.REGTYPE, "", "leaves the archive's folder; refused"),
+        ("/etc/evil.png", tarfile.REGTYPE, "", "leaves the archive's folder; refused"),
+        ("cifar10/train/cat/9.png", tarfile.SYMTYPE, "/etc/passwd", "is a link or a device; refused, expected files and"),
+        ("cifar10/train/cat/9.png", tarfile.LNKTYPE, "cifar10/train/cat/0.png", "is a link or a device; refused"),
+    ],
+    ids=["parent", "absolute", "symbolic link", "hard link"],
+)
+def test_hostile_archive(refused, tree, tmp_path, name, kind, target, message):
+    (tmp_path / "packed").mkdir()
+    with tarfile.open(tmp_path / "packed/cifar10.tar.gz", "w:gz") as archive:
+        archive.add(tree / "cifar10", "cifar10")
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, target
+        archive.addfile(member, io.BytesIO())
+    refused(f"cifar10.tar.gz: member {name!r} {message}", "data", "verify", "cifar10", "--data-root", tmp_path / "packed")
+    assert not list(tmp_path.rglob("evil*"))
+
+
+# Networks ---------------------------------------------------------------------------------------------------------------
+
+IMPOSSIBLE = [
+    ("CapNet(groups=0)", "a network needs at least 1 capsule channel, got 0"),
+    ("CapNet(groups=2, stride=3)", "stride must be 1 or 2, got 3"),
+    ("CapNet(groups=2, iterations=0)", "iterations must be at least 1, got 0"),
+    ("CapNet(groups=2, classes=0)", "higher must be at least 1, got 0"),
+    ("CapNet(groups=2, routing='map')", "routing must be 'dynamic' or 'em', got 'map'"),
+    ("CapNet(groups=2)(zeros(1, 3, 16, 16))", "expected images of shape (batch, 3, 32, 32), got (1, 3, 16, 16)"),
+    ("CapNet(groups=2)(zeros(1, 1, 32, 32))", "expected images of shape (batch, 3, 32, 32), got (1, 1, 32, 32)"),
+    ("VanillaCNN(groups=0)", "every layer needs at least 1 channel, got [3, 0, 0, 0, 0, 0]"),
+    ("VanillaCNN(groups=2)(zeros(3, 32, 32))", "expected images of shape (batch, 3, 32, 32), got (3, 32, 32)"),
+    ("SixLayerEncapNet(groups=-1)", "a network needs at least 1 capsule channel, got -1"),
+    ("SixLayerEncapNet(groups=2)(zeros(1, 3, 8, 8))", "expected images of shape (batch, 3, 32, 32), got (1, 3, 8, 8)"),
+    ("CapConv(3, 0, 4)", "dim must be at least 1, got 0"),
+    ("CapConv(3, 2, 4, kernel=2)", "the kernel must be odd, got 2"),
+    ("CapConv(3, 2, 4)(zeros(1, 7, 4, 4))", "expected a feature map of shape (batch, 6, any, any), got (1, 7, 4, 4)"),
+    ("CapConv(3, 2, 4)(zeros(1, 6, 0, 4))", "expected a feature map of shape (batch, 6, any, any), got (1, 6, 0, 4)"),
+    ("RoutedCapsules(2, 4, 3, 5, 6)(zeros(1, 2, 9, 3))", "expected lower capsules of shape (batch, 2, 4, 3), got (1, 2, 9, 3)"),
+    ("CapFC(4, 9, 3)(zeros(1, 8, 4))", "expected lower capsules of shape (batch, 9, 4), got (1, 8, 4)"),
+    ("list_capsules(zeros(1, 7, 4, 4), 3)", "7 channels do not divide into 3 capsule channels"),
+    ("map_capsules(zeros(1, 2, 7, 4), 2)", "7 positions do not fill a map of 2 rows"),
+]  # fmt: skip
+
+
+def test_impossible_networks():
+    "In a process without run-time checks of shapes, as users have it."
+    code = """
+import json, sys
+from torch import zeros
+from encapnet.nn.capsules import list_capsules, map_capsules
+from encapnet.nn.layers import CapConv, CapFC, RoutedCapsules
+from encapnet.nn.networks import CapNet, SixLayerEncapNet, VanillaCNN
+for expression in json.loads(sys.argv[1]):
+    try: print(json.dumps(f"made {eval(expression)}"))
+    except ValueError as error: print(json.dumps(str(error)))
+"""
+    command = [sys.executable, "-c", code, json.dumps([expression for expression, _ in IMPOSSIBLE])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert list(map(json.loads, done.stdout.splitlines())) == [message for _, message in IMPOSSIBLE]
+
+
+# Parameters of notebooks ------------------------------------------------------------------------------------------------
+
+REPORTS = {path.stem: path for path in sorted((Path(__file__).parents[1] / "nbs/reports").glob("*.ipynb"))}
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_parameters_of_report_notebooks(report):
+    known = pages.parameters(REPORTS[report])
+    name, parameter = next(iter(known.items()))
+    with pytest.raises(UsageError, match=f"{report}.ipynb has no parameter '{name}x': expected one of: .*did you mean '{name}'"):
+        pages.check_parameters(REPORTS[report], {f"{name}x": 1})
+    for parameter in known.values():
+        wrong = {"str": 3, "int": "many", "float": "fast", "bool": "perhaps"}[parameter.type.removesuffix(" | None")]
+        with pytest.raises(UsageError, match=re.escape(f"parameter {parameter.name!r} expects {parameter.type}, got {wrong!r}")):
+            pages.check_parameters(REPORTS[report], {parameter.name: wrong})
