@@ -47,6 +47,14 @@ def canvas(width: float = 7.0, height: float = 3.2, columns: int = 1, **more):
         drawing = Canvas(figsize=(width, height))
         return drawing, drawing.subplots(1, columns, **more)
 
+# %% ../../nbs/show/30_plots.ipynb #34cd3c4c
+def _nothing(drawing: Canvas, axes, caption: str) -> Figure:
+    "What stands for a figure while there is nothing to draw."
+    for ax in axes:
+        ax.set_axis_off()
+        ax.text(0.5, 0.5, "no run yet", ha="center", va="center", transform=ax.transAxes)
+    return Figure(drawing, caption, caption)
+
 # %% ../../nbs/show/30_plots.ipynb #a112bfd3
 def error_against_cost(frame: pd.DataFrame,   # row, cost, error, low, high, paper_cost, paper_error; one line per row
                        cost: str,             # what the horizontal axis shows, with its unit
@@ -55,6 +63,7 @@ def error_against_cost(frame: pd.DataFrame,   # row, cost, error, low, high, pap
                       ) -> Figure:
     "Error over cost on a logarithmic axis; ours filled, the paper's hollow."
     drawing, axes = canvas(7.2, 3.2, 2)
+    if frame.empty: return _nothing(drawing, axes, f"Test error over {cost} on {dataset}: no run yet.")
     for ax, (x, y, title) in zip(axes, [("cost", "error", f"measured here, {dataset}"), ("paper_cost", "paper_error", "the paper, CIFAR-10")]):
         for number, line in enumerate(frame.dropna(subset=[x, y]).itertuples()):
             value, error = getattr(line, x), getattr(line, y)
@@ -74,6 +83,7 @@ def training_curves(frame: pd.DataFrame,  # row, epoch, error, train_loss, seed
                    ) -> Figure:
     "Test error and training loss over epochs, a line per row, its band the range over seeds."
     drawing, axes = canvas(7.2, 3.0, 2)
+    if frame.empty: return _nothing(drawing, axes, f"Training curves on {dataset}: no run yet.")
     with matplotlib.rc_context(STYLE):
         for ax, y, label in zip(axes, ("error", "train_loss"), ("test error (%)", "training loss")):
             sns.lineplot(frame, x="epoch", y=y, hue="row", style="row", markers=True, dashes=False, ax=ax, palette="colorblind",
