@@ -4,7 +4,7 @@
 
 # %% ../nbs/21_training.ipynb #17b86dd8
 from __future__ import annotations
-import json, math, os, time
+import json, math, os, sys, time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -15,11 +15,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from . import data
 from .nn import losses, networks
-from .study.config import OutOfTime, RunConfig, StudyError, find_profile
-from .study.runs import Record, Run, finish, processor, write_atomic
+from .study.config import NetworkConfig, OutOfTime, RunConfig, Schedule, StudyError, find_profile
+from .study.runs import CHECKPOINTS, SCHEMA, Record, Run, UnknownSchema, append_ledger, changes, check_writable, code_hash
+from .study.runs import finish, finished, ledger_path, processor, read_ledger, write_atomic, write_config
 
 # %% auto #0
-__all__ = ['pick_device', 'pin_threads', 'hardware', 'Trainer', 'pack', 'unpack', 'save', 'resume', 'fit']
+__all__ = ['pick_device', 'pin_threads', 'hardware', 'Trainer', 'build', 'rate', 'mean_loss', 'pack', 'unpack', 'save', 'resume',
+           'fit']
 
 # %% ../nbs/21_training.ipynb #3af4f9f9
 def pick_device() -> torch.device:
@@ -43,12 +45,10 @@ class Trainer:
     def __init__(self, config: RunConfig, classes: int, device: torch.device):
         self.config, self.device = config, device
         torch.manual_seed(config.seed)
-        options = config.network.model_dump(exclude={"kind"})
-        self.model = getattr(networks, config.network.kind)(classes=classes, **options).to(device)
+        self.model = build(config.network, classes).to(device)
         self.forward = torch.compile(self.model) if config.compiled else self.model
         self.loss = getattr(losses, f"{config.loss}_loss")
-        schedule = config.schedule
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.schedule.learning_rate, weight_decay=config.schedule.weight_decay)
 
     def scores(self, images: Tensor) -> Tensor:
         "Class scores in float32."
@@ -59,8 +59,7 @@ class Trainer:
         "Train for epoch `number` (from 0). Raises StudyError when the loss is no longer a number."
         self.model.train()
         schedule, values = self.config.schedule, []
-        rate = schedule.learning_rate * 0.1 ** sum(number >= milestone for milestone in schedule.milestones)
-        for group in self.optimizer.param_groups: group["lr"] = rate
+        for group in self.optimizer.param_groups: group["lr"] = rate(schedule, number)
         for x, y in data.batches(images, schedule.batch, self.config.seed, number, self.config.data.augmentation):
             self.optimizer.zero_grad(set_to_none=True)
             loss = self.loss(self.scores(x), y)
@@ -68,64 +67,96 @@ class Trainer:
             self.optimizer.step()
             values.append(loss.detach())
             if bar is not None: bar.update()
-        values = torch.stack(values).cpu()            # one synchronisation an epoch, not one a step
-        if not values.isfinite().all():
-            step = int((~values.isfinite()).nonzero()[0])
-            raise StudyError(f"the loss is {values[step].item()} at step {step + 1} of epoch {number + 1}")
-        return values.double().mean().item()
+        return mean_loss(torch.stack(values).cpu(), number)       # one synchronisation an epoch, not one a step
 
     @torch.no_grad()
     def evaluate(self, images: data.ImageSet, batch: int = 250) -> dict[str, float]:
-        "Error in percent and mean loss over a set, without augmentation."
+        "Error in percent and mean loss over a set, without augmentation. Raises StudyError when the loss is not a number."
         self.model.eval()
         wrong, loss = 0, 0.0
         for x, y in data.batches(images, batch, 0, 0, shuffle=False):
             scores = self.scores(x)
             wrong += (scores.argmax(1) != y).sum()
             loss += self.loss(scores, y).double() * len(y)
+        if not math.isfinite(loss): raise StudyError(f"the test loss is {float(loss)}")
         return dict(error=100 * int(wrong) / len(images), test_loss=float(loss) / len(images))
 
+# %% ../nbs/21_training.ipynb #b6074c30
+def build(network: NetworkConfig, classes: int) -> torch.nn.Module:
+    "The network that a configuration describes, initialised from torch's global generator."
+    return getattr(networks, network.kind)(classes=classes, **network.model_dump(exclude={"kind"}))
+
+def rate(schedule: Schedule, number: int) -> float:
+    "The learning rate in epoch `number` (from 0)."
+    return schedule.learning_rate * 0.1 ** sum(number >= milestone for milestone in schedule.milestones)
+
+def mean_loss(values: Tensor, number: int) -> float:
+    "The mean over an epoch's steps. Raises StudyError with the first step whose loss is not a number."
+    if values.isfinite().all(): return values.double().mean().item()
+    step = int((~values.isfinite()).nonzero()[0])
+    raise StudyError(f"the loss is {values[step].item()} at step {step + 1} of epoch {number + 1}")
+
 # %% ../nbs/21_training.ipynb #02373bb3
-def pack(trainer: Trainer, history: list[dict[str, Any]]) -> bytes:
-    "Weights, optimiser state and history as the content of a safetensors file."
+def pack(trainer: Trainer, history: list[dict[str, Any]], code: str = "") -> bytes:
+    "Weights, optimiser state, history and code hash as the content of a safetensors file."
     # The header holds one entry: safetensors writes several in no fixed order, and equal states shall be equal files.
     tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
     for index, moments in trainer.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-    return pack_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-                        dict(run=json.dumps(dict(history=history, key=trainer.config.key))))
+    header = dict(schema_version=SCHEMA, key=trainer.config.key, code=code, history=history)
+    return pack_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, dict(run=json.dumps(header)))
 
-def unpack(trainer: Trainer, content: bytes) -> list[dict[str, Any]]:
-    "Put a checkpoint's state into a trainer; returns the history. Raises StudyError if it is damaged or another run's."
+def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         tensors, size = parse_tensors(content), int.from_bytes(content[:8], "little")
         header = json.loads(json.loads(content[8:8 + size])["__metadata__"]["run"])
-        if header["key"] != trainer.config.key: raise StudyError(f"belongs to run {header['key']}")
-        optimizer = trainer.optimizer.state_dict()
+        if (version := header.get("schema_version", SCHEMA)) != SCHEMA:
+            raise UnknownSchema(f"schema version {version!r}, this version of encapnet reads {SCHEMA}")
+        return dict(key=header["key"], code=header.get("code", ""), history=list(header["history"])), tensors
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StudyError(f"damaged ({(str(error).splitlines() or ['empty'])[0]})") from error
+
+# %% ../nbs/21_training.ipynb #9944cc21
+def unpack(trainer: Trainer, content: bytes, code: str = "") -> list[dict[str, Any]]:
+    "Put a checkpoint's state into a trainer; returns the history. Raises StudyError if it is damaged, another run's or of other code."
+    header, tensors = _parse(content)
+    if header["key"] != trainer.config.key: raise StudyError(f"belongs to run {header['key']}")
+    if header["code"] != code: raise StudyError("made by other code")
+    model = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
+    here = trainer.model.state_dict()
+    # Looked at before anything is loaded: a trainer is filled whole or left as it was.
+    if {name: value.shape for name, value in model.items()} != {name: value.shape for name, value in here.items()}:
+        raise StudyError("damaged (it holds the weights of another network)")
+    optimizer = trainer.optimizer.state_dict()
+    try:
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, index, moment = name.split(".")
                 optimizer["state"].setdefault(int(index), {})[moment] = value
-        trainer.model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
         trainer.optimizer.load_state_dict(optimizer)
-        return header["history"]
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, StudyError): raise
-        raise StudyError(f"damaged ({str(error).splitlines()[0]})") from error
+    except (ValueError, KeyError, RuntimeError) as error: raise StudyError(f"damaged ({str(error).splitlines()[0]})") from error
+    trainer.model.load_state_dict(model)
+    return header["history"]
 
-# %% ../nbs/21_training.ipynb #67b112d1
+# %% ../nbs/21_training.ipynb #3e4e4dd4
 def save(run: Run, trainer: Trainer, history: list[dict[str, Any]]):
-    "Write the run's checkpoint, keep the one before."
-    path = run.path("checkpoint.safetensors")
-    if path.exists(): os.replace(path, run.path("checkpoint.previous.safetensors"))
-    write_atomic(path, pack(trainer, history))
+    "Write the run's checkpoint; the one before takes the second place when the new one is safe."
+    path, previous = map(run.path, CHECKPOINTS)
+    write_atomic(path, pack(trainer, history, code_hash(run.code or {})), keep=previous)
 
 def resume(run: Run, trainer: Trainer, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    "Go back to the last checkpoint that can be read; an empty history if there is none."
-    for name in ("checkpoint.safetensors", "checkpoint.previous.safetensors"):
-        if not run.path(name).exists(): continue
-        try: return unpack(trainer, run.path(name).read_bytes())
-        except StudyError as error: say(f"{run.name}: {name} is passed over: {error}")
+    "Go back to the last checkpoint of this code that can be read; an empty history if there is none. Raises StudyError."
+    passed_over = []
+    for path in filter(os.path.exists, map(run.path, CHECKPOINTS)):
+        try: return unpack(trainer, path.read_bytes(), code_hash(run.code or {}))
+        except UnknownSchema as error: raise UnknownSchema(f"{path}: {error}; move it away to start over") from error
+        except OSError as error: raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
+        except StudyError as error: passed_over.append(f"{path.name} is passed over: {error}")
+        say(f"{run.name}: {passed_over[-1]}")
+        path.unlink()                                # or it would take the place of a good one before long
+    manifest = run.read("manifest.json") or {}
+    why = changes(manifest, run.config) if manifest.get("code") and passed_over else ""
+    if passed_over: say(f"{run.name}: no checkpoint is left, training starts over" + (f" ({why})" if why else ""))
     return []
 
 # %% ../nbs/21_training.ipynb #f3e7c342
@@ -145,34 +176,68 @@ def _outcome(trainer: Trainer, history: list[dict], train: data.ImageSet, test: 
                 source=test.source, errors=[round(row["error"], 4) for row in history],
                 losses=[float(f"{row['train_loss']:.6g}") for row in history])
 
-# %% ../nbs/21_training.ipynb #eace7259
+# %% ../nbs/21_training.ipynb #6d98cf9a
+def _number(value, least: float, default):
+    "A number from a manifest that somebody may have damaged."
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value < math.inf else default
+
+def _ready(run: Run, ledger) -> Record | None:
+    "The record of a run that needs no training; it enters the ledger if it is not there yet."
+    if (record := finished(run)) is None or changes(record.provenance, run.config): return None
+    if ledger is not None:
+        path = ledger_path(run, ledger)
+        if record.identity not in {other.identity for other in read_ledger(path)[0]}: append_ledger(path, record)
+    return record
+
+def _begin(run: Run, ledger, say) -> dict[str, Any]:
+    "Make sure that everything can be written later; returns the manifest of the time before."
+    if ledger is not None: check_writable(ledger_path(run, ledger).parent)
+    before = run.read("manifest.json") or {}
+    write_config(run, say)
+    run.write("manifest.json", before | dict(started=datetime.now(UTC).isoformat(timespec="seconds")))
+    run.path("FAILED").unlink(missing_ok=True)
+    return before
+
+# %% ../nbs/21_training.ipynb #17214d47
 def fit(run: Run,                                     # which run, in which store
         data_root: str | os.PathLike | None = None,   # where the images are
         reports: str | os.PathLike | None = None,     # whose ledger the record enters
-        tell: Callable[[dict], None] = lambda event: None,   # called after every epoch
+        tell: Callable[[dict], None] = lambda event: None,   # called after every epoch, and with a note now and then
         deadline: float | None = None,                # on time.monotonic()'s clock
         bar: bool | None = None,                      # progress bar; None: on a terminal and in notebooks
        ) -> Record:
     "Train a run to its end, from its last checkpoint if it has one. Raises StudyError, OutOfTime."
+    def say(note: str):
+        tqdm.write(note, file=sys.stderr)
+        tell(dict(note=note))
+    ledger = reports if find_profile(run.config.profile).in_ledger else None
     with run.locked():
-        before = run.read("manifest.json") or {}
-        threads, device = pin_threads(before.get("threads")), pick_device()
+        if record := _ready(run, ledger): return record
+        before = _begin(run, ledger, say)
+        threads, device = pin_threads(_number(before.get("threads"), 1, None)), pick_device()
         train, test = _prepare(run, data_root, device)
-        run.write("config.json", run.config.model_dump(mode="json"))
         trainer = Trainer(run.config, len(train.classes), device)
-        history = resume(run, trainer, tqdm.write)
-        spent = before.get("seconds", 0.0) if history else 0.0
-        manifest = dict(started=datetime.now(UTC).isoformat(timespec="seconds"), device=hardware(device), threads=threads)
-        run.write("manifest.json", manifest | dict(seconds=spent))
-        try: return _train(run, trainer, train, test, history, spent, manifest, reports, tell, deadline, bar)
+        history = resume(run, trainer, say)
+        spent = _number(before.get("seconds"), 0.0, 0.0) if history else 0.0
+        manifest = (run.read("manifest.json") or {}) | dict(schema_version=SCHEMA, device=hardware(device), threads=threads, seconds=spent,
+                                                            code=code_hash(run.code), definitions=run.code)
+        run.write("manifest.json", manifest)
+        run.write("metrics.jsonl", _lines(history))
+        try: return _train(run, trainer, train, test, history, manifest, ledger, tell, deadline, bar)
         except OutOfTime: raise
-        except StudyError as error:
-            run.write("FAILED", dict(why=f"{error}; last good checkpoint: epoch {len(history)}"))
-            raise
+        except StudyError as error: raise _failed(run, f"{error}; last good checkpoint: epoch {len(history)}") from error
+
+def _lines(history: list[dict[str, Any]]) -> str: return "".join(json.dumps(row) + "\n" for row in history)
+
+def _failed(run: Run, why: str) -> StudyError:
+    "Mark a run as failed, if the disk that may have been the reason lets us."
+    try: run.write("FAILED", dict(why=why))
+    except StudyError: return StudyError(why)
+    return StudyError(why)
 
 # %% ../nbs/21_training.ipynb #ccf38fed
-def _train(run, trainer, train, test, history, spent, manifest, reports, tell, deadline, bar) -> Record:
-    epochs, steps = run.config.schedule.epochs, math.ceil(len(train) / run.config.schedule.batch)
+def _train(run, trainer, train, test, history, manifest, ledger, tell, deadline, bar) -> Record:
+    epochs, steps, spent = run.config.schedule.epochs, math.ceil(len(train) / run.config.schedule.batch), manifest["seconds"]
     with tqdm(total=epochs * steps, initial=len(history) * steps, desc=run.name, unit="step",
               disable=None if bar is None else not bar) as progress:
         for number in range(len(history), epochs):
@@ -182,12 +247,11 @@ def _train(run, trainer, train, test, history, spent, manifest, reports, tell, d
             loss = trainer.epoch(train, number, progress)
             row = dict(epoch=number + 1, train_loss=loss) | trainer.evaluate(test)
             spent += time.perf_counter() - began
-            history.append(row)
-            run.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
-            save(run, trainer, history)
+            run.write("metrics.jsonl", _lines([*history, row]))
+            save(run, trainer, [*history, row])
+            history.append(row)                       # it counts when it is safe
             run.write("manifest.json", manifest | dict(seconds=round(spent, 3)))
             progress.set_postfix(loss=f"{loss:.3f}", error=f"{row['error']:.2f} %")
             tell(row | dict(epochs=epochs))
-    ledger = reports if find_profile(run.config.profile).in_ledger else None
     return finish(run, _outcome(trainer, history, train, test), manifest["device"], ledger,
                   seconds=round(spent, 1), threads=manifest["threads"])

@@ -5,15 +5,18 @@
 # %% ../../nbs/study/14_launch.ipynb #a3f35186
 from __future__ import annotations
 import json, os, signal, subprocess, sys, tempfile, time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from time import sleep
 from typing import Any
 from .config import EXPERIMENTS, OutOfTime, StudyError, UsageError, find_profile, measurements, nearest, plan
-from .runs import Run, State, state
+from .runs import Run, State, UnknownSchema, state, write_config
 
 # %% auto #0
-__all__ = ['ENTRY', 'MISSING', 'PAPER_SETS', 'call', 'data_hashes', 'ensure', 'dataset_names', 'planned', 'measured', 'needed']
+__all__ = ['ENTRY', 'MISSING', 'WAIT_SECONDS', 'PAPER_SETS', 'call', 'data_hashes', 'ensure', 'dataset_names', 'planned',
+           'measured', 'needed']
 
 # %% ../../nbs/study/14_launch.ipynb #cc30b687
 ENTRY = "from encapnet.cli import main; main()"
@@ -60,21 +63,31 @@ def data_hashes(names: Iterable[str],                     # data sets
         for found in call("data", "verify", *unknown, "--json", *root): _KNOWN[found["name"], str(data_root)] = found["sha256"]
     return {name: _KNOWN[name, str(data_root)] for name in names}
 
-# %% ../../nbs/study/14_launch.ipynb #24c9b7af
+# %% ../../nbs/study/14_launch.ipynb #792f6ed2
 MISSING = ("train", "show", "fail")
+WAIT_SECONDS = 1.0       # between two looks at a run that another process trains
 
 def _todo(runs: list[Run], missing: str, retrain: bool) -> list[Run]:
     if missing not in MISSING: raise UsageError(f"missing={missing!r}: {nearest(missing, MISSING)}")
     states = {run: state(run) for run in runs}
-    wanted = ("missing", "interrupted", "stale", "failed") if retrain else ("missing", "interrupted")
-    todo = [run for run in runs if states[run].name in wanted]
+    todo = [run for run in runs if states[run].name in (*_wanted(retrain), "running")]
     if missing == "fail" and todo:
         raise StudyError(f"{len(todo)} of {len(runs)} runs are not there, the first is {todo[0].name}; train them with missing='train'")
     return todo if missing == "train" else []
 
-def _discard(run: Run):
-    "Make room for a new run of the same configuration; other code may not go on from the old checkpoint."
-    for name in ("DONE", "FAILED", "checkpoint.safetensors", "checkpoint.previous.safetensors"): run.path(name).unlink(missing_ok=True)
+def _wanted(retrain: bool) -> tuple[str, ...]:
+    return ("missing", "interrupted", "stale", "failed") if retrain else ("missing", "interrupted")
+
+def _awaited(run: Run, deadline: float | None, say: Callable[[str], None]) -> State:
+    "Where a run stands once no other process trains it."
+    said = False
+    while (found := state(run)).name == "running":
+        if not said: say(f"{run.name}: running {found.why} in another process ({run.config.key}); waiting for it")
+        if deadline is not None and time.monotonic() > deadline:
+            raise OutOfTime(f"time is up while another process trains {run.name}, {found.why}")
+        said = True
+        sleep(WAIT_SECONDS)
+    return found
 
 # %% ../../nbs/study/14_launch.ipynb #ab686f48
 def ensure(runs: list[Run],
@@ -85,35 +98,51 @@ def ensure(runs: list[Run],
            deadline: float | None = None,            # on time.monotonic()'s clock
           ) -> dict[str, State]:                     # key -> where each run stands now
     "See to it that runs are there. Raises StudyError (missing='fail'), OutOfTime (deadline), UsageError."
-    todo = _todo(runs, missing, retrain)
-    if todo:
+    if todo := sorted(_todo(runs, missing, retrain), key=lambda run: state(run).name == "running"):
         from tqdm.auto import tqdm
         weight = [getattr(getattr(run.config, "schedule", None), "epochs", 1) for run in todo]
         with tqdm(total=sum(weight), unit="epoch", disable=None) as bar:
+            say = partial(bar.write, file=sys.stderr)
             for run, epochs in zip(todo, weight):
                 if deadline is not None and time.monotonic() > deadline: raise OutOfTime(f"time is up before {run.name}")
-                if state(run).name in ("stale", "failed"): _discard(run)
                 bar.set_description(run.name)
-                _train(run, data_root, reports, deadline, bar, epochs)
+                before = bar.n
+                while _awaited(run, deadline, say).name in _wanted(retrain):
+                    if _train(run, data_root, reports, deadline, bar, say): break
+                bar.n = before + epochs
+                bar.refresh()
     return {run.config.key: state(run) for run in runs}
 
-def _train(run: Run, data_root, reports, deadline, bar, epochs: int):
-    run.write("config.json", run.config.model_dump(mode="json"))
+# %% ../../nbs/study/14_launch.ipynb #a41c0fe1
+def _train(run: Run, data_root, reports, deadline, bar, say: Callable[[str], None]) -> bool:  # False: another process was faster
+    try: write_config(run, say)
+    except UnknownSchema as error:
+        say(f"{run.name}: {error}")
+        return True
     arguments = ["run", "--config", str(run.path("config.json")), "--runs", str(run.folder.parents[2]), "--events"]
     if data_root: arguments += ["--data-root", str(data_root)]
     if reports: arguments += ["--reports", str(reports)]
     if deadline is not None: arguments += ["--max-minutes", f"{max(0.0, deadline - time.monotonic()) / 60:.4f}"]
     before = bar.n
     def tell(event):
-        bar.n = before + event.get("epoch", 0)
-        bar.set_postfix({name: event[name] for name in ("error",) if name in event})
+        if "note" in event: say(event["note"])
+        if "epoch" not in event: return
+        bar.n = before + event["epoch"]
+        bar.set_postfix(error=event["error"])
     try: call(*arguments, tell=tell)
     except OutOfTime: raise
-    except (StudyError, UsageError) as error:
-        if state(run).name != "failed": run.write("FAILED", dict(why=str(error)))
-        bar.write(f"{run.name}: {error}")
-    bar.n = before + epochs
-    bar.refresh()
+    except (StudyError, UsageError) as error: return _failed(run, str(error), say)
+    return True
+
+def _failed(run: Run, why: str, say: Callable[[str], None]) -> bool:
+    "Tell and note why a child ended; False if it only gave way to another process."
+    found = state(run).name
+    if found in ("running", "fresh"): return False
+    say(f"{run.name}: {why}")
+    try:
+        if found != "failed": run.write("FAILED", dict(why=why))
+    except StudyError as error: say(f"{run.name}: {error}")
+    return True
 
 # %% ../../nbs/study/14_launch.ipynb #d401b029
 PAPER_SETS = ("cifar10", "mnist")

@@ -5,7 +5,7 @@
 # %% ../../nbs/study/11_runs.ipynb #4d8c1062
 from __future__ import annotations
 import ast, hashlib, importlib.metadata, importlib.util, json, os, platform, subprocess, tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +15,14 @@ from pydantic import ValidationError
 from .config import Identified, MeasureConfig, RunConfig, StudyError, Strict
 
 # %% auto #0
-__all__ = ['write_atomic', 'code_closure', 'roots', 'code_of', 'code_hash', 'processor', 'provenance', 'Record', 'read_ledger',
-           'append_ledger', 'State', 'Run', 'finished', 'changed_code', 'state', 'finish']
+__all__ = ['SCHEMA', 'CHECKPOINTS', 'write_atomic', 'sweep', 'check_writable', 'code_closure', 'roots', 'code_of', 'code_hash',
+           'processor', 'provenance', 'UnknownSchema', 'Record', 'read_ledger', 'append_ledger', 'State', 'Run',
+           'write_config', 'finished', 'changed_code', 'changes', 'state', 'finish', 'ledger_path']
 
 # %% ../../nbs/study/11_runs.ipynb #30a370e5
 def write_atomic(path: str | Path,      # where the file shall appear
                  content: bytes | str,  # all of it
+                 keep: str | Path | None = None,  # in the same folder: the name that the old content takes
                 ) -> Path:              # the path, for chaining
     "Write a file so that every reader, at every instant, sees the old content or the new, never a part."
     path, content = Path(path), content.encode() if isinstance(content, str) else content
@@ -34,6 +36,7 @@ def write_atomic(path: str | Path,      # where the file shall appear
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())   # mkstemp makes files private; these are for everyone
+        if keep is not None and path.exists(): os.replace(path, keep)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
@@ -54,6 +57,18 @@ def _sync_folder(folder: Path):
     handle = os.open(folder, os.O_RDONLY)
     try: os.fsync(handle)
     finally: os.close(handle)
+
+# %% ../../nbs/study/11_runs.ipynb #631b0214
+def sweep(folder: str | Path, name: str = "*"):
+    "Remove the temporary files that a killed process left beside `name`. Only for the process that holds the folder's lock."
+    for left in Path(folder).glob(f".{name}.*.tmp"): left.unlink(missing_ok=True)
+
+def check_writable(folder: str | Path):
+    "Raise StudyError now if files could not be written to a folder later; leaves nothing behind."
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe: probe.write(b"0" * 4096)
+    except OSError as error: raise StudyError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 # %% ../../nbs/study/11_runs.ipynb #7afb2154
 def _source(module: str) -> str:
@@ -145,10 +160,15 @@ def roots(config: Identified) -> list[str]:
 
 def code_of(config: Identified) -> dict[str, str]:
     "Today's definitions behind a configuration's result."
-    return _code_of(tuple(roots(config)))
+    return _code_of(tuple(roots(config)), _stamp())
 
-@lru_cache(None)
-def _code_of(places: tuple[str, ...]) -> dict[str, str]: return code_closure(list(places))
+@lru_cache(64)
+def _code_of(places: tuple[str, ...], stamp: tuple) -> dict[str, str]: return code_closure(list(places))
+
+def _stamp() -> tuple:
+    "Another one as soon as a source file is: a notebook that stays open sees what its editor does."
+    sources = sorted(Path(importlib.util.find_spec("encapnet").origin).parent.rglob("*.py"))
+    return tuple((str(path), status.st_mtime_ns, status.st_size) for path in sources for status in [path.stat()])
 
 def code_hash(code: dict[str, str]) -> str:
     "Twelve digits that stand for all of the definitions."
@@ -177,7 +197,12 @@ def provenance() -> dict[str, Any]:
     return dict(git=revision, dirty=bool(changed), python=platform.python_version(), system=platform.system(),
                 processor=processor(), versions=versions)
 
-# %% ../../nbs/study/11_runs.ipynb #934295dd
+# %% ../../nbs/study/11_runs.ipynb #38373054
+SCHEMA = 1         # of records, manifests and checkpoints
+
+class UnknownSchema(StudyError):
+    "A file of another version's making: neither damaged nor ours to judge, so it is left alone."
+
 class Record(Strict):
     "What a finished run leaves behind."
     schema_version: Literal[1] = 1
@@ -193,17 +218,23 @@ class Record(Strict):
         "Records that agree on this say the same thing; the later one counts."
         return self.key, self.provenance.get("code", ""), self.provenance.get("device", "")
 
+def _record(text: str) -> Record:
+    "A record from its JSON. Raises StudyError with what is wrong."
+    try: return Record.model_validate_json(text)
+    except ValidationError as error:
+        schema = [e["input"] for e in error.errors() if e["loc"] == ("schema_version",)]
+        if schema: raise UnknownSchema(f"schema version {schema[0]!r}, this version of encapnet reads {SCHEMA}") from None
+        raise StudyError(f"not a record ({error.errors()[0]['msg']})") from None
+
 def read_ledger(path: str | Path) -> tuple[list[Record], list[str]]:  # records, and a line about each line that is none
     "Read a ledger; the last of several records with one identity counts."
     path, records, problems = Path(path), {}, []
     if not path.exists(): return [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
         if not line.strip(): continue
-        try: record = Record.model_validate_json(line)
-        except ValidationError as error:
-            problems.append(f"{path.name}, line {number}: not a record ({error.errors()[0]['msg']})")
-            continue
-        records[record.identity] = record
+        try: record = _record(line)
+        except StudyError as error: problems.append(f"{path.name}, line {number}: {error}; the line is left alone")
+        else: records[record.identity] = record
     return list(records.values()), problems
 
 # %% ../../nbs/study/11_runs.ipynb #b4f1b2d4
@@ -212,23 +243,29 @@ def append_ledger(path: str | Path, record: Record):
     path = Path(path)
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]    # of a lock outside the committed reports
     with FileLock(Path(tempfile.gettempdir())/f"encapnet-{name}.lock"):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        sweep(path.parent, path.name)
+        try: lines = path.read_bytes().split(b"\n") if path.exists() else []
+        except OSError as error: raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
         def other(line):
-            try: return Record.model_validate_json(line).identity != record.identity
-            except ValidationError: return bool(line.strip())
-        lines = [line for line in lines if other(line)] + [json.dumps(record.model_dump(mode="json"), sort_keys=True)]
-        write_atomic(path, "\n".join(lines) + "\n")
+            try: return _record(line.decode(errors="replace")).identity != record.identity
+            except StudyError: return bool(line.strip())
+        lines = [line for line in lines if other(line)] + [json.dumps(record.model_dump(mode="json"), sort_keys=True).encode()]
+        write_atomic(path, b"\n".join(lines) + b"\n")
 
-# %% ../../nbs/study/11_runs.ipynb #b92b0221
+# %% ../../nbs/study/11_runs.ipynb #219c2d7a
+CHECKPOINTS = ("checkpoint.safetensors", "checkpoint.previous.safetensors")   # the last one, and the one before
+
 class State(Strict):
     "Where a run stands, and why."
     name: Literal["fresh", "stale", "failed", "running", "interrupted", "missing"]
     why: str = ""
 
+# %% ../../nbs/study/11_runs.ipynb #b92b0221
 class Run:
     "One run's folder in the store."
     def __init__(self, root: str | Path, config: RunConfig | MeasureConfig):
         self.config, self.folder = config, Path(root)/config.experiment/config.row/config.key
+        self.code: dict[str, str] | None = None          # the definitions at work, while the run is held
 
     def __repr__(self): return f"Run({self.folder})"
     @property
@@ -247,26 +284,55 @@ class Run:
 
     @contextmanager
     def locked(self):
-        "Hold the run: no other process trains it meanwhile. The lock dies with its process."
-        try: self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error: raise StudyError(f"cannot write {self.folder}: {error.strerror or error}") from error
+        "Hold the run, and the code it is made by: no other process trains it meanwhile. The lock dies with its process."
+        check_writable(self.folder)
         lock = FileLock(self.folder/".lock", timeout=1)
         try: lock.acquire()
-        except Timeout: raise StudyError(f"{self.name} ({self.config.key}) is being trained by another process") from None
+        except Timeout:
+            raise StudyError(f"{self.name} ({self.config.key}) is being trained by another process, {_since(self)}") from None
         except OSError as error: raise StudyError(f"cannot write {self.folder}: {error.strerror or error}") from error
-        try: yield self
-        finally: lock.release()
+        try:
+            sweep(self.folder)
+            self.code = code_of(self.config)       # now: the files may change while the run trains, the loaded code does not
+            yield self
+        finally:
+            self.code = None
+            lock.release()
+
+def _since(run: Run) -> str: return f"since {(run.read('manifest.json') or {}).get('started', 'a moment ago')}"
+
+# %% ../../nbs/study/11_runs.ipynb #ebbd69ea
+def write_config(run: Run, say: Callable[[str], None]):
+    "See to it that the run's config.json is there and right. Raises StudyError rather than overwrite a later version's."
+    path, wanted = run.path("config.json"), run.config.model_dump(mode="json")
+    found = run.read("config.json")
+    if found == wanted: return
+    if found is not None and (version := found.get("schema_version")) != SCHEMA:
+        raise UnknownSchema(f"{path}: schema version {version!r}, this version of encapnet reads {SCHEMA}")
+    if found is None and path.exists(): say(f"{run.name}: config.json was damaged and is written anew")
+    elif found is not None: say(f"{run.name}: config.json was not that of run {run.config.key} and is written anew")
+    run.write("config.json", wanted)
 
 # %% ../../nbs/study/11_runs.ipynb #3755744f
 def finished(run: Run) -> Record | None:
-    "The record of a run that is done; None if it is not, or if its mark is damaged."
-    try: return Record.model_validate_json(run.path("DONE").read_text(encoding="utf-8"))
-    except (OSError, ValueError): return None
+    "The record of a run that is done; None if it is not, or if its mark is damaged or another run's."
+    try: return _finished(run)
+    except UnknownSchema: return None
+
+def _finished(run: Run) -> Record | None:
+    try: record = _record(run.path("DONE").read_text(encoding="utf-8"))
+    except UnknownSchema: raise
+    except (OSError, ValueError, StudyError): return None
+    return record if record.key == run.config.key else None
 
 def changed_code(record: Record, config: Identified) -> str:
     "Why a record is stale, in words; empty if it is not."
-    then, now = (record.provenance.get("definitions") or {}), code_of(config)
-    if record.provenance.get("code") == code_hash(now): return ""
+    return changes(record.provenance, config)
+
+def changes(stamp: dict, config: Identified) -> str:
+    "How today's code differs from a stamp (`code`, `definitions`), in words; empty if it does not."
+    then, now = (stamp.get("definitions") or {}), code_of(config)
+    if stamp.get("code") == code_hash(now): return ""
     if not then: return "made by other code"
     changed = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
     shown = ", ".join(name.removeprefix("encapnet.").replace(":", ".") for name in changed[:3])
@@ -275,32 +341,37 @@ def changed_code(record: Record, config: Identified) -> str:
 # %% ../../nbs/study/11_runs.ipynb #8ef038bb
 def _held(lock: Path) -> bool:
     if not lock.exists(): return False
-    probe = FileLock(lock, timeout=0)
+    probe = FileLock(lock, timeout=0.1, poll_interval=0.02)     # another's probe holds it for an instant, too
     try: probe.acquire()
-    except (Timeout, OSError): return True
+    except Timeout: return True
+    except OSError: return False                                # read-only: nobody trains there
     probe.release()
     return False
 
 def state(run: Run) -> State:
     "Where a run stands: fresh, stale, failed, running, interrupted or missing, with the reason."
     if not run.folder.is_dir(): return State(name="missing")
-    if _held(run.path(".lock")):
-        return State(name="running", why=f"since {(run.read('manifest.json') or {}).get('started', 'a moment ago')}")
-    if record := finished(run):
-        return State(name="stale", why=why) if (why := changed_code(record, run.config)) else State(name="fresh")
+    if _held(run.path(".lock")): return State(name="running", why=_since(run))
     if failure := run.read("FAILED"): return State(name="failed", why=str(failure.get("why", "no reason given")))
-    if any(run.path(name).exists() for name in ("checkpoint.safetensors", "checkpoint.previous.safetensors")):
-        return State(name="interrupted", why="goes on from its checkpoint")
-    return State(name="missing")
+    try: record = _finished(run)
+    except UnknownSchema as error: return State(name="stale", why=f"its record has {error}")
+    if record: return State(name="stale", why=why) if (why := changed_code(record, run.config)) else State(name="fresh")
+    if not any(run.path(name).exists() for name in CHECKPOINTS): return State(name="missing")
+    why = changes(manifest, run.config) if (manifest := run.read("manifest.json") or {}).get("code") else ""
+    return State(name="interrupted", why=f"starts over, its checkpoint is of other code ({why})" if why else "goes on from its checkpoint")
 
 # %% ../../nbs/study/11_runs.ipynb #1cf40fa2
 def finish(run: Run, outcome: dict, device: str, reports: str | Path | None = None, **more) -> Record:
     "Mark a run as done and enter it in the ledger (`reports`/ledger/<experiment>.jsonl; None: nowhere)."
-    code = code_of(run.config)
+    code = run.code or code_of(run.config)       # of a run that is held: what it was when it began
     stamp = provenance() | dict(code=code_hash(code), definitions=code, device=device, **more)
     record = Record(key=run.config.key, experiment=run.config.experiment, row=run.config.row, outcome=outcome, provenance=stamp,
                     config=run.config.model_dump(mode="json"))
-    if reports is not None: append_ledger(Path(reports)/"ledger"/f"{run.config.experiment}.jsonl", record)
+    if reports is not None: append_ledger(ledger_path(run, reports), record)
     run.path("FAILED").unlink(missing_ok=True)
     run.write("DONE", record.model_dump_json(indent=1) + "\n")
     return record
+
+def ledger_path(run: Run, reports: str | Path) -> Path:
+    "The ledger that a run's record enters."
+    return Path(reports)/"ledger"/f"{run.config.experiment}.jsonl"
