@@ -17,7 +17,7 @@ from . import data
 from .nn import losses, networks
 from .study.config import NetworkConfig, OutOfTime, RunConfig, Schedule, StudyError, find_profile
 from .study.runs import CHECKPOINTS, SCHEMA, Record, Run, UnknownSchema, append_ledger, changes, check_writable, code_hash
-from .study.runs import finish, finished, ledger_path, processor, read_ledger, write_atomic, write_config
+from .study.runs import finish, ledger_path, processor, read_ledger, record_of, write_atomic, write_config
 
 # %% auto #0
 __all__ = ['pick_device', 'pin_threads', 'hardware', 'Trainer', 'build', 'rate', 'mean_loss', 'pack', 'unpack', 'save', 'resume',
@@ -63,22 +63,20 @@ class Trainer:
         for x, y in data.batches(images, schedule.batch, self.config.seed, number, self.config.data.augmentation):
             self.optimizer.zero_grad(set_to_none=True)
             loss = self.loss(self.scores(x), y)
-            loss.backward()
-            self.optimizer.step()
+            loss.backward(); self.optimizer.step()
             values.append(loss.detach())
             if bar is not None: bar.update()
         return mean_loss(torch.stack(values).cpu(), number)       # one synchronisation an epoch, not one a step
 
     @torch.no_grad()
     def evaluate(self, images: data.ImageSet, batch: int = 250) -> dict[str, float]:
-        "Error in percent and mean loss over a set, without augmentation. Raises StudyError when the loss is not a number."
+        "Error in percent and mean loss over a set, without augmentation."
         self.model.eval()
         wrong, loss = 0, 0.0
         for x, y in data.batches(images, batch, 0, 0, shuffle=False):
             scores = self.scores(x)
             wrong += (scores.argmax(1) != y).sum()
             loss += self.loss(scores, y).double() * len(y)
-        if not math.isfinite(loss): raise StudyError(f"the test loss is {float(loss)}")
         return dict(error=100 * int(wrong) / len(images), test_loss=float(loss) / len(images))
 
 # %% ../nbs/21_training.ipynb #b6074c30
@@ -183,7 +181,7 @@ def _number(value, least: float, default):
 
 def _ready(run: Run, ledger) -> Record | None:
     "The record of a run that needs no training; it enters the ledger if it is not there yet."
-    if (record := finished(run)) is None or changes(record.provenance, run.config): return None
+    if (record := record_of(run)) is None or changes(record.provenance, run.config): return None
     if ledger is not None:
         path = ledger_path(run, ledger)
         if record.identity not in {other.identity for other in read_ledger(path)[0]}: append_ledger(path, record)
@@ -246,6 +244,7 @@ def _train(run, trainer, train, test, history, manifest, ledger, tell, deadline,
             began = time.perf_counter()
             loss = trainer.epoch(train, number, progress)
             row = dict(epoch=number + 1, train_loss=loss) | trainer.evaluate(test)
+            if not math.isfinite(row["test_loss"]): raise StudyError(f"the test loss is {row['test_loss']} after epoch {number + 1}")
             spent += time.perf_counter() - began
             run.write("metrics.jsonl", _lines([*history, row]))
             save(run, trainer, [*history, row])

@@ -17,7 +17,7 @@ from .config import Identified, MeasureConfig, RunConfig, StudyError, Strict
 # %% auto #0
 __all__ = ['SCHEMA', 'CHECKPOINTS', 'write_atomic', 'sweep', 'check_writable', 'code_closure', 'roots', 'code_of', 'code_hash',
            'processor', 'provenance', 'UnknownSchema', 'Record', 'read_ledger', 'append_ledger', 'State', 'Run',
-           'write_config', 'finished', 'changed_code', 'changes', 'state', 'finish', 'ledger_path']
+           'write_config', 'finished', 'record_of', 'changed_code', 'changes', 'state', 'finish', 'ledger_path']
 
 # %% ../../nbs/study/11_runs.ipynb #30a370e5
 def write_atomic(path: str | Path,      # where the file shall appear
@@ -316,12 +316,13 @@ def write_config(run: Run, say: Callable[[str], None]):
 # %% ../../nbs/study/11_runs.ipynb #3755744f
 def finished(run: Run) -> Record | None:
     "The record of a run that is done; None if it is not, or if its mark is damaged or another run's."
-    try: return _finished(run)
+    try: return record_of(run)
     except UnknownSchema: return None
 
-def _finished(run: Run) -> Record | None:
+def record_of(run: Run) -> Record | None:
+    "The same, but a record of a later version is not passed over: raises UnknownSchema."
     try: record = _record(run.path("DONE").read_text(encoding="utf-8"))
-    except UnknownSchema: raise
+    except UnknownSchema as error: raise UnknownSchema(f"{run.path('DONE')}: {error}") from None
     except (OSError, ValueError, StudyError): return None
     return record if record.key == run.config.key else None
 
@@ -353,8 +354,8 @@ def state(run: Run) -> State:
     if not run.folder.is_dir(): return State(name="missing")
     if _held(run.path(".lock")): return State(name="running", why=_since(run))
     if failure := run.read("FAILED"): return State(name="failed", why=str(failure.get("why", "no reason given")))
-    try: record = _finished(run)
-    except UnknownSchema as error: return State(name="stale", why=f"its record has {error}")
+    try: record = record_of(run)
+    except UnknownSchema as error: return State(name="stale", why=str(error))
     if record: return State(name="stale", why=why) if (why := changed_code(record, run.config)) else State(name="fresh")
     if not any(run.path(name).exists() for name in CHECKPOINTS): return State(name="missing")
     why = changes(manifest, run.config) if (manifest := run.read("manifest.json") or {}).get("code") else ""
