@@ -181,18 +181,14 @@ def run_(context: typer.Context, row: Annotated[str, typer.Argument(metavar="[EX
             typer.echo(one.model_dump_json(indent=1))
         else: _run_one(one, root, runs, reports, deadline, retrain, events)
 
-# %% ../nbs/40_cli.ipynb #dbca75e6
+# %% ../nbs/40_cli.ipynb #194998e9
 def _run_one(config: RunConfig | MeasureConfig, root: str | None, runs: str, reports: str, deadline: float | None, retrain: bool, events: bool):
     "Train, or measure, what is not there."
-    from encapnet.study import launch
     from encapnet.study.runs import Run, finished, state
     run = Run(runs, config)
     found, what = state(run), f"{run.name} ({config.key})"
     if found.name == "stale" and not retrain: raise StudyError(f"{what} is stale, {found.why}; --retrain trains it again")
-    if retrain and found.name in ("stale", "failed"):
-        after = launch.ensure([run], "train", root, reports or None, True, deadline)[config.key]
-        if after.name == "failed": raise StudyError(f"{what}: {after.why}")
-    elif found.name == "fresh": say(f"{what} is there already")
+    if found.name == "fresh": say(f"{what} is there already")
     elif isinstance(config, MeasureConfig): _measure(run, reports)
     else: _fit(run, root, reports, deadline, events)
     outcome = finished(run).outcome
@@ -390,8 +386,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 # %% ../nbs/40_cli.ipynb #aaa206af
 def main(arguments: list[str] | None = None):
     "Run the command line; every foreseen trouble is one line and an exit code."
+    stopped = "stopped; what was finished is kept, and the same command goes on from the last checkpoint"
     try: code = app(args=arguments, standalone_mode=False)
-    except typer.Abort: code = _end("stopped; what was finished is kept, and the same command goes on from the last checkpoint", 130)
+    except (typer.Abort, KeyboardInterrupt): code = _end(stopped, 130)
     except UsageError as error: code = _end(error, 2)
     except OutOfTime as error: code = _end(error, 75)
     except StudyError as error: code = _end(error, 1)
@@ -399,6 +396,8 @@ def main(arguments: list[str] | None = None):
     except Exception as error:
         if not hasattr(error, "exit_code") or not hasattr(error, "format_message"): raise
         code = _end(error.format_message(), error.exit_code)        # the option parser's own
+    else:
+        if code == 130: _end(stopped, 130)        # newer versions of typer make Ctrl-C an exit code of its own
     sys.exit(code if isinstance(code, int) else 0)
 
 def one_line(text: str) -> str:

@@ -518,13 +518,13 @@ def test_a_run_of_another_machine_is_taken_as_it_is(tmp_path):
     train(arguments)
     done = json.loads(there.path("DONE").read_text())
     done["provenance"] |= dict(device="another machine's processor", python="3.99.0")
-    here, arguments = place(tmp_path / "here")
+    here, _ = place(tmp_path / "here")
     shutil.copytree(there.folder, here.folder)
     here.write("DONE", done)
     assert state(here).name == "fresh"
     with patch.object(training, "Trainer", side_effect=AssertionError):
-        train(arguments)
-        train(arguments)
+        for _ in range(2):
+            assert training.fit(here, reports=tmp_path / "here" / "reports").model_dump(mode="json") == done
     assert json.loads(here.path("DONE").read_text()) == done
     assert [record.model_dump(mode="json") for record in read_ledger(ledger_of(here))[0]] == [done]
 
@@ -592,8 +592,9 @@ def test_unknown_schema_versions_are_named_and_left_alone(tmp_path, capsys):
     done = json.loads(run.path("DONE").read_text()) | dict(schema_version=2, more="than we know")
     run.write("DONE", done)
     assert state(run).name == "stale" and told in state(run).why
-    train(arguments, code=1)
-    assert told in complaint(capsys)[0] and run.read("DONE") == done
+    for asked in (arguments, [*arguments, "--retrain"]):
+        train(asked, code=1)
+        assert told in complaint(capsys)[0] and run.read("DONE") == done
     ledger = ledger_of(run)
     later = ledger.read_text().replace('"schema_version": 1}', '"schema_version": 2}')
     ledger.write_text(later)
@@ -629,6 +630,8 @@ def test_a_stale_run_keeps_its_record_until_there_is_a_new_one(tmp_path, smooth)
         train(arguments)
     assert state(run).name == "stale"
     old = run.read("DONE")
+    train(arguments, code=1)
+    arguments = [*arguments, "--retrain"]
     with full_disk("checkpoint.safetensors", after=1):
         train(arguments, code=1)
     assert state(run).name == "failed" and run.read("DONE") == old

@@ -108,13 +108,13 @@ def ensure(runs: list[Run],
                 bar.set_description(run.name)
                 before = bar.n
                 while _awaited(run, deadline, say).name in _wanted(retrain):
-                    if _train(run, data_root, reports, deadline, bar, say): break
+                    if _train(run, data_root, reports, deadline, bar, say, retrain): break
                 bar.n = before + epochs
                 bar.refresh()
     return {run.config.key: state(run) for run in runs}
 
 # %% ../../nbs/study/14_launch.ipynb #a41c0fe1
-def _train(run: Run, data_root, reports, deadline, bar, say: Callable[[str], None]) -> bool:  # False: another process was faster
+def _train(run: Run, data_root, reports, deadline, bar, say: Callable[[str], None], retrain: bool) -> bool:  # False: another was faster
     try: write_config(run, say)
     except UnknownSchema as error:
         say(f"{run.name}: {error}")
@@ -122,6 +122,7 @@ def _train(run: Run, data_root, reports, deadline, bar, say: Callable[[str], Non
     arguments = ["run", "--config", str(run.path("config.json")), "--runs", str(run.folder.parents[2]), "--events"]
     if data_root: arguments += ["--data-root", str(data_root)]
     if reports: arguments += ["--reports", str(reports)]
+    if retrain: arguments += ["--retrain"]
     if deadline is not None: arguments += ["--max-minutes", f"{max(0.0, deadline - time.monotonic()) / 60:.4f}"]
     before = bar.n
     def tell(event):
