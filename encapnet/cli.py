@@ -337,7 +337,7 @@ def status(profile: ProfileOption = "quick", seeds: Annotated[int | None, typer.
 # %% ../nbs/40_cli.ipynb #48b7b1ca
 @data_app.command("list")
 def data_list(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all.")] = None, data_root: RootOption = "",
-              hash_: Annotated[bool, typer.Option("--hash", help="Read those that are there, as `verify` does, for their hashes.")] = False,
+              hash_: Annotated[bool, typer.Option("--hash", help="Read those that are there, for their content hashes.")] = False,
               as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False):
     "The data sets, and where each was found."
     from encapnet import data
@@ -346,7 +346,7 @@ def data_list(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME].
         if name not in entries: raise UsageError(f"unknown data set {name!r}: {nearest(name, entries)}")
         found = entries[name]
         if hash_:
-            try: found |= dict(sha256=data.verify(name, data_root or None)["hash"], why="")
+            try: found |= dict(sha256=data.fingerprint(name, data_root or None), why="")
             except UsageError as error: found |= dict(found=False, sha256="", why=str(error))
         if as_json: typer.echo(json.dumps(found))
         else: typer.echo("  ".join([f"{name:10}", f"{'found' if found['found'] else 'not found':10}", *(

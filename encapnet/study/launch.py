@@ -57,10 +57,12 @@ _KNOWN: dict[tuple, str] = {}
 def data_hashes(names: Iterable[str],                     # data sets
                 data_root: str | Path | None = None,
                ) -> dict[str, str]:                       # name -> sha256 of its content
-    "Content hashes of data sets, computed by a child process."
+    "Content hashes of data sets, computed by a child process. Raises UsageError for one that is not there."
     names, root = list(names), [] if not data_root else ["--data-root", str(data_root)]
     if unknown := [name for name in names if (name, str(data_root)) not in _KNOWN]:
-        for found in call("data", "verify", *unknown, "--json", *root): _KNOWN[found["name"], str(data_root)] = found["sha256"]
+        for found in call("data", "list", *unknown, "--hash", "--json", *root):
+            if not found["found"]: raise UsageError(found["why"])
+            _KNOWN[found["name"], str(data_root)] = found["sha256"]
     return {name: _KNOWN[name, str(data_root)] for name in names}
 
 # %% ../../nbs/study/14_launch.ipynb #792f6ed2
