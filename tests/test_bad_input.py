@@ -477,3 +477,19 @@ def test_parameters_of_report_notebooks(report):
         wrong = {"str": 3, "int": "many", "float": "fast", "bool": "perhaps"}[parameter.type.removesuffix(" | None")]
         with pytest.raises(UsageError, match=re.escape(f"parameter {parameter.name!r} expects {parameter.type}, got {wrong!r}")):
             pages.check_parameters(REPORTS[report], {parameter.name: wrong})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("-p profle quick", "no parameter 'profle'; expected one of: profile, seeds, missing, "),
+        ("-p seeds many", "parameter 'seeds' expects int, got 'many' (str)"),
+    ],
+)
+def test_papermill_alone(tmp_path, words, message):
+    "Papermill only warns of a parameter that it does not know; the study refuses it before anything runs."
+    arguments = ["nbs/reports/table1.ipynb", tmp_path / "out.ipynb", *words.split(), "-p", "runs", tmp_path / "runs"]
+    done = subprocess.run([sys.executable, "-m", "papermill", *arguments], capture_output=True, text=True, cwd=REPORTS["table1"].parents[2])
+    assert done.returncode == 1 and f"UsageError: {message}" in done.stderr, done.stderr[-2000:]
+    assert not (tmp_path / "runs").exists()

@@ -4,14 +4,14 @@
 
 # %% ../../nbs/show/32_report.ipynb #5a29b482
 from __future__ import annotations
-import json
+import ast, inspect, json, sys
 from collections import Counter
 from pathlib import Path
 import pandas as pd
 from great_tables import GT, loc, style
 from . import plots
 from ..study import paper
-from ..study.config import EXPERIMENTS, MeasureConfig, RunConfig, StudyError, find_profile
+from ..study.config import EXPERIMENTS, MeasureConfig, RunConfig, StudyError, UsageError, find_profile, nearest
 from ..study.launch import ensure, measured, planned
 from ..study.runs import Record, Run, changed_code, finished, read_ledger, write_atomic
 from ..study.stats import Interval, difference, direction, error_interval
@@ -119,10 +119,28 @@ class Table1:
     def save(self, reports: str | Path) -> list[Path]: return _save_table1(self, Path(reports))
     def provenance(self) -> GT: return provenance_table(self.command, self.profile, self.standing, self.cost_standing)
 
+# %% ../../nbs/show/32_report.ipynb #c625a5ee
+def _injected() -> list[str]:
+    "Names that papermill has set in this kernel; none outside of one."
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    cells = [str(cell) for cell in (shell.user_ns.get("In", []) if shell else [])]
+    trees = [ast.parse(cell) for cell in cells if cell.startswith("# Parameters\n")]
+    return [node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+
+def _check_arguments(function, given: dict):
+    "Refuse arguments of another type than their defaults, and parameters that papermill passed on and nobody takes (UsageError)."
+    known = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    for name in _injected():
+        if name not in known: raise UsageError(f"no parameter {name!r}; {nearest(name, known)}")
+    for name, default in known.items():
+        if type(given[name]) is not type(default):
+            raise UsageError(f"parameter {name!r} expects {type(default).__name__}, got {given[name]!r} ({type(given[name]).__name__})")
+
 # %% ../../nbs/show/32_report.ipynb #fe51640b
 def table1(profile: str = "quick", seeds: int = 1, missing: str = "train", data: str = "", data_root: str = "", runs: str = "runs",
            reports: str = "reports", ledger: bool = False, retrain: bool = False) -> Table1:
-    "Collect Table 1, training what is missing. `ledger=True` reads the committed ledger and trains nothing."
+    "Collect Table 1, training what is missing. `ledger=True` reads the committed ledger and trains nothing. Raises UsageError."
+    _check_arguments(table1, locals())
     find_profile(profile)
     command = f"encapnet reproduce table1 --profile {profile} --seeds {seeds}" + (f" --data {data}" if data else "") + (
         " --data-root DATA" if data_root else "") + (" --from-ledger" if ledger else "")
