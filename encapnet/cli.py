@@ -305,7 +305,7 @@ def _standing_of(run, seconds: float | None) -> dict:
     from encapnet.study.runs import state
     found, config = state(run), run.config
     why, trained = found.why, isinstance(config, RunConfig)
-    if found.name == "interrupted" and (done := epochs_done(run)):
+    if why.startswith("goes on") and (done := epochs_done(run)):
         why = f"goes on after epoch {done} of {config.schedule.epochs}"
         if seconds: seconds *= 1 - done / config.schedule.epochs
     return dict(row=run.name, data=config.data.name if trained else "", seed=config.seed if trained else None, key=config.key,
