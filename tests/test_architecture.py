@@ -168,3 +168,8 @@ def test_nothing_is_called_utils():
     assert files
     nameless = [path for path in files if NAMELESS & set(re.split(r"[^a-z]+", path.stem.lower()))]
     assert nameless == []
+
+
+def test_style():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--output-format", "concise", "."], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
