@@ -55,6 +55,13 @@ def browser(chromium):
         started.close()
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_handed_down():
+    "What one test found out about data and device is not for the next one's child processes."
+    yield
+    os.environ.pop("ENCAPNET_KNOWN", None)
+
+
 def pytest_collection_modifyitems(items):
     "Skip what the machine cannot run. In CI a missing browser is a fault of the set-up, so those tests run and fail."
     marked = {name: [item for item in items if item.get_closest_marker(name)] for name in ("gpu", "browser")}

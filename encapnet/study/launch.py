@@ -52,18 +52,24 @@ def call(*arguments: str, tell=lambda event: None) -> list[Any]:  # the JSON val
     raise {2: UsageError, 75: OutOfTime}.get(code, StudyError)(why)
 
 # %% ../../nbs/study/14_launch.ipynb #18859003
-_KNOWN: dict[tuple, str] = {}
+_KNOWN: dict[str, str] = json.loads(os.environ.get("ENCAPNET_KNOWN", "{}"))     # found out by the process that started this one
+
+def _remember(question: str, answer: str) -> str:
+    "Keep an answer for this process and for those that it starts: each would ask a process that loads torch."
+    _KNOWN[question] = answer
+    os.environ["ENCAPNET_KNOWN"] = json.dumps(_KNOWN)
+    return answer
 
 def data_hashes(names: Iterable[str],                     # data sets
                 data_root: str | Path | None = None,
                ) -> dict[str, str]:                       # name -> sha256 of its content
     "Content hashes of data sets, computed by a child process. Raises UsageError for one that is not there."
     names, root = list(names), [] if not data_root else ["--data-root", str(data_root)]
-    if unknown := [name for name in names if (name, str(data_root)) not in _KNOWN]:
+    if unknown := [name for name in names if f"{name} in {data_root}" not in _KNOWN]:
         for found in call("data", "list", *unknown, "--hash", "--json", *root):
             if not found["found"]: raise UsageError(found["why"])
-            _KNOWN[found["name"], str(data_root)] = found["sha256"]
-    return {name: _KNOWN[name, str(data_root)] for name in names}
+            _remember(f"{found['name']} in {data_root}", found["sha256"])
+    return {name: _KNOWN[f"{name} in {data_root}"] for name in names}
 
 # %% ../../nbs/study/14_launch.ipynb #792f6ed2
 MISSING = ("train", "show", "fail")
@@ -175,7 +181,8 @@ def planned(experiment: str,                        # "table1"
 
 def measured(profile: str, runs: str | Path = "runs") -> list[Run]:
     "The measurements behind Table 1 on this machine, in the store."
-    return [Run(runs, config) for config in measurements(call("device")[0]["device"], find_profile(profile).cost_groups)]
+    here = _KNOWN.get("device") or _remember("device", call("device")[0]["device"])
+    return [Run(runs, config) for config in measurements(here, find_profile(profile).cost_groups)]
 
 def needed(report: str, profile: str, seeds: int | None = None, data: str = "", data_root: str | Path | None = None,
            runs: str | Path = "runs") -> list[Run]:
