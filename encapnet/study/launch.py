@@ -6,6 +6,7 @@
 from __future__ import annotations
 import json, os, signal, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -188,4 +189,7 @@ def needed(report: str, profile: str, seeds: int | None = None, data: str = "", 
            runs: str | Path = "runs") -> list[Run]:
     "Everything that a report rests on; nothing for a report that is no experiment."
     if report not in EXPERIMENTS: return []
-    return planned(report, profile, seeds, data, data_root, runs) + (measured(profile, runs) if report == "table1" else [])
+    if report != "table1": return planned(report, profile, seeds, data, data_root, runs)
+    with ThreadPoolExecutor() as pool:              # two questions to processes that load torch, asked side by side
+        costs = pool.submit(measured, profile, runs)
+        return planned(report, profile, seeds, data, data_root, runs) + costs.result()
