@@ -82,7 +82,7 @@ def test_papermill_alone_gives_the_same_tables(study, tmp_path):
         ran = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert ran.returncode == 0, ran.stderr[-2000:]
         cells.append(tables(out))
-    assert cells[0] == cells[1] and len(cells[0]) == 4 and done(study) == before
+    assert cells[0] == cells[1] and len(cells[0]) == 5 and done(study) == before
     page = (study / "reports" / "smoke" / "table1.html").read_text()
     assert words(cells[0][0]) == words(page), "the page and papermill show the same errors"
 
