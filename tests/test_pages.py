@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
@@ -572,3 +573,10 @@ def test_rendering_twice_gives_the_same_bytes(site, tmp_path):
     front = (site / "index.html").read_bytes()
     assert pages.site(site).read_bytes() == front
     assert page.stat().st_size < 200_000
+
+
+def test_kernels_at_once_do_not_meet(notebook, tmp_path):
+    path = notebook("import time; time.sleep(1)", "print('here', seeds)")
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(pages.execute, path, tmp_path / f"{n}.ipynb", {"seeds": n}) for n in (1, 2, 3)]
+        assert [printed(run.result()).split() for run in runs] == [["here", "1"], ["here", "2"], ["here", "3"]]

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/show/34_pages.ipynb #12ce06af
 from __future__ import annotations
-import ast, base64, hashlib, io, json, re, sys, tempfile, tokenize, unicodedata
+import ast, base64, hashlib, io, json, os, re, sys, tempfile, tokenize, unicodedata, uuid
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape, unescape
@@ -98,7 +98,7 @@ def _kernel_manager() -> type:
     from jupyter_core.paths import jupyter_runtime_dir
     from traitlets import default
     start = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    has_room = len(jupyter_runtime_dir()) < 55      # a socket's path ends at 107 bytes; its name takes about 50
+    has_room = len(jupyter_runtime_dir()) < 80      # a socket's path ends at 107 bytes; its name takes about 20
 
     class ThisInterpreter(AsyncKernelManager):
         @property
@@ -106,6 +106,13 @@ def _kernel_manager() -> type:
 
         @default("transport")
         def _choose_transport(self): return "ipc" if sys.platform != "win32" and has_room else "tcp"
+
+        @default("ip")
+        def _choose_address(self):
+            # Left alone, every kernel of one folder takes the sockets "kernel-ipc-1" and so on: two at once would talk to each other.
+            if self.transport != "ipc": return "127.0.0.1"
+            os.makedirs(jupyter_runtime_dir(), mode=0o700, exist_ok=True)
+            return os.path.join(jupyter_runtime_dir(), f"ipc-{uuid.uuid4().hex[:12]}")
     return ThisInterpreter
 
 # %% ../../nbs/show/34_pages.ipynb #60d17f4f
