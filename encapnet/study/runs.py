@@ -109,7 +109,9 @@ def _imports(tree: ast.AST, module: str) -> dict[str, tuple[str, str | None]]:
 class _Module:
     "One module's definitions by name, and what it imports from its own package."
     def __init__(self, name: str):
-        tree = ast.parse(_source(name))
+        try: tree = ast.parse(_source(name))
+        # Python 3.11 miscounts its depth when a garbage collection parses too (gh-106905); once more, it counts right.
+        except SystemError: tree = ast.parse(_source(name))
         self.name, self.imports, self.defined = name, _imports(tree, name), {}
         for node in tree.body:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): names = [node.name]
