@@ -1,5 +1,6 @@
 """Notebooks run in this interpreter, fail in one line, and become pages that a real browser shows offline, in peace."""
 
+import contextlib
 import io
 import json
 import re
@@ -577,7 +578,14 @@ def test_rendering_twice_gives_the_same_bytes(site, tmp_path):
 
 
 def test_kernels_at_once_do_not_meet(notebook, tmp_path):
+    from jupyter_core.utils import ensure_event_loop
+
     path = notebook("import time; time.sleep(1)", "print('here', seeds)")
+
+    def execute(n):
+        with contextlib.closing(ensure_event_loop()):  # nbclient leaves the loop of each thread open
+            return pages.execute(path, tmp_path / f"{n}.ipynb", {"seeds": n})
+
     with ThreadPoolExecutor(3) as pool:
-        runs = [pool.submit(pages.execute, path, tmp_path / f"{n}.ipynb", {"seeds": n}) for n in (1, 2, 3)]
+        runs = [pool.submit(execute, n) for n in (1, 2, 3)]
         assert [printed(run.result()).split() for run in runs] == [["here", "1"], ["here", "2"], ["here", "3"]]
