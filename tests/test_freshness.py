@@ -97,10 +97,10 @@ def one_line_more(definition):
 CAPNET, ENCAPNET = CapNetConfig, SixLayerEncapNetConfig
 CHANGES = [
     ("nn.routing", "dynamic_routing", those(CAPNET)),
-    ("nn.routing", "_dynamic_chunked", those(CAPNET)),
-    ("nn.routing", "_dynamic_reference", those(CAPNET)),
+    ("nn.routing", "_dynamic_vote_free", those(CAPNET)),
+    ("nn.routing", "_dynamic_votes", those(CAPNET)),
     ("nn.routing", "em_routing", those(CAPNET)),
-    ("nn.routing", "_em_chunked", those(CAPNET)),
+    ("nn.routing", "_em_vote_free", those(CAPNET)),
     ("nn.routing", "VARIANCE_FLOOR", those(CAPNET)),
     ("nn.kernels", "assign", those(CAPNET)),
     ("nn.layers", "RoutedCapsules", those(CAPNET)),

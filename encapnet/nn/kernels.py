@@ -4,13 +4,15 @@
 
 # %% ../../nbs/nn/02_kernels.ipynb #9cbebc0f
 from __future__ import annotations
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['assign_reference', 'assign']
+__all__ = ['BACKENDS', 'assign_reference', 'coefficients_reference', 'collect', 'collect_backward', 'vote_free', 'full_precision',
+           'assign', 'check_choice', 'coefficients']
 
 # %% ../../nbs/nn/02_kernels.ipynb #453492c4
 def assign_reference(queries: Float[Tensor, "b g p f"],
@@ -19,77 +21,160 @@ def assign_reference(queries: Float[Tensor, "b g p f"],
                      normalize: str = "higher",       # softmax over j, or "lower": over (g, p)
                     ) -> Float[Tensor, "b g j e"]:
     "The textbook `assign`: keeps all coefficients for the backward pass."
+    return coefficients_reference(queries, keys, normalize).mT @ values
+
+def coefficients_reference(queries: Float[Tensor, "b g p f"], keys: Float[Tensor, "b g j f"], normalize: str = "higher") -> Float[Tensor, "b g p j"]:
+    "All of Eqn 1's c at once."
     logits = queries @ keys.mT
-    if normalize == "higher": coefficients = logits.softmax(-1)
-    else: coefficients = logits.flatten(1, 2).softmax(1).view_as(logits)
-    return coefficients.mT @ values
+    return logits.softmax(-1) if normalize == "higher" else logits.flatten(1, 2).softmax(1).view_as(logits)
 
-# %% ../../nbs/nn/02_kernels.ipynb #52e84a81
-def _blocks(pairs: int, size: int, budget: int) -> list[slice]:
-    "Cut `pairs` pairs of `size` bytes each into slices of at most `budget` bytes, at least one pair each."
-    step = max(1, budget // max(size, 1))
-    return [slice(first, first + step) for first in range(0, pairs, step)]
+# %% ../../nbs/nn/02_kernels.ipynb #0a81c870
+def _blocks(pairs: int, positions: int, size: int, budget: int) -> list[tuple[slice, slice]]:
+    "Slices of pairs and of positions whose coefficients, `size` bytes for each position, fit the budget (one position always does)."
+    together = max(1, budget // max(positions * size, 1))
+    part = max(1, min(positions, budget // max(size, 1)))
+    return [(slice(pair, min(pair + together, pairs)), slice(position, min(position + part, positions)))
+            for pair in range(0, pairs, together) for position in range(0, positions, part)]
 
-def _per_sample(rows: Tensor, groups: int, gather) -> Tensor:
-    "Reduce (b g, j) over the groups of each sample and hand the result back to each of its rows."
-    return gather(rows.unflatten(0, (-1, groups)), 1).repeat_interleave(groups, 0)[:, None]
+def _budget(device: torch.device) -> int:
+    return 2**22 if device.type == "cpu" else 2**26
 
-# %% ../../nbs/nn/02_kernels.ipynb #e1ee5ca8
+def _scratch(queries, keys, budget, pieces) -> tuple[list[tuple[slice, slice]], Callable[..., Tensor]]:
+    "The blocks, and a function that gives a block's place in one of several pieces of scratch memory."
+    higher = keys.shape[2]
+    blocks = _blocks(len(keys), queries.shape[1], higher * keys.element_size(), budget or _budget(keys.device))
+    shapes = [(rows.stop - rows.start, part.stop - part.start) for rows, part in blocks]
+    space = keys.new_empty(pieces, max((rows * part for rows, part in shapes), default=0) * higher)
+    def place(rows, part, piece=0):
+        shape = rows.stop - rows.start, part.stop - part.start, higher
+        return space[piece, :shape[0] * shape[1] * higher].view(shape)
+    return blocks, place
+
+# %% ../../nbs/nn/02_kernels.ipynb #4a857bb0
+def _coefficients(queries, keys, normalizer, place, rows, part):
+    logits = torch.bmm(queries[rows, part], keys[rows], out=place(rows, part))
+    if normalizer is None: return torch.softmax(logits, -1, out=logits)
+    return logits.sub_(normalizer[rows, None]).exp_()
+
+def _normalizer(queries, keys, groups, blocks, place):
+    "For \"lower\": the logarithm of each j's denominator, over the samples' groups and positions."
+    total = keys.new_full((len(keys), keys.shape[2]), -torch.inf)
+    for rows, part in blocks:
+        logits = torch.bmm(queries[rows, part], keys[rows], out=place(rows, part))
+        total[rows] = torch.logaddexp(total[rows], logits.logsumexp(1))
+    return total.unflatten(0, (len(keys) // groups, groups)).logsumexp(1)
+
+def collect(queries: Float[Tensor, "n p f"],
+            keys: Float[Tensor, "n f j"],
+            values: Float[Tensor, "n p e"],
+            groups: int = 0,              # softmax over j; else over the p of so many consecutive n: "lower"
+            budget: int | None = None,    # bytes of coefficients alive at any time
+           ) -> tuple[Float[Tensor, "n e j"], Float[Tensor, "samples j"] | None]: # Eqn 1's z; the denominators' logarithms of "lower"
+    "Eqn 1 forward, coefficients computed block by block and forgotten."
+    blocks, place = _scratch(queries, keys, budget, 1)
+    normalizer = _normalizer(queries, keys, groups, blocks, place) if groups else None
+    rowwise = normalizer.repeat_interleave(groups, 0) if groups else None
+    out = (values.new_empty if blocks else values.new_zeros)(len(keys), values.shape[2], keys.shape[2])
+    for rows, part in blocks:
+        c = _coefficients(queries, keys, rowwise, place, rows, part)
+        out[rows].baddbmm_(values[rows, part].mT, c, beta=float(part.start > 0))
+    return out, normalizer
+
+# %% ../../nbs/nn/02_kernels.ipynb #5ca4ef72
+def collect_backward(gradient: Float[Tensor, "n e j"],             # of the loss by z
+                     queries: Float[Tensor, "n p f"],
+                     keys: Float[Tensor, "n f j"],
+                     values: Float[Tensor, "n p e"],
+                     out: Float[Tensor, "n e j"] | None,           # z, which "lower" needs
+                     normalizer: Float[Tensor, "samples j"] | None, # as `collect` gave it
+                     groups: int = 0,
+                     recollect: bool = False,                      # compute z again on the way, since it was not kept
+                     budget: int | None = None,
+                    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: # gradients of the loss by queries, keys, values; z
+    "Eqn 1 backward."
+    blocks, place = _scratch(queries, keys, budget, 2)
+    to_queries, to_keys, to_values = (torch.empty_like(x) if blocks else torch.zeros_like(x) for x in (queries, keys, values))
+    if recollect: out = torch.zeros_like(gradient)
+    rowwise = normalizer.repeat_interleave(groups, 0) if groups else None
+    inner = (out * gradient).sum(1).unflatten(0, (len(keys) // groups, groups)).sum(1).repeat_interleave(groups, 0) if groups else None
+    for rows, part in blocks:
+        c = _coefficients(queries, keys, rowwise, place, rows, part)
+        given = torch.bmm(c, gradient[rows].mT)
+        slope = torch.bmm(values[rows, part], gradient[rows], out=place(rows, part, 1))
+        slope -= inner[rows, None] if groups else (values[rows, part] * given).sum(-1, keepdim=True)
+        slope *= c
+        to_values[rows, part] = given
+        to_queries[rows, part] = torch.bmm(slope, keys[rows].mT)
+        to_keys[rows].baddbmm_(queries[rows, part].mT, slope, beta=float(part.start > 0))
+        if recollect: out[rows].baddbmm_(values[rows, part].mT, c)
+    return to_queries, to_keys, to_values, out
+
+# %% ../../nbs/nn/02_kernels.ipynb #ccf5274b
+BACKENDS = "chunked", "triton", "reference"
+
+def vote_free(backend: str) -> tuple[Callable, Callable]:  # `collect` and `collect_backward`
+    "The two functions of a vote-free backend."
+    if backend == "chunked": return collect, collect_backward
+    from encapnet.nn import fused
+    return fused.collect, fused.collect_backward
+
+def full_precision(device: torch.device):
+    "Autocast switched off, on devices that know it (the meta device, on which shapes are tried out, does not)."
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+
 class _Assign(torch.autograd.Function):
-    "`assign` on queries (b g, p, f), keys (b g, f, j), values (b g, p, e), giving (b g, e, j); `groups` only for \"lower\"."
     @staticmethod
-    def coefficients(queries, keys, normalizer, rows):
-        logits = torch.bmm(queries[rows], keys[rows])
-        return logits.softmax(-1) if normalizer is None else logits.sub_(normalizer[rows]).exp_()
-
-    @staticmethod
-    def forward(ctx, queries, keys, values, groups, budget):
-        ctx.groups, ctx.blocks = groups, _blocks(len(keys), queries.shape[1] * keys.shape[2] * keys.element_size(), budget)
-        normalizer, given = None, values.mT.contiguous()
-        if groups:
-            total = keys.new_empty(len(keys), keys.shape[2])
-            for rows in ctx.blocks: torch.logsumexp(torch.bmm(queries[rows], keys[rows]), 1, out=total[rows])
-            normalizer = _per_sample(total, groups, torch.logsumexp)
-        out = values.new_empty(len(keys), values.shape[2], keys.shape[2])
-        for rows in ctx.blocks: torch.bmm(given[rows], _Assign.coefficients(queries, keys, normalizer, rows), out=out[rows])
-        ctx.save_for_backward(queries, keys, values, *((normalizer, out) if groups else ()))
+    def forward(ctx, queries, keys, values, groups, backend, options):
+        ctx.groups, ctx.backward_of, ctx.options = groups, vote_free(backend)[1], options
+        out, normalizer = vote_free(backend)[0](queries, keys, values, groups, **options)
+        ctx.save_for_backward(queries, keys, values, out if groups else None, normalizer)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        (queries, keys, values, *lower), gradient = ctx.saved_tensors, gradient.contiguous()
-        to_queries, to_keys, to_values = (torch.empty_like(x) for x in (queries, keys, values))
-        normalizer, out = lower or (None, None)
-        inner = _per_sample((out * gradient).sum(1), ctx.groups, torch.sum) if lower else None
-        asked = queries.mT.contiguous()
-        for rows in ctx.blocks:
-            c = _Assign.coefficients(queries, keys, normalizer, rows)
-            torch.bmm(c, gradient[rows].mT, out=to_values[rows])
-            slope = torch.bmm(values[rows], gradient[rows])
-            slope -= inner[rows] if lower else (values[rows] * to_values[rows]).sum(-1, keepdim=True)
-            slope *= c
-            torch.bmm(slope, keys[rows].mT, out=to_queries[rows])
-            torch.bmm(asked[rows], slope, out=to_keys[rows])
-        return to_queries, to_keys, to_values, None, None
-
-# %% ../../nbs/nn/02_kernels.ipynb #2a98a507
-def _full_precision(device: str):
-    "Autocast switched off, on devices that know it (the meta device, on which shapes are tried out, does not)."
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        queries, keys, values, out, normalizer = ctx.saved_tensors
+        with full_precision(gradient.device):
+            gradients = ctx.backward_of(gradient.contiguous(), queries, keys, values, out, normalizer, ctx.groups, **ctx.options)
+        return *gradients[:3], None, None, None
 
 # %% ../../nbs/nn/02_kernels.ipynb #0672f7c6
 def assign(queries: Float[Tensor, "b g p f"],   # one per lower capsule
            keys: Float[Tensor, "b g j f"],      # one per higher capsule and group
            values: Float[Tensor, "b g p e"],    # what a lower capsule gives away
            normalize: str = "higher",           # softmax over j, or "lower": over (g, p)
-           budget: int = 2**20,                 # bytes of coefficients alive at any time
+           backend: str = "chunked",
+           budget: int | None = None,           # bytes of coefficients alive at any time, of "chunked"; None: what suits the device
           ) -> Float[Tensor, "b g j e"]:        # what each higher capsule is given, per group
-    "Softmax assignment of values to keys, coefficients recomputed instead of stored. Raises ValueError on an unknown axis."
-    if normalize not in ("higher", "lower"): raise ValueError(f"normalize must be 'higher' or 'lower', got {normalize!r}")
+    "Softmax assignment of values to keys (Eqn 1), coefficients recomputed instead of stored. Raises ValueError on an unknown axis or backend."
+    check_choice("normalize", normalize, ("higher", "lower")); check_choice("backend", backend, BACKENDS)
+    if backend == "reference": return assign_reference(queries, keys, values, normalize)
     precise = torch.promote_types(torch.float32, queries.dtype)
-    groups = keys.shape[1] if normalize == "lower" else 0
-    with _full_precision(queries.device.type):
+    with full_precision(queries.device):
         flat = (x.to(precise).contiguous().flatten(0, 1) for x in (queries, keys.mT, values))
-        result = _Assign.apply(*flat, groups, budget).unflatten(0, keys.shape[:2])
+        options = dict(budget=budget) if backend == "chunked" else {}
+        result = _Assign.apply(*flat, keys.shape[1] if normalize == "lower" else 0, backend, options).unflatten(0, keys.shape[:2])
     return result.mT.to(queries.dtype)
+
+def check_choice(name: str, given: str, choices: Sequence[str]):
+    "Raise ValueError unless an option is one of its choices."
+    if given not in choices: raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {given!r}")
+
+# %% ../../nbs/nn/02_kernels.ipynb #f2d5a13d
+@torch.no_grad()
+def coefficients(queries: Float[Tensor, "b g p f"],
+                 keys: Float[Tensor, "b g j f"],
+                 chosen: Sequence[int],               # which j
+                 normalize: str = "higher",
+                 budget: int | None = None,
+                ) -> Float[Tensor, "b g p k"]:        # c of the chosen j, in that order; without gradient
+    "Eqn 1's coefficients of chosen higher capsules; those of the others are never stored. Raises IndexError on a j that there is not."
+    higher, shape = keys.shape[2], (*queries.shape[:3], len(chosen))
+    if wrong := [j for j in chosen if not 0 <= j < higher]: raise IndexError(f"there is no higher capsule {wrong[0]}: expected 0 to {higher - 1}")
+    flat = queries.flatten(0, 1), keys.mT.flatten(0, 1)
+    logits = torch.bmm(flat[0], flat[1][:, :, list(chosen)])
+    if normalize == "lower": return logits.view(shape).flatten(1, 2).softmax(1).view(shape)
+    blocks, place = _scratch(*flat, budget, 1)
+    total = logits.new_empty(logits.shape[:2])
+    for rows, part in blocks: total[rows, part] = torch.bmm(flat[0][rows, part], flat[1][rows], out=place(rows, part)).logsumexp(2)
+    return (logits - total[..., None]).exp().view(shape)

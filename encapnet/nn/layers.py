@@ -24,8 +24,17 @@ def _shaped(what: str, x: Tensor, *sizes: int | None):  # None: any size, but no
     expected = ", ".join("any" if size is None else str(size) for size in sizes)
     raise ValueError(f"expected {what} of shape (batch, {expected}), got {tuple(x.shape)}")
 
+# %% ../../nbs/nn/04_layers.ipynb #0ce5ddf1
+class _Transform(nn.Module):
+    "A transform as it lies in memory, and views of its parts in the letters of the text."
+    transform: nn.Parameter  # (j, g, d + 1, e)
+    @property
+    def weight(self) -> Float[Tensor, "g j d e"]: return self.transform[:, :, :-1].transpose(0, 1)
+    @property
+    def bias(self) -> Float[Tensor, "g j e"]: return self.transform[:, :, -1].transpose(0, 1)
+
 # %% ../../nbs/nn/04_layers.ipynb #b1c127a4
-class RoutedCapsules(nn.Module):
+class RoutedCapsules(_Transform):
     "Every lower capsule votes for every higher one; routing decides (Sec. 2.1, Fig. 1b). Raises ValueError on sizes that do not fit."
     def __init__(self,
                  groups: int,                # G, lower capsule channels, each with its own transform
@@ -46,8 +55,8 @@ class RoutedCapsules(nn.Module):
         if routing == "dynamic": self.options["normalize"] = normalize
         competitors = higher if normalize == "higher" else groups * positions
         scale = competitors / (positions * varying * math.sqrt(groups * higher_dim)) if routing == "dynamic" else 1 / 0.8
-        self.weight = nn.Parameter(torch.randn(groups, higher, dim, higher_dim) * scale)
-        self.bias = nn.Parameter(torch.zeros(groups, higher, higher_dim))
+        self.transform = nn.Parameter(torch.zeros(higher, groups, dim + 1, higher_dim))
+        with torch.no_grad(): self.weight.normal_(0, scale)
         if routing == "em":
             self.beta_u = nn.Parameter(torch.zeros(higher))
             self.beta_a = nn.Parameter(torch.zeros(higher))
@@ -56,11 +65,13 @@ class RoutedCapsules(nn.Module):
                 u: Float[Tensor, "b g p d"],                      # lower capsules
                 activation: Float[Tensor, "b g p"] | None = None, # how active each is; EM only
                ) -> tuple[Float[Tensor, "b j e"], Float[Tensor, "b j"]]: # higher capsules, and how active each is
-        _shaped("lower capsules", u, self.weight.shape[0], self.positions, self.weight.shape[2])
+        _, groups, rows, _ = self.transform.shape
+        _shaped("lower capsules", u, groups, self.positions, rows - 1)
+        transform = self.transform.transpose(0, 1)
         if self.routing == "em":
             if activation is None: raise ValueError("EM routing needs the activation of the lower capsules")
-            return em_routing(u, activation, self.weight, self.bias, self.beta_u, self.beta_a, **self.options)
-        v = dynamic_routing(u, self.weight, self.bias, **self.options)
+            return em_routing(u, activation, transform, self.beta_u, self.beta_a, **self.options)
+        v = dynamic_routing(u, transform, **self.options)
         return v, torch.linalg.vector_norm(v, dim=-1)
 
 # %% ../../nbs/nn/04_layers.ipynb #d2c9ce71

@@ -4,96 +4,170 @@
 
 # %% ../../nbs/nn/03_routing.ipynb #0f3bd376
 from __future__ import annotations
+from collections.abc import Sequence
+from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from .capsules import squash
-from .kernels import assign
+from .kernels import BACKENDS, assign, check_choice, full_precision, vote_free
+from .kernels import coefficients as coefficients_of
 
 # %% auto #0
 __all__ = ['VARIANCE_FLOOR', 'MASS_FLOOR', 'votes', 'dynamic_routing', 'em_routing']
 
-# %% ../../nbs/nn/03_routing.ipynb #9c49a772
-def votes(u: Float[Tensor, "b g p d"],              # lower capsules
-          weight: Float[Tensor, "g j d e"],         # transform, shared over positions
-          bias: Float[Tensor, "g j e"] | None = None,
-         ) -> Float[Tensor, "b g p j e"]:           # 4 b g p j e bytes in float32
-    "Every lower capsule's prediction of every higher capsule (Sec. 2.1)."
-    predicted = torch.einsum("bgpd,gjde->bgpje", u, weight)
-    return predicted if bias is None else predicted + bias[:, None]
+# %% ../../nbs/nn/03_routing.ipynb #26e96df9
+def _with_one(u: Tensor, transform: Tensor) -> Tensor:
+    "The capsules, with the constant 1 that a bias needs. Raises ValueError if transform and capsules do not fit."
+    have, expected = u.shape[3], transform.shape[2]
+    if have + 1 == expected: return torch.cat([u, torch.ones_like(u[..., :1])], -1)
+    if have == expected: return u
+    raise ValueError(f"a transform for capsules of dimension {have} has {have} rows, or {have + 1} with a bias; got {expected}")
+
+def votes(u: Float[Tensor, "b g p d"],          # lower capsules
+          transform: Float[Tensor, "g j f e"],  # shared over positions; f = d + 1 with a bias, else d
+         ) -> Float[Tensor, "b g p j e"]:       # 4 b g p j e bytes in float32
+    "Every lower capsule's prediction of every higher capsule (Sec. 2.1). Raises ValueError on a transform of another size."
+    return torch.einsum("bgpf,gjfe->bgpje", _with_one(u, transform), transform)
 
 # %% ../../nbs/nn/03_routing.ipynb #fb8e7bb0
-def _dynamic_reference(u, weight, bias, iterations, normalize):
-    predicted = votes(u, weight, bias).flatten(1, 2).transpose(1, 2).contiguous()      # (b, j, i, e)
+def _dynamic_votes(u, transform, iterations, normalize, chosen):
+    predicted = votes(u, transform).flatten(1, 2).transpose(1, 2).contiguous()      # (b, j, i, e)
     logits, axis = torch.zeros_like(predicted[..., 0]), 1 if normalize == "higher" else 2
     for step in range(iterations):
-        coefficients = logits.softmax(axis)
-        v = squash((coefficients[:, :, None] @ predicted).squeeze(2))
+        c = logits.softmax(axis)
+        v = squash((c[:, :, None] @ predicted).squeeze(2))
         if step + 1 < iterations: logits = logits + (predicted @ v[..., None]).squeeze(3)
-    return v
+    return v, _chosen(c, chosen, u)
 
-# %% ../../nbs/nn/03_routing.ipynb #110ecc23
-def _push(collected: Float[Tensor, "b g j f"], weight: Float[Tensor, "j gf e"]) -> Float[Tensor, "b j e"]:
-    "sum_g W_gj^T z_gj. One matrix product per j, on plain memory: strided operands make it many times slower."
-    b, g, j, f = collected.shape
-    return torch.bmm(collected.permute(2, 0, 1, 3).reshape(j, b, g * f), weight).transpose(0, 1)
+def _chosen(c, chosen, u):
+    "Of all coefficients (b, j, i) those of the chosen j, as (b, g, p, k)."
+    return None if chosen is None else c.detach()[:, list(chosen)].mT.reshape(*u.shape[:3], len(chosen))
 
-def _pull(v: Float[Tensor, "b j e"], weight: Float[Tensor, "j gf e"], groups: int) -> Float[Tensor, "b {groups} j f"]:
-    "W_gj v_j for each group, laid out with j last, as `assign` wants its keys."
-    pulled = torch.bmm(v.transpose(0, 1), weight.mT).unflatten(2, (groups, -1))
-    return pulled.permute(1, 2, 3, 0).contiguous().mT
+# %% ../../nbs/nn/03_routing.ipynb #be69c6dc
+def _keys(v: Float[Tensor, "j b e"], transform: Float[Tensor, "j gf e"], dim: int) -> Float[Tensor, "bg {dim} j"]:
+    "W_gj v_j for every group."
+    pulled = torch.bmm(v, transform.mT).flatten(1).t().contiguous()
+    return pulled.unflatten(0, (len(pulled) // dim, dim))
 
-def _by_higher(weight: Float[Tensor, "g j f e"]) -> Float[Tensor, "j gf e"]:
-    return weight.transpose(0, 1).flatten(1, 2)
+def _turned(collected: Float[Tensor, "bg f j"], samples: int) -> Float[Tensor, "j {samples} gf"]:
+    return collected.flatten(0, 1).t().contiguous().unflatten(1, (samples, len(collected) * collected.shape[1] // max(samples, 1)))
 
-# %% ../../nbs/nn/03_routing.ipynb #3fd9d0e4
-def _augmented(u, weight, bias):
-    "Append the constant 1 to the capsules and the bias to the transform."
-    if bias is None: return u, weight
-    return torch.cat([u, torch.ones_like(u[..., :1])], -1), torch.cat([weight, bias[:, :, None]], 2)
+def _squash_backward(s: Tensor, gradient: Tensor) -> Tensor:
+    square = s.square().sum(-1, keepdim=True)
+    length = square.sqrt()
+    along = (s * gradient).sum(-1, keepdim=True) / length.clamp(min=torch.finfo(s.dtype).tiny)
+    return (length * gradient + (1 - square) / (1 + square) * along * s) / (1 + square)
 
-def _dynamic_chunked(u, weight, bias, iterations, normalize):
-    u, weight = _augmented(u, weight, bias)
-    groups, n_lower, n_higher = u.shape[1], u.shape[1] * u.shape[2], weight.shape[1]
-    # With all logits zero every coefficient is the same number, and z is one sum for all j.
-    uniform = u.sum(2) / (n_higher if normalize == "higher" else n_lower)
-    v, keys = squash(torch.einsum("bgd,gjde->bje", uniform, weight)), 0
-    weight = _by_higher(weight)
-    for _ in range(iterations - 1):
-        keys = keys + _pull(v, weight, groups)
-        v = squash(_push(assign(u, keys, u, normalize), weight))
-    return v
+def _cache(device: torch.device) -> int:
+    "Bytes that an array may have to be worked with at leisure: on a GPU it is launches that would cost, not memory."
+    return (2 if device.type == "cpu" else 16) * 2**20
 
-# %% ../../nbs/nn/03_routing.ipynb #95c91ea1
+def _parties(samples: int, size: int, room: int) -> list[slice]:
+    "Slices of as many samples of `size` bytes as there is room for, at least one."
+    step = max(1, room // max(size, 1))
+    return [slice(first, min(first + step, samples)) for first in range(0, samples, step)]
+
+# %% ../../nbs/nn/03_routing.ipynb #291f9330
+def _dynamic_backward(gradient, u, transform, s, uniform, groups, backend):
+    "Eqns 3 and 4: the loss's gradients by u and transform."
+    higher, dim, competitors = len(transform), u.shape[3], u.shape[1] * u.shape[2] if groups else len(transform)
+    collect, collect_backward = vote_free(backend)
+    to_u, to_transform = torch.empty_like(u), torch.zeros_like(transform)
+    for party in _parties(len(u), higher * uniform.shape[1] * u.element_size(), 6 * _cache(u.device)):
+        some, total, to_v = u[party].flatten(0, 1), squash(s[:-1, :, party]).sum(0), gradient[:, party]
+        samples, to_total, to_some = total.shape[1], 0, 0
+        for step in reversed(range(len(s) - 1)):
+            to_s = _squash_backward(s[step + 1, :, party], to_v)
+            keys, to_collected = _keys(total, transform, dim), _keys(to_s, transform, dim)
+            collected = collect(some, keys, some, groups) if groups else (None, None)
+            to_queries, to_keys, to_values, collected = collect_backward(to_collected, some, keys, some, *collected, groups, recollect=not groups)
+            to_some = to_some + to_queries + to_values
+            to_keys = _turned(to_keys, samples)
+            to_transform.baddbmm_(_turned(collected, samples).mT, to_s).baddbmm_(to_keys.mT, total)
+            to_total = to_v = to_total + torch.bmm(to_keys, transform)
+            total = total - squash(s[step, :, party])
+        to_s = _squash_backward(s[0, :, party], to_v)
+        to_transform.baddbmm_(uniform[party].expand(higher, -1, -1).mT, to_s)
+        to_uniform = torch.bmm(to_s, transform.mT).sum(0) / competitors
+        to_u[party] = to_uniform.view(samples, -1, 1, dim) + (to_some.view_as(u[party]) if len(s) > 1 else 0)
+    return to_u, to_transform
+
+# %% ../../nbs/nn/03_routing.ipynb #d87c7d3c
+class _Dynamic(torch.autograd.Function):
+    "From u (b, g, p, f) and transform (j, g f, e) to v (j, b, e) and the sum of the v of all iterations but the last."
+    @staticmethod
+    def forward(ctx, u, transform, iterations, groups, backend):
+        (samples, _, _, dim), (higher, _, size) = u.shape, transform.shape
+        ctx.options, s = (groups, backend), u.new_empty(iterations, higher, samples, size)
+        collect, _ = vote_free(backend)
+        # With all logits zero every coefficient is the same number, and z is one sum for all j.
+        uniform = u.sum(2).flatten(1) / (u.shape[1] * u.shape[2] if groups else higher)
+        agreed = torch.zeros_like(s[0])
+        for party in _parties(samples, higher * uniform.shape[1] * u.element_size(), 6 * _cache(u.device)):
+            some, total = u[party].flatten(0, 1), agreed[:, party]
+            s[0, :, party] = torch.bmm(uniform[party].expand(higher, -1, -1), transform)
+            for step in range(iterations - 1):
+                total += squash(s[step, :, party])
+                collected, _ = collect(some, _keys(total, transform, dim), some, groups)
+                s[step + 1, :, party] = torch.bmm(_turned(collected, total.shape[1]), transform)
+        ctx.save_for_backward(u, transform, s, uniform)
+        ctx.mark_non_differentiable(agreed)
+        return squash(s[-1]), agreed
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient, _):
+        with full_precision(gradient.device): return *_dynamic_backward(gradient, *ctx.saved_tensors, *ctx.options), None, None, None
+
+# %% ../../nbs/nn/03_routing.ipynb #3d3790a0
+def _dynamic_vote_free(u, transform, iterations, normalize, backend, chosen):
+    u = _with_one(u, transform)
+    if u.shape[2] * transform.shape[3] <= 4 * u.shape[3]: return _dynamic_votes(u, transform, iterations, normalize, chosen)
+    by_higher = transform.transpose(0, 1).contiguous().flatten(1, 2)
+    v, agreed = _Dynamic.apply(u, by_higher, iterations, u.shape[1] if normalize == "lower" else 0, backend)
+    if chosen is None: return v.transpose(0, 1), None
+    keys = _keys(agreed, by_higher.detach(), u.shape[3]).view(*u.shape[:2], u.shape[3], len(agreed)).mT
+    return v.transpose(0, 1), coefficients_of(u, keys, chosen, normalize)
+
+# %% ../../nbs/nn/03_routing.ipynb #4b5371af
 def dynamic_routing(u: Float[Tensor, "b g p d"],              # lower capsules
-                    weight: Float[Tensor, "g j d e"],         # transform, shared over positions
-                    bias: Float[Tensor, "g j e"] | None = None,
+                    transform: Float[Tensor, "g j f e"],      # shared over positions; f = d + 1 with a bias, else d
                     iterations: int = 3,                      # R; 1 is uniform coupling
                     normalize: str = "higher",                # softmax axis: the textbook's, or "lower"
-                    backend: str = "chunked",                 # "reference" forms the votes
-                   ) -> Float[Tensor, "b j e"]:               # higher capsules, squashed
+                    backend: str = "chunked",                 # "triton": fused, on CUDA; "reference" forms the votes
+                    coefficients: Sequence[int] | None = None, # also return c of these j, as (b, g, p, k), without gradient
+                   ) -> Float[Tensor, "b j e"] | tuple[Float[Tensor, "b j e"], Float[Tensor, "b g p k"]]: # higher capsules, squashed
     "Routing by agreement (Eqn 1; Sabour et al. 2017). Raises ValueError on an unknown option or fewer than one iteration."
-    _check(iterations, backend)
-    if normalize not in ("higher", "lower"): raise ValueError(f"normalize must be 'higher' or 'lower', got {normalize!r}")
-    route = _dynamic_chunked if backend == "chunked" else _dynamic_reference
-    return route(u, weight, bias, iterations, normalize)
+    _check(iterations, backend, transform.shape[1], coefficients); check_choice("normalize", normalize, ("higher", "lower"))
+    route = _dynamic_votes if backend == "reference" else partial(_dynamic_vote_free, backend=backend)
+    with full_precision(u.device):
+        v, c = route(_precise(u), _precise(transform), iterations, normalize, chosen=coefficients)
+    return v.to(u.dtype) if c is None else (v.to(u.dtype), c)
 
-def _check(iterations: int, backend: str):
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(torch.float32, x.dtype))
+
+def _check(iterations: int, backend: str, higher: int, chosen: Sequence[int] | None):
     if iterations < 1: raise ValueError(f"routing needs at least 1 iteration, got {iterations}")
-    if backend not in ("chunked", "reference"): raise ValueError(f"backend must be 'chunked' or 'reference', got {backend!r}")
+    check_choice("backend", backend, BACKENDS)
+    wrong = [j for j in chosen or () if not 0 <= j < higher]
+    if wrong: raise IndexError(f"there is no higher capsule {wrong[0]}: expected 0 to {higher - 1}")
 
 # %% ../../nbs/nn/03_routing.ipynb #50a3b3cf
 VARIANCE_FLOOR = 1e-4   # of a vote's component; votes are of order one
 MASS_FLOOR = 1e-8       # of R_j, in votes: a cluster that nobody votes for has mean zero, not NaN
 
-def _activation(mass, log_variance, beta_u, beta_a, share, step, temperature):
-    "log a_j from the cluster's mass (b, j) and log variance (b, j, e)."
-    cost = (beta_u[:, None] + 0.5 * log_variance).sum(-1) * mass / share
-    return F.logsigmoid(temperature * (1 - 0.95 ** (step + 1)) * (beta_a - cost))
+def _log_activation(mass, log_variance, beta_u, beta_a, share, inverse_temperature):
+    "log a_j from the cluster's mass (.., j or j, ..) and log variance (.., e)."
+    return F.logsigmoid(inverse_temperature * (beta_a - (beta_u * log_variance.shape[-1] + 0.5 * log_variance.sum(-1)) * mass / share))
 
-def _em_reference(u, activation, weight, bias, beta_u, beta_a, iterations, temperature):
-    predicted = votes(u, weight, bias).flatten(1, 2).transpose(1, 2).contiguous()      # (b, j, i, e)
+def _inverse_temperature(temperature: float, step: int) -> float: return temperature * (1 - 0.95 ** (step + 1))
+
+def _em_votes(u, activation, transform, beta_u, beta_a, iterations, temperature, chosen):
+    predicted = votes(u, transform).flatten(1, 2).transpose(1, 2).contiguous()      # (b, j, i, e)
     active, share = activation.flatten(1)[:, None], predicted.shape[2] / predicted.shape[1]
     responsibility = torch.full_like(predicted[..., 0], 1 / predicted.shape[1])
     for step in range(iterations):
@@ -102,11 +176,11 @@ def _em_reference(u, activation, weight, bias, beta_u, beta_a, iterations, tempe
         mean = (given @ predicted).squeeze(2) / (mass + MASS_FLOOR)[..., None]
         offset = (predicted - mean[:, :, None]).square()
         variance = (given @ offset).squeeze(2) / (mass + MASS_FLOOR)[..., None] + VARIANCE_FLOOR
-        log_active = _activation(mass, variance.log(), beta_u, beta_a, share, step, temperature)
+        log_active = _log_activation(mass, variance.log(), beta_u, beta_a, share, _inverse_temperature(temperature, step))
         if step + 1 < iterations:
             fit = -0.5 * ((offset @ (1 / variance)[..., None]).squeeze(3) + variance.log().sum(-1)[..., None])
             responsibility = (log_active[..., None] + fit).softmax(1)
-    return mean, log_active.exp()
+    return mean, log_active.exp(), _chosen(responsibility, chosen, u)
 
 # %% ../../nbs/nn/03_routing.ipynb #5434862c
 def _quadratic(x: Tensor, dim: int = -1) -> Tensor:
@@ -114,64 +188,96 @@ def _quadratic(x: Tensor, dim: int = -1) -> Tensor:
     d = x.shape[dim]
     return torch.cat([x.narrow(dim, m, 1) * x.narrow(dim, m, d - m) for m in range(d)], dim)
 
-def _features(x: Tensor) -> Tensor:
+def _features(x: Float[Tensor, "b g p d"]) -> Float[Tensor, "b g p F"]:
     "phi(x) = [vech(x x^T), x, 1]."
     return torch.cat([_quadratic(x), x, torch.ones_like(x[..., :1])], -1)
 
-def _quadratic_weight(weight: Tensor) -> Tensor:
-    "(g, j, q, e): what the square of W^T x makes of each product of `_quadratic`; mixed products occur twice."
+def _squares(weight: Float[Tensor, "j g d e"]) -> Float[Tensor, "j gq e"]:
+    "What the square of W^T x makes of each product of `_quadratic`; mixed products occur twice."
     once = torch.eye(weight.shape[2], dtype=weight.dtype, device=weight.device)
     twice = torch.cat([2 - once[m, m:] for m in range(weight.shape[2])])
-    return _quadratic(weight, 2) * twice[:, None]
+    return (_quadratic(weight, 2) * twice[:, None]).flatten(1, 2)
 
-# %% ../../nbs/nn/03_routing.ipynb #6dbffc41
-def _fit(moments, weight, squares, offset):
-    "M-step from the moments M (b, g, j or 1, q + d + 1): mass (b, j), mean and variance (b, j, e), delta (b, g, j, e)."
-    dim, moments = weight.shape[2], moments.expand(-1, -1, weight.shape[1], -1)
-    second, first, mass = moments.split([moments.shape[3] - dim - 1, dim, 1], -1)
-    total = mass.sum(1) + MASS_FLOOR                                       # (b, j, 1)
-    inner = torch.einsum("bgjd,gjde->bgje", first, weight)
-    mean = (inner + mass * offset).sum(1) / total
-    delta = offset - mean[:, None]
-    variance = (_push(second, squares) + ((2 * inner + mass * delta) * delta).sum(1)) / total
-    return mass.sum(1).squeeze(-1), mean, variance.clamp(min=0) + VARIANCE_FLOOR, delta
-
-def _likelihood(variance, log_active, delta, weight, squares):
-    "E-step's keys Theta (b, g, j, q + d + 1): phi(u) . Theta = log a_j + log N(V; mean, variance), up to a constant."
+# %% ../../nbs/nn/03_routing.ipynb #b31188fc
+def _fit(moments: Float[Tensor, "#j b g F"],     # M; or one for all j
+         transform: Float[Tensor, "j g f e"],
+         squares: Float[Tensor, "j gq e"],
+         centre: Float[Tensor, "b g f"],         # each group's mean capsule, with the bias's 1
+         beta_u: Float[Tensor, "j"],
+         beta_a: Float[Tensor, "j"],
+         share: float,
+         inverse_temperature: float,
+         last: bool,
+        ) -> tuple[Tensor, ...]:                 # mean (j, b, e), log a (j, b) and, unless it is the last time, Theta (j, b, g, F)
+    "M-step and the next E-step's keys, for some higher capsules."
+    dim = moments.shape[3] - squares.shape[1] // transform.shape[1] - 1
+    moments, weight = moments.expand(len(transform), -1, -1, -1), transform[:, :, :dim]
+    second, first, mass = moments.split([moments.shape[3] - dim - 1, dim, 1], 3)
+    total = mass.sum(2) + MASS_FLOOR                                                    # (j, b, 1)
+    offset = (centre.transpose(0, 1) @ transform).transpose(1, 2)                       # (j, b, g, e), as all that follow
+    inner = (first.transpose(1, 2) @ weight).transpose(1, 2)
+    mean = (inner + mass * offset).sum(2) / total
+    delta = offset - mean[:, :, None]
+    spread = torch.bmm(second.flatten(2), squares) + ((2 * inner + mass * delta) * delta).sum(2)
+    variance = (spread / total).clamp(min=0) + VARIANCE_FLOOR
+    log_active = _log_activation(mass.sum((2, 3)), variance.log(), beta_u[:, None], beta_a[:, None], share, inverse_temperature)
+    if last: return mean, log_active
     precision = 1 / variance
-    pulled = delta * precision[:, None]
-    constant = (log_active - 0.5 * variance.log().sum(-1))[:, None] - 0.5 * (delta * pulled).sum(-1)
-    linear = torch.einsum("gjde,bgje->bgdj", weight, pulled)
-    return torch.cat([-0.5 * _pull(precision, squares, len(weight)).mT, -linear, constant[:, :, None]], 2).mT
+    pulled = delta * precision[:, :, None]
+    constant = (log_active - 0.5 * variance.log().sum(-1))[:, :, None] - 0.5 * (delta * pulled).sum(-1)
+    quadratic = torch.bmm(precision, squares.mT).view(second.shape)
+    linear = (pulled.transpose(1, 2) @ weight.mT).transpose(1, 2)
+    return mean, log_active, torch.cat([-0.5 * quadratic, -linear, constant[..., None]], 3)
 
-# %% ../../nbs/nn/03_routing.ipynb #f1dae45f
-def _em_chunked(u, activation, weight, bias, beta_u, beta_a, iterations, temperature):
-    n_higher, share = weight.shape[1], u.shape[1] * u.shape[2] / weight.shape[1]
-    centre = u.mean(2, keepdim=True)
-    offset = torch.einsum("bgd,gjde->bgje", centre[:, :, 0], weight)
-    if bias is not None: offset = offset + bias
-    features, squares = _features(u - centre), _by_higher(_quadratic_weight(weight))
-    active = activation[..., None] * features
-    moments = active.sum(2, keepdim=True) / n_higher                          # responsibilities are all 1 / n_higher
+# %% ../../nbs/nn/03_routing.ipynb #3aa8ca20
+def _em_vote_free(u, activation, transform, beta_u, beta_a, iterations, temperature, backend, chosen):
+    (samples, groups, positions, dim), (higher, size) = u.shape, transform.shape[1::2]
+    n_features = dim * (dim + 1) // 2 + dim + 1
+    if positions * size <= n_features: return _em_votes(u, activation, transform, beta_u, beta_a, iterations, temperature, chosen)
+    parties = _parties(samples, groups * higher * n_features * u.element_size(), 48 * _cache(u.device)) or [slice(0, 0)]
+    together = parties[0].stop * groups * size * u.element_size()
+    step = max(1, _cache(u.device) // max(together, 1))
+    chunks = [x.split(step) for x in (transform.transpose(0, 1), beta_u, beta_a)]
+    clusters = list(zip(chunks[0], [_squares(chunk[:, :, :dim]) for chunk in chunks[0]], *chunks[1:]))
+    routed = [_em_party(u[party], activation[party], clusters, iterations, temperature, backend, chosen) for party in parties]
+    return tuple(torch.cat(parts) if parts[0] is not None else None for parts in zip(*routed))
+
+def _em_party(u, activation, clusters, iterations, temperature, backend, chosen):
+    "EM routing of some samples to the higher capsules of all chunks: means, activations, responsibilities of the chosen."
+    transform, higher = clusters[0][0], sum(len(chunk) for chunk, *_ in clusters)
+    centre, share = u.mean(2, keepdim=True), u.shape[1] * u.shape[2] / higher
+    features, keys = _features(u - centre), None
+    active, centre = activation[..., None] * features, _with_one(centre, transform)[:, :, 0]
+    moments = [(active.sum(2) / higher)[None]] * len(clusters)                 # responsibilities are all 1 / n_higher
+    fit = _fit if len(clusters) == 1 else partial(checkpoint, _fit, use_reentrant=False, preserve_rng_state=False)
     for step in range(iterations):
-        mass, mean, variance, delta = _fit(moments, weight, squares, offset)
-        log_active = _activation(mass, variance.log(), beta_u, beta_a, share, step, temperature)
-        if step + 1 < iterations:
-            moments = assign(features, _likelihood(variance, log_active, delta, weight, squares), active)
-    return mean, log_active.exp()
+        last, schedule = step + 1 == iterations, (share, _inverse_temperature(temperature, step))
+        fits = [fit(moment, chunk, squares, centre, *betas, *schedule, last)
+                for moment, (chunk, squares, *betas) in zip(moments, clusters)]
+        if last: break
+        keys = torch.cat([found[2] for found in fits]).flatten(1).t().contiguous().view(*features.shape[:2], features.shape[3], higher).mT
+        collected = assign(features, keys, active, backend=backend).mT                         # (b, g, F, j)
+        moments = collected.flatten(0, 2).t().contiguous().unflatten(1, collected.shape[:3]).split(len(transform))
+    mean, log_active = (torch.cat(parts).transpose(0, 1) for parts in list(zip(*fits))[:2])
+    if chosen is None: return mean, log_active.exp(), None
+    if keys is None: keys = torch.zeros_like(features[:, :, :1]).expand(-1, -1, higher, -1)
+    return mean, log_active.exp(), coefficients_of(features, keys, chosen)
 
-# %% ../../nbs/nn/03_routing.ipynb #1f6a1cfa
+# %% ../../nbs/nn/03_routing.ipynb #bba3e239
 def em_routing(u: Float[Tensor, "b g p d"],              # lower capsules
                activation: Float[Tensor, "b g p"],       # how active each is, in [0, 1]
-               weight: Float[Tensor, "g j d e"],         # transform, shared over positions
-               bias: Float[Tensor, "g j e"] | None,
+               transform: Float[Tensor, "g j f e"],      # shared over positions; f = d + 1 with a bias, else d
                beta_u: Float[Tensor, "j"],               # cost of describing a vote outside any cluster
                beta_a: Float[Tensor, "j"],               # cost of a cluster
                iterations: int = 3,                      # R
                temperature: float = 1.0,                 # of the schedule, see above
-               backend: str = "chunked",                 # "reference" forms the votes
-              ) -> tuple[Float[Tensor, "b j e"], Float[Tensor, "b j"]]:  # means: the higher capsules; their activations
+               backend: str = "chunked",                 # "triton": fused, on CUDA; "reference" forms the votes
+               coefficients: Sequence[int] | None = None, # also return the responsibilities of these j, as (b, g, p, k), without gradient
+              ) -> tuple[Tensor, ...]:                   # means (b, j, e): the higher capsules; their activations (b, j)
     "Routing as clustering of votes by Gaussians (Eqns 2, 3; Hinton et al. 2018). Raises ValueError as `dynamic_routing` does."
-    _check(iterations, backend)
-    route = _em_chunked if backend == "chunked" else _em_reference
-    return route(u, activation, weight, bias, beta_u, beta_a, iterations, temperature)
+    _check(iterations, backend, transform.shape[1], coefficients)
+    route = _em_votes if backend == "reference" else partial(_em_vote_free, backend=backend)
+    with full_precision(u.device):
+        inputs = (_precise(x) for x in (u, activation, transform, beta_u, beta_a))
+        mean, active, r = route(*inputs, iterations, temperature, chosen=coefficients)
+    return (mean.to(u.dtype), active.to(u.dtype)) if r is None else (mean.to(u.dtype), active.to(u.dtype), r)

@@ -121,18 +121,17 @@ def measure(config: MeasureConfig, device: torch.device, patience_s: float = 20.
 # %% ../../nbs/show/33_bench.ipynb #df2364c9
 def model_bytes(backend: str, groups: int, positions: int, higher: int, dim: int = 8, higher_dim: int = 16, iterations: int = 3) -> int:
     "What dynamic routing keeps for the backward pass by the cost model, in bytes per sample (float32, at least two iterations)."
-    outcomes = 2 * iterations * higher * higher_dim
-    if backend == "reference": return 4 * (groups * positions * higher * (higher_dim + iterations) + outcomes)
-    return 4 * (2 * (iterations - 1) * groups * higher * (dim + 1) + outcomes)
+    lower, outcomes = groups * positions, iterations * higher * higher_dim
+    if backend == "reference": return 4 * (lower * higher * (higher_dim + iterations) + 2 * outcomes)
+    return 4 * (outcomes + (lower + groups) * (dim + 1))
 
 def kept_bytes(backend: str, groups: int, positions: int, higher: int, dim: int = 8, higher_dim: int = 16, iterations: int = 3) -> int:
     "What autograd really keeps for dynamic routing, in bytes per sample (on the meta device: no size is too large)."
     with torch.device("meta"):
-        u, weight, bias = (torch.empty(shape, requires_grad=True) for shape in (
-            (1, groups, positions, dim), (groups, higher, dim, higher_dim), (groups, higher, higher_dim)))
-        def kept(n):
-            inputs = u.expand(n, -1, -1, -1).clone(), weight, bias
-            return saved_bytes(lambda *x: dynamic_routing(*x, iterations=iterations, backend=backend), *inputs)
+        transform = torch.empty(groups, higher, dim + 1, higher_dim, requires_grad=True)
+        def kept(samples):
+            u = torch.empty(samples, groups, positions, dim, requires_grad=True)
+            return saved_bytes(lambda *x: dynamic_routing(*x, iterations=iterations, backend=backend), u, transform)
         return kept(2) - kept(1)         # what does not grow with the batch is the parameters', not the sample's
 
 # %% ../../nbs/show/33_bench.ipynb #b9681f3e
