@@ -17,6 +17,7 @@ ARROWS = {
     # the mathematics
     "nn.capsules": [],
     "nn.losses": ["nn.capsules"],
+    "nn.fused": [],
     "nn.kernels": ["nn.fused"],
     "nn.routing": ["nn.capsules", "nn.kernels"],
     "nn.layers": ["nn.capsules", "nn.routing"],
