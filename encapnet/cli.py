@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Annotated
 import typer
 import encapnet
-from .study.config import (EXPERIMENTS, PROFILES, MeasureConfig, OutOfTime, RunConfig, StudyError, UsageError, find_profile,
+from .study.config import (EXPERIMENTS, PROFILES, MeasureConfig, OutOfTime, RoutingBenchConfig, RunConfig, StudyError, UsageError, find_profile,
                                    find_row, measurements, nearest)
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'ProfileOption', 'DataOption', 'RootOption', 'RunsOption', 'ReportsOption', 'MinutesOption',
-           'DEFAULT_REPORTS', 'COSTS', 'Context', 'Taken', 'say', 'notebooks', 'chosen_reports', 'reproduce',
-           'command_for', 'run_', 'taken_seconds', 'estimate', 'epochs_done', 'standing', 'status', 'data_list',
-           'data_fetch', 'data_verify', 'device', 'main', 'one_line']
+           'DEFAULT_REPORTS', 'COSTS', 'Context', 'Taken', 'bench_app', 'say', 'notebooks', 'chosen_reports',
+           'reproduce', 'command_for', 'run_', 'taken_seconds', 'estimate', 'epochs_done', 'standing', 'status',
+           'data_list', 'data_fetch', 'data_verify', 'bench_routing', 'bench_measure', 'device', 'main', 'one_line']
 
 # %% ../nbs/40_cli.ipynb #2f289ecb
 app = typer.Typer(name="encapnet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -108,13 +108,13 @@ def reproduce(reports_: Annotated[list[str] | None, typer.Argument(metavar="[REP
 def _config_from(file: Path):
     "A configuration from its file. Raises UsageError with the first thing that is wrong."
     from pydantic import ValidationError
-    from encapnet.study.config import MeasureConfig, RunConfig
     from encapnet.study import config
     try: content = file.read_text(encoding="utf-8")
     except OSError as error: raise UsageError(f"cannot read {file}: {error.strerror}") from error
     except ValueError as error: raise UsageError(f"{file} is not a configuration: it is no text in UTF-8") from error
     try:
-        kind = RunConfig if "schedule" in json.loads(content) else MeasureConfig
+        fields = json.loads(content)
+        kind = RunConfig if "schedule" in fields else RoutingBenchConfig if "backend" in fields else MeasureConfig
         return kind.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
@@ -185,6 +185,7 @@ def run_(context: typer.Context, row: Annotated[str, typer.Argument(metavar="[EX
 def _run_one(config: RunConfig | MeasureConfig, root: str | None, runs: str, reports: str, deadline: float | None, retrain: bool, events: bool):
     "Train, or measure, what is not there."
     from encapnet.study.runs import Run, finished, state
+    if isinstance(config, RoutingBenchConfig): raise UsageError("a timing of routing makes sense beside others: `encapnet bench routing` takes them in turn")
     run = Run(runs, config)
     found, what = state(run), f"{run.name} ({config.key})"
     if found.name == "stale" and not retrain: raise StudyError(f"{what} is stale, {found.why}; --retrain trains it again")
@@ -368,6 +369,40 @@ def data_verify(names: list[str], data_root: RootOption = "", as_json: Annotated
         found = dict(name=name, sha256=found.pop("hash")) | found
         if as_json: typer.echo(json.dumps(found))
         else: typer.echo(f"{name}: {found['train']:,} train, {found['test']:,} test, sha256 {found['sha256'][:12]} ({found['source']})")
+
+# %% ../nbs/40_cli.ipynb #d1390428
+bench_app = typer.Typer(no_args_is_help=True, help="Timings: candidates in turn, each in a process of its own.")
+app.add_typer(bench_app, name="bench")
+
+@bench_app.command("routing")
+def bench_routing(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports", max_minutes: MinutesOption = None,
+                  as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False):
+    "Time and weigh dynamic and EM routing, with votes and without."
+    from encapnet.study import launch
+    from encapnet.study.runs import finished
+    find_profile(profile)
+    candidates = launch.benched(profile, runs)
+    launch.take_turns(candidates, reports, _deadline(max_minutes))
+    for run in candidates:
+        if (record := finished(run)) is None: continue
+        found = record.outcome
+        if as_json: typer.echo(json.dumps(dict(row=run.config.row, **found)))
+        elif not found["n"]: typer.echo(f"{run.config.row:32} does not fit here: {found['accounted'] / 2**20:,.0f} MiB by account")
+        else:
+            peak = "?" if found["peak"] is None else f"{found['peak'] / 2**20:,.0f} MiB"
+            typer.echo(f"{run.config.row:32} {found['median']:9.4f} s ({found['low']:.4f} to {found['high']:.4f}, n = {found['n']})  {peak:>12}")
+    say("medians, their range over all turns, peak memory above weights and inputs; `encapnet reproduce bench_routing` draws them")
+
+@bench_app.command("measure", hidden=True)
+def bench_measure(config: Path):
+    from encapnet.show.bench import bench_routing as timed, routing_operations
+    from encapnet.training import hardware, pick_device, pin_threads
+    chosen = _config_from(config)
+    if not isinstance(chosen, RoutingBenchConfig): raise UsageError(f"{config} is no configuration of a timing")
+    pin_threads()
+    device = pick_device()
+    if (here := hardware(device)) != chosen.hardware: raise StudyError(f"this timing is for {chosen.hardware}, this is {here}")
+    typer.echo(json.dumps(dict(timed(chosen, device), operations=routing_operations(chosen))))
 
 # %% ../nbs/40_cli.ipynb #406b24a9
 @app.command()

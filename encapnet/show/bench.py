@@ -6,6 +6,8 @@
 from __future__ import annotations
 import os, statistics, time, weakref
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 import torch
 from torch import Tensor, nn
@@ -13,12 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from ..nn import networks
 from ..nn.losses import margin_loss
-from ..nn.routing import dynamic_routing
-from ..study.config import MeasureConfig
+from ..nn.capsules import squash
+from ..nn.routing import dynamic_routing, em_routing
+from ..study.config import MeasureConfig, RoutingBenchConfig
 
 # %% auto #0
 __all__ = ['LiveBytes', 'step_bytes', 'step_line', 'saved_bytes', 'free_bytes', 'step_seconds', 'measure', 'model_bytes',
-           'kept_bytes', 'kept_over_higher', 'built_sizes']
+           'kept_bytes', 'kept_over_higher', 'built_sizes', 'textbook_routing', 'routing_call', 'routing_bytes',
+           'bench_routing', 'routing_operations', 'largest_batch', 'largest_batches']
 
 # %% ../../nbs/show/33_bench.ipynb #84c33a02
 class LiveBytes(TorchDispatchMode):
@@ -145,3 +149,95 @@ def built_sizes() -> dict[str, int]:
     with torch.device("meta"): layer = networks.SixLayerEncapNet().capsules
     return dict(mappings=layer.master.conv.weight.numel() + layer.aide.conv.weight.numel(),
                 coefficients=layer.m1.weight.numel() + layer.m2.weight.numel())
+
+# %% ../../nbs/show/33_bench.ipynb #d3c54f44
+def textbook_routing(u: Tensor,              # (b, i, d)
+                     weight: Tensor,         # (i, j, d, e), one transform for each pair
+                     iterations: int = 3,
+                    ) -> Tensor:             # (b, j, e)
+    "Dynamic routing as commonly written: one batched product makes the votes, and the votes stay."
+    votes = torch.bmm(u.transpose(0, 1), weight.transpose(1, 2).flatten(2)).unflatten(2, weight.shape[1::2])    # (i, b, j, e)
+    votes = votes.permute(1, 2, 0, 3).contiguous()
+    logits = torch.zeros_like(votes[..., 0])
+    for step in range(iterations):
+        s = torch.matmul(logits.softmax(1)[:, :, None], votes)[:, :, 0]
+        v = squash(s)
+        if step + 1 < iterations: logits = logits + torch.matmul(votes, v[..., None])[..., 0]
+    return v
+
+def routing_call(config: RoutingBenchConfig) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    "What is timed, and its leaves, on the current default device. Equal configurations get equal numbers."
+    torch.manual_seed(0)
+    c, bias = config, config.positions > 1
+    u = torch.randn(c.batch, c.groups, c.positions, c.dim).mul_(0.3).requires_grad_()
+    transform = torch.randn(c.higher, c.groups, c.dim + bias, c.higher_dim).transpose(0, 1).requires_grad_()
+    if c.backend == "textbook": return lambda u, weight: textbook_routing(u[:, :, 0], weight, c.iterations), [u, transform]
+    options = dict(iterations=c.iterations, backend=c.backend)
+    if c.routing == "dynamic": return partial(dynamic_routing, **options), [u, transform]
+    leaves = [u, torch.rand(c.batch, c.groups, c.positions).requires_grad_(), transform, *torch.zeros(2, c.higher).requires_grad_()]
+    return lambda *leaves: em_routing(*leaves, **options)[0], leaves
+
+# %% ../../nbs/show/33_bench.ipynb #ea50075f
+def routing_bytes(config: RoutingBenchConfig) -> int:
+    "Peak bytes of live tensors above weights and inputs, by account."
+    with torch.device("meta"):
+        call, leaves = routing_call(config)
+        with LiveBytes() as live:
+            for leaf in leaves: live.enter(leaf)
+            before = live.now
+            call(*leaves).square().sum().backward()
+    return live.peak - before
+
+def _level(device: torch.device, peak: bool) -> int | None:
+    "Bytes in use, or their peak since the last `_reset`; None where the system does not say."
+    if device.type == "cuda": return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)(device)
+    try: text = open("/proc/self/status", encoding="ascii").read()
+    except OSError: return None
+    return 1024 * int(text.split("VmHWM:" if peak else "VmRSS:")[1].split()[0])
+
+def _reset(device: torch.device):
+    if device.type == "cuda": torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file: file.write("5")
+
+# %% ../../nbs/show/33_bench.ipynb #edcabf43
+def bench_routing(config: RoutingBenchConfig, device: torch.device, budget_s: float = 1.5, most: int = 7) -> dict[str, Any]:
+    "Seconds of steps and peak bytes of the first; no seconds where the account does not fit. Warms up unless a step takes longer than the budget."
+    accounted = routing_bytes(config)
+    if accounted > 0.8 * free_bytes(device): return dict(seconds=[], peak=None, accounted=accounted)
+    with torch.device(device): call, leaves = routing_call(config)
+    taken, peak = [], None
+    while len(taken) < 2 or (sum(taken) < budget_s and len(taken) <= most):
+        for leaf in leaves: leaf.grad = None
+        if not taken: _reset(device)
+        before = _level(device, False)
+        if device.type == "cuda": torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        call(*leaves).square().sum().backward()
+        if device.type == "cuda": torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - began)
+        if len(taken) == 1 and before is not None: peak = _level(device, True) - before
+        if taken[0] > 2 * budget_s: break
+    return dict(seconds=[round(value, 6) for value in (taken if taken[0] > 2 * budget_s else taken[1:])], peak=peak, accounted=accounted)
+
+# %% ../../nbs/show/33_bench.ipynb #8f7c7e13
+def routing_operations(config: RoutingBenchConfig) -> int:
+    "Floating-point operations of the matrix products of one sample, forward and backward, by the model."
+    c, f, quadratic = config, config.dim + (config.positions > 1), config.dim * (config.dim + 1) // 2
+    pairs, weights = 2 * c.groups * c.positions * c.higher, 2 * c.groups * c.higher * c.higher_dim
+    em = c.routing == "em"
+    if c.backend in ("reference", "textbook"): return 3 * pairs * c.higher_dim * (f + (3 if em else 2) * c.iterations - 1)
+    if not em: return (c.iterations - 1) * (8 * pairs * f + 7 * weights * f) + 3 * weights * f
+    return (c.iterations - 1) * 7 * pairs * (quadratic + c.dim + 1) + 4 * c.iterations * weights * (2 * quadratic + 3 * c.dim)
+
+def largest_batch(config: RoutingBenchConfig, budget: int = 12 * 2**30) -> int:
+    "The largest batch whose step fits the budget with weights, their gradients and inputs, along the account's straight line."
+    low, high = (routing_bytes(config.model_copy(update=dict(batch=batch))) for batch in (16, 32))
+    with torch.device("meta"): weights = sum(4 * leaf.numel() for leaf in routing_call(config.model_copy(update=dict(batch=1)))[1])
+    return max(0, int((budget - 2 * weights - (2 * low - high)) // ((high - low) / 16)))
+
+def largest_batches() -> list[dict[str, Any]]:
+    "For both routings of Table 1's layer, with votes and without."
+    layer = dict(row="layer", hardware="", batch=1, groups=32, positions=64, dim=8, higher=2048, higher_dim=16)
+    return [dict(routing=routing, backend=backend, batch=largest_batch(RoutingBenchConfig(routing=routing, backend=backend, **layer)))
+            for routing in ("dynamic", "em") for backend in ("reference", "chunked")]

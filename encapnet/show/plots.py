@@ -12,7 +12,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # %% auto #0
-__all__ = ['STYLE', 'PALETTE', 'Figure', 'plain_log', 'canvas', 'error_against_cost', 'training_curves', 'kept_bytes']
+__all__ = ['STYLE', 'PALETTE', 'Figure', 'plain_log', 'canvas', 'error_against_cost', 'training_curves', 'kept_bytes',
+           'routing_costs']
 
 # %% ../../nbs/show/30_plots.ipynb #ab04c0bc
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
@@ -109,3 +110,34 @@ def kept_bytes(frame: pd.DataFrame,  # backend, higher, model, kept (bytes per s
     ax.legend()
     return Figure(drawing, "Bytes kept for the backward pass over the number of higher capsules, with votes and without, model and count.",
                   "Bytes that dynamic routing keeps for the backward pass, per sample, 2,048 lower capsules of dimension 8, R = 3.")
+
+# %% ../../nbs/show/30_plots.ipynb #5366af7e
+def routing_costs(frame: pd.DataFrame,  # way, size, median, low, high (s), peak, accounted (bytes), operations; one line per candidate
+                  size: str,            # what the horizontal axis shows
+                  what: str,            # what was timed, for the caption
+                 ) -> Figure:
+    "Time and peak memory of ways of routing over a size, on logarithmic axes."
+    drawing, (time, memory) = canvas(7.2, 3.2, 2)
+    if frame.empty: return _nothing(drawing, (time, memory), f"Time and memory over {size}: nothing measured yet.")
+    for number, (way, lines) in enumerate(frame.sort_values("size").groupby("way", sort=False)):
+        look, ran = dict(color=PALETTE[number], lw=1.0), lines.dropna(subset=["median"])
+        if len(ran):
+            rate = ran["median"].iloc[-1] / ran.operations.iloc[-1]
+            time.plot(lines["size"], lines.operations * rate, **look)
+            bars = [ran["median"] - ran.low, ran.high - ran["median"]]
+            time.errorbar(ran["size"], ran["median"], yerr=bars, fmt="os^"[number % 3], color=PALETTE[number], capsize=2, ms=5, label=way)
+        memory.plot(lines["size"], lines.accounted / 2**20, **look)
+        weighed = ran.dropna(subset=["peak"])
+        memory.plot(weighed["size"], weighed.peak / 2**20, "os^"[number % 3], color=PALETTE[number], ms=5, label=way)
+        unrun = lines[lines["median"].isna()]
+        memory.plot(unrun["size"], unrun.accounted / 2**20, "os^"[number % 3], color=PALETTE[number], ms=6, markerfacecolor="white")
+    ticks = sorted(frame["size"].unique())
+    for ax, label in ((time, "seconds, forward and backward"), (memory, "peak memory (MiB)")):
+        ax.set(xscale="log", yscale="log", xlabel=size, ylabel=label)
+        plain_log(ax.yaxis)
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.tick_params(axis="x", which="minor", bottom=False)
+    memory.legend(loc="upper left")
+    return Figure(drawing, f"Two plots over {size}: seconds of a step and peak memory, a line for each way of routing.",
+                  f"{what}. Marks: measured (median and range; hollow: not run, by account). Lines: the model of operations, scaled to the largest size that was run, "
+                  "and the account of live tensors.")

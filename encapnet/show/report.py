@@ -11,15 +11,15 @@ import pandas as pd
 from great_tables import GT, loc, style
 from . import plots
 from ..study import paper
-from ..study.config import EXPERIMENTS, MeasureConfig, RunConfig, StudyError, UsageError, find_profile, nearest
+from ..study.config import EXPERIMENTS, Identified, MeasureConfig, RunConfig, StudyError, UsageError, find_profile, nearest
 from ..study.launch import ensure, measured, planned
 from ..study.runs import Record, Run, changed_code, finished, read_ledger, write_atomic
 from ..study.stats import Interval, difference, direction, error_interval
 
 # %% auto #0
 __all__ = ['PAPER_COLUMN', 'DATASET_TITLE', 'Standing', 'from_store', 'from_ledger', 'error_text', 'bytes_text', 'seconds_text',
-           'clear_best', 'row_label', 'run_frame', 'Table1', 'table1', 'Verdict', 'provenance_table', 'parameter_table',
-           'reduction_table', 'kept_table']
+           'clear_best', 'row_label', 'run_frame', 'Table1', 'check_arguments', 'table1', 'one_machine', 'themed',
+           'Verdict', 'provenance_table', 'parameter_table', 'reduction_table', 'kept_table']
 
 # %% ../../nbs/show/32_report.ipynb #74ea7a42
 class Standing(dict):
@@ -38,11 +38,11 @@ def from_store(runs: list[Run], **options) -> Standing:
     return Standing({run.config.key: (run.config.row, finished(run) if states[run.config.key].name in ("fresh", "stale") else None,
                                       states[run.config.key].name, states[run.config.key].why) for run in runs})
 
-def from_ledger(path: str | Path, kind: type[RunConfig] | type[MeasureConfig], **wanted) -> Standing:
+def from_ledger(path: str | Path, kind: type[Identified], **wanted) -> Standing:
     "The ledger's records whose configuration has the wanted values. Raises StudyError if there are none."
     records, _ = read_ledger(path)
     chosen = {record.key: record for record in records if all(record.config.get(name) == value for name, value in wanted.items())}
-    if not chosen: raise StudyError(f"{path} holds no record with " + ", ".join(f"{name}={value}" for name, value in wanted.items()))
+    if not chosen: raise StudyError(f"{path} holds no record" + "".join(f", {name}={value}" for name, value in wanted.items()))
     found = Standing()
     for key, record in chosen.items():
         why = changed_code(record, kind.model_validate_json(json.dumps(record.config)))
@@ -128,7 +128,7 @@ def _injected() -> list[str]:
     trees = [ast.parse(cell) for cell in cells if cell.startswith("# Parameters\n")]
     return [node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
 
-def _check_arguments(function, given: dict):
+def check_arguments(function, given: dict):
     "Refuse arguments of another type than their defaults, and parameters that papermill passed on and nobody takes (UsageError)."
     known = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
     for name in _injected():
@@ -141,7 +141,7 @@ def _check_arguments(function, given: dict):
 def table1(profile: str = "quick", seeds: int = 1, missing: str = "train", data: str = "", data_root: str = "", runs: str = "runs",
            reports: str = "reports", ledger: bool = False, retrain: bool = False) -> Table1:
     "Collect Table 1, training what is missing. `ledger=True` reads the committed ledger and trains nothing. Raises UsageError."
-    _check_arguments(table1, locals())
+    check_arguments(table1, locals())
     find_profile(profile)
     command = f"encapnet reproduce table1 --profile {profile} --seeds {seeds}" + (f" --data {data}" if data else "") + (
         " --data-root DATA" if data_root else "") + (" --from-ledger" if ledger else "")
@@ -149,18 +149,18 @@ def table1(profile: str = "quick", seeds: int = 1, missing: str = "train", data:
         folder = Path(reports)/"ledger"
         trained = from_ledger(folder/"table1.jsonl", RunConfig, profile=profile)
         costs = from_ledger(folder/"table1_cost.jsonl", MeasureConfig)
-        return Table1(profile, command, trained, _one_machine(costs))
+        return Table1(profile, command, trained, one_machine(costs))
     options = dict(missing=missing, reports=reports, retrain=retrain)
     trained = from_store(planned("table1", profile, seeds, data, data_root or None, runs), data_root=data_root or None, **options)
     return Table1(profile, command, trained, from_store(measured(profile, runs), **options))
 
-def _one_machine(costs: Standing) -> Standing:
+def one_machine(costs: Standing) -> Standing:
     "Timings from different machines do not belong in one column: keep the machine that measured last."
     last = costs.records[-1].provenance["device"]
     return Standing({key: entry for key, entry in costs.items() if entry[1].provenance["device"] == last})
 
 # %% ../../nbs/show/32_report.ipynb #b8e42d58
-def _themed(table: GT) -> GT:
+def themed(table: GT) -> GT:
     return table.tab_options(table_font_size="0.9em", data_row_padding="4px", column_labels_font_weight="bold")
 
 def _error_lines(study: Table1) -> list[dict[str, str]]:
@@ -192,7 +192,7 @@ def _error_table(study: Table1) -> GT:
         if column := PAPER_COLUMN.get(dataset): labels[f"{dataset}_paper"] = "paper, MNIST" if column == "mnist" else "paper, CIFAR-10"
         table = table.tab_spanner(f"test error (%), {title}", list(labels)).cols_label(**labels).cols_align("right", list(labels))
         table = table.fmt_passthrough(dataset, escape=False)                   # our own <b> and <small>
-    return _themed(table.tab_source_note(_error_note(study)))
+    return themed(table.tab_source_note(_error_note(study)))
 
 # %% ../../nbs/show/32_report.ipynb #0c70f738
 def _cost_rows(study: Table1) -> list[str]:
@@ -214,7 +214,7 @@ def _cost_table(study: Table1) -> GT:
     table = table.tab_spanner("parameters", ["parameters", "mib", "paper_mb"]).tab_spanner(
         "memory of a training step", ["m2", "m8", "m128", "paper_memory", "largest"])
     table = table.cols_align("right", [name for name in lines[0] if name != "row"]).tab_style(style.css("white-space: nowrap"), loc.body())
-    return _themed(table.tab_source_note(
+    return themed(table.tab_source_note(
         f"Width G = {study.profile.cost_groups} (the paper's is 32). Memory: peak of all live tensors (weights, gradients, Adam's "
         "moments, activations) by account, batch 128 and the largest batch that fits along the line through batches 16 and 32."))
 
@@ -230,7 +230,7 @@ def _time_table(study: Table1) -> GT:
     table = GT(pd.DataFrame(lines), id="table1-times").cols_label(
         row="", s2="batch 2", s8="batch 8", ratio="batch 2, in units of (c)", paper_seconds="paper (batch)").tab_spanner(
         "seconds per training step", ["s2", "s8", "ratio", "paper_seconds"])
-    return _themed(table.cols_align("right", ["s2", "s8", "ratio", "paper_seconds"]).tab_source_note(
+    return themed(table.cols_align("right", ["s2", "s8", "ratio", "paper_seconds"]).tab_source_note(
         f"Width G = {study.profile.cost_groups}. Median over steps of forward, backward and Adam on {study.hardware}, each row in a process of "
         "its own, one after the other; a dash where the step does not fit or would take too long. The paper's times, on a Titan X, belong to "
         "batch 2 for (a) and (b) by the authors' logs."))
@@ -283,7 +283,7 @@ def _table1_verdict(study: Table1) -> Verdict:
     columns = ["data", "claim", "paper", "ours", "gap", "verdict"]
     table = GT(pd.DataFrame(lines, columns=columns), id="table1-verdict", groupname_col="data").cols_label(
         claim="the paper says", paper="paper (%)", ours="ours (%)", gap="gap, 95 % interval", verdict="verdict")
-    table = _themed(table.cols_align("right", ["paper", "ours", "gap"]).tab_source_note(
+    table = themed(table.cols_align("right", ["paper", "ours", "gap"]).tab_source_note(
         f"Profile {study.profile.name}. Only the profile “paper” can confirm or refute; all others give a direction."))
     counts = Counter(line["verdict"] for line in lines)
     return Verdict(table, f"{len(lines)} comparisons: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
@@ -322,7 +322,7 @@ def provenance_table(command: str, profile, *standings: Standing) -> GT:
     problems = [problem for standing in standings for problem in standing.problems]
     lines += [("not fresh", problem) for problem in problems] or [("freshness", "every number is today's code's")]
     frame = pd.DataFrame([dict(what=what, value=str(value)) for what, value in lines])
-    table = _themed(GT(frame, id="provenance").cols_label(what="", value=""))
+    table = themed(GT(frame, id="provenance").cols_label(what="", value=""))
     bad = [index for index, (what, _) in enumerate(lines) if what == "not fresh"]
     return table.tab_style(style.text(color="#b00020", weight="bold"), loc.body(rows=bad)) if bad else table
 
@@ -335,7 +335,7 @@ def parameter_table() -> GT:
               "ratio": f"{entry.parameters_mb / paper.mib(entry.parameters):.3f}"} for row, entry in paper.TABLE1.items()]
     table = GT(pd.DataFrame(lines), id="parameters").cols_label(row="", network="network", count="parameters", mib="MiB", four="4 × MiB",
                                                                 printed="paper, “Mb”", ratio="paper / MiB")
-    return _themed(table.cols_align("right", ["count", "mib", "four", "printed", "ratio"]).tab_source_note(
+    return themed(table.cols_align("right", ["count", "mib", "four", "printed", "ratio"]).tab_source_note(
         "(a), (b) and (e) agree to the digit when the MiB are cut after two decimals before they are multiplied; (c) is probably "
         "a misprint of 24.04; for (f) no natural build gives the printed number."))
 
@@ -348,11 +348,11 @@ def reduction_table(built: dict[str, int]) -> GT:
               "built": f"{ours:,}", "ratio": f"{count / ours:,.1f}×"} for what, count, formula, factor, ours in rows]
     table = GT(pd.DataFrame(lines), id="reductions").cols_label(what="", capnet="CapNet (a)", formula="formula", algebra="paper's factor",
                                                                 implied="would leave", built="row (f) as built", ratio="factor as built")
-    return _themed(table.cols_align("right", ["capnet", "algebra", "implied", "built", "ratio"]))
+    return themed(table.cols_align("right", ["capnet", "algebra", "implied", "built", "ratio"]))
 
 def kept_table(frame: pd.DataFrame) -> GT:
     "The memory model beside what autograd kept (`bench.kept_over_higher`)."
     shown = frame.assign(model=frame.model.map(bytes_text), ratio=(frame.kept / frame.model).map("{:.3f}".format), kept=frame.kept.map(bytes_text))
     table = GT(shown, id="kept", groupname_col="backend").cols_label(higher="higher capsules J", model="model", kept="kept by autograd",
                                                                    ratio="kept / model")
-    return _themed(table.cols_align("right", ["higher", "model", "kept", "ratio"]))
+    return themed(table.cols_align("right", ["higher", "model", "kept", "ratio"]))

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 # %% auto #0
 __all__ = ['Positive', 'NetworkConfig', 'Sha256', 'TABLE1', 'EXPERIMENTS', 'PROFILES', 'UsageError', 'StudyError', 'OutOfTime',
            'nearest', 'Strict', 'CapNetConfig', 'VanillaCNNConfig', 'SixLayerEncapNetConfig', 'DataConfig', 'Schedule',
-           'Identified', 'RunConfig', 'MeasureConfig', 'Row', 'find_row', 'Profile', 'find_profile', 'plan',
-           'measurements']
+           'Identified', 'RunConfig', 'MeasureConfig', 'RoutingBenchConfig', 'Row', 'find_row', 'Profile',
+           'find_profile', 'plan', 'measurements', 'routing_benches']
 
 # %% ../../nbs/study/10_config.ipynb #eac6c01a
 class UsageError(ValueError):
@@ -109,7 +109,7 @@ class Identified(Strict):
         "The identity: equal configurations have equal keys, on every machine."
         content = self.model_dump(mode="json", exclude_defaults=True)
         # A union's tag is a default of the member that it selects; without it two kinds could look alike.
-        content["network"] = dict(content.get("network", {}), kind=self.network.kind)
+        if "network" in type(self).model_fields: content["network"] = dict(content.get("network", {}), kind=self.network.kind)
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
 
 # %% ../../nbs/study/10_config.ipynb #dfe23771
@@ -133,6 +133,23 @@ class MeasureConfig(Identified):
     batches: tuple[Positive, ...] = (2, 8, 128)     # for memory
     timed: tuple[Positive, ...] = (2, 8)            # batches at which time is taken
     budget_gib: Annotated[float, Field(gt=0)] = 12.0  # the paper's card
+
+class RoutingBenchConfig(Identified):
+    "One way of routing at one size, forward and backward, timed in turn with others."
+    schema_version: Literal[1] = 1
+    experiment: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "bench_routing"
+    routing: Literal["dynamic", "em"] = "dynamic"
+    backend: Literal["reference", "chunked", "triton", "textbook"]
+    groups: Positive
+    positions: Positive
+    dim: Positive
+    higher: Positive
+    higher_dim: Positive
+    batch: Positive
+    iterations: Positive = 3
+    hardware: str
+    rounds: Positive = 2      # how often its turn comes
+    trial: bool = False       # not a result to keep in the ledger
 
 # %% ../../nbs/study/10_config.ipynb #7dfe6312
 class Row(Strict):
@@ -234,3 +251,19 @@ def measurements(hardware: str,       # what they are taken on
             votes = network.model_copy(update=dict(backend="reference"))
             planned.append(MeasureConfig(experiment="table1_cost", row=f"{row.name}_votes", network=votes, hardware=hardware))
     return planned
+
+# %% ../../nbs/study/10_config.ipynb #5adf8b2a
+def routing_benches(hardware: str,       # what they are taken on
+                    groups: int = 32,    # width G of Table 1's layer
+                    cuda: bool = False,
+                    rounds: int = 2,
+                   ) -> list[RoutingBenchConfig]:
+    "Every candidate, in the order of its turn."
+    full, free = 64 * groups, ("chunked", "triton") if cuda else ("chunked",)
+    sizes = [("dynamic", 4, j * groups // 32) for j in (128, 512, 2048, 8192)] + [("em", 4, j) for j in (full // 4, full)]
+    sizes += [("dynamic", batch, full) for batch in ((1, 8, 32, 128) if cuda else (1, 16, 128))] + [("em", 128, full)] * cuda
+    layer = dict(groups=groups, positions=64, dim=8, higher_dim=16, hardware=hardware, rounds=rounds, trial=groups != 32)
+    chosen = [RoutingBenchConfig(row=f"{routing}_{backend}_j{higher}_b{batch}", routing=routing, backend=backend, higher=higher, batch=batch, **layer)
+              for routing, batch, higher in sizes for backend in ("reference", *free)]
+    digits = dict(layer, groups=36 * groups, positions=1, higher=10, batch=4 * groups)
+    return chosen + [RoutingBenchConfig(row=f"digitcaps_{backend}", backend=backend, **digits) for backend in ("textbook", *free)]

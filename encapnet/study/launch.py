@@ -4,7 +4,7 @@
 
 # %% ../../nbs/study/14_launch.ipynb #a3f35186
 from __future__ import annotations
-import json, os, signal, subprocess, sys, tempfile, time
+import json, os, signal, statistics, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from time import sleep
 from typing import Any
-from .config import EXPERIMENTS, OutOfTime, StudyError, UsageError, find_profile, measurements, nearest, plan
-from .runs import Run, State, UnknownSchema, state, write_config
+from .config import (EXPERIMENTS, OutOfTime, RoutingBenchConfig, StudyError, UsageError, find_profile, measurements, nearest, plan,
+                                   routing_benches)
+from .runs import Run, State, UnknownSchema, finish, state, write_config
 
 # %% auto #0
-__all__ = ['ENTRY', 'MISSING', 'WAIT_SECONDS', 'PAPER_SETS', 'call', 'data_hashes', 'ensure', 'dataset_names', 'planned',
-           'measured', 'needed']
+__all__ = ['ENTRY', 'MISSING', 'WAIT_SECONDS', 'PATIENCE_S', 'PAPER_SETS', 'call', 'data_hashes', 'ensure', 'take_turns',
+           'dataset_names', 'planned', 'measured', 'benched', 'needed']
 
 # %% ../../nbs/study/14_launch.ipynb #cc30b687
 ENTRY = "from encapnet.cli import main; main()"
@@ -107,7 +108,10 @@ def ensure(runs: list[Run],
            deadline: float | None = None,            # on time.monotonic()'s clock
           ) -> dict[str, State]:                     # key -> where each run stands now
     "See to it that runs are there. Raises StudyError (missing='fail'), OutOfTime (deadline), UsageError."
-    if todo := sorted(_todo(runs, missing, retrain), key=lambda run: state(run).name == "running"):
+    todo = sorted(_todo(runs, missing, retrain), key=lambda run: state(run).name == "running")
+    benches, todo = [[run for run in todo if isinstance(run.config, RoutingBenchConfig) == bench] for bench in (True, False)]
+    if benches: take_turns(benches, reports, deadline)
+    if todo:
         from tqdm.auto import tqdm
         weight = [getattr(getattr(run.config, "schedule", None), "epochs", 1) for run in todo]
         with tqdm(total=sum(weight), unit="epoch", disable=None) as bar:
@@ -154,6 +158,42 @@ def _failed(run: Run, why: str, say: Callable[[str], None]) -> bool:
     except StudyError as error: say(f"{run.name}: {error}")
     return True
 
+# %% ../../nbs/study/14_launch.ipynb #5ac6ece0
+PATIENCE_S = 15.0        # seconds measured of one candidate after which it has no further turn
+
+def take_turns(runs: list[Run],
+               reports: str | Path | None = None,  # whose ledger the records enter; None: nowhere
+               deadline: float | None = None,      # on time.monotonic()'s clock
+              ):
+    "Time every candidate, round after round, and enter the results. One that fails is marked and left out. Raises OutOfTime."
+    from tqdm.auto import tqdm
+    turns: dict[Run, list[dict[str, Any]]] = {run: [] for run in runs}
+    with tqdm(total=sum(run.config.rounds for run in runs), unit="turn", disable=None) as bar:
+        for number in range(max(run.config.rounds for run in runs)):
+            for run, taken in turns.items():
+                if number >= run.config.rounds or len(taken) < number: continue
+                if deadline is not None and time.monotonic() > deadline: raise OutOfTime("time is up before the comparison is complete; nothing of it is kept")
+                bar.set_description(run.name)
+                if not (number and (not taken[-1]["seconds"] or sum(map(sum, (turn["seconds"] for turn in taken))) > PATIENCE_S)):
+                    _turn(run, taken, partial(bar.write, file=sys.stderr))
+                bar.update()
+    for run, taken in turns.items():
+        if taken: _finish_turns(run, taken, reports)
+
+def _turn(run: Run, taken: list[dict[str, Any]], say: Callable[[str], None]):
+    try:
+        write_config(run, say)
+        taken.append(call("bench", "measure", str(run.path("config.json")))[-1])
+    except (StudyError, UsageError) as error: _failed(run, str(error), say)
+
+def _finish_turns(run: Run, taken: list[dict[str, Any]], reports: str | Path | None):
+    seconds = [value for turn in taken for value in turn["seconds"]]
+    peaks = [turn["peak"] for turn in taken if turn["peak"] is not None]
+    outcome = dict(turns=[turn["seconds"] for turn in taken], peak=max(peaks, default=None), accounted=taken[0]["accounted"],
+                   operations=taken[0]["operations"], median=statistics.median(seconds) if seconds else None,
+                   low=min(seconds, default=None), high=max(seconds, default=None), n=len(seconds))
+    with run.locked(): finish(run, outcome, run.config.hardware, None if run.config.trial else reports, seconds=round(sum(seconds), 1))
+
 # %% ../../nbs/study/14_launch.ipynb #d401b029
 PAPER_SETS = ("cifar10", "mnist")
 
@@ -180,14 +220,23 @@ def planned(experiment: str,                        # "table1"
     names = dataset_names(profile, data, data_root)
     return [Run(runs, config) for config in plan(experiment, profile, data_hashes(names, data_root), seeds)]
 
+def _here() -> dict[str, Any]:
+    "What this machine computes on: `device`, its `type`."
+    return json.loads(_KNOWN.get("device") or _remember("device", json.dumps(call("device")[0])))
+
 def measured(profile: str, runs: str | Path = "runs") -> list[Run]:
     "The measurements behind Table 1 on this machine, in the store."
-    here = _KNOWN.get("device") or _remember("device", call("device")[0]["device"])
-    return [Run(runs, config) for config in measurements(here, find_profile(profile).cost_groups)]
+    return [Run(runs, config) for config in measurements(_here()["device"], find_profile(profile).cost_groups)]
+
+def benched(profile: str, runs: str | Path = "runs") -> list[Run]:
+    "The candidates of `encapnet bench routing` on this machine, in the store."
+    width = find_profile(profile).cost_groups
+    return [Run(runs, config) for config in routing_benches(_here()["device"], width, _here().get("type") == "cuda", 2 if width == 32 else 1)]
 
 def needed(report: str, profile: str, seeds: int | None = None, data: str = "", data_root: str | Path | None = None,
            runs: str | Path = "runs") -> list[Run]:
     "Everything that a report rests on; nothing for a report that is no experiment."
+    if report == "bench_routing": return benched(profile, runs)
     if report not in EXPERIMENTS: return []
     if report != "table1": return planned(report, profile, seeds, data, data_root, runs)
     with ThreadPoolExecutor() as pool:              # two questions to processes that load torch, asked side by side

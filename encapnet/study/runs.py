@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
-from .config import Identified, MeasureConfig, RunConfig, StudyError, Strict
+from .config import Identified, MeasureConfig, RoutingBenchConfig, RunConfig, StudyError, Strict
 
 # %% auto #0
 __all__ = ['SCHEMA', 'CHECKPOINTS', 'write_atomic', 'sweep', 'check_writable', 'code_closure', 'roots', 'code_of', 'code_hash',
@@ -156,6 +156,7 @@ def code_closure(roots: list[str],             # "package.module:symbol"
 # %% ../../nbs/study/11_runs.ipynb #b6206204
 def roots(config: Identified) -> list[str]:
     "Where a configuration's code begins."
+    if isinstance(config, RoutingBenchConfig): return ["encapnet.show.bench:bench_routing"]
     network = f"encapnet.nn.networks:{config.network.kind}"
     if isinstance(config, MeasureConfig): return [network, "encapnet.show.bench:measure"]
     return [network, f"encapnet.nn.losses:{config.loss}_loss", "encapnet.training:Trainer"]
