@@ -186,6 +186,10 @@ def test_what_does_not_fit_is_refused(device):
         fused.collect(q, k, v, precision="half")
     with pytest.raises(ValueError, match="one floating type on one device"):
         fused.collect(q, k.double(), v)
+    out, normalizer = fused.collect(q, k, v)
+    for wrong in ((g.mT, out, normalizer), (g, out[:, :1], normalizer), (g, out, normalizer[:1])):
+        with pytest.raises((ValueError, TypeError)):  # TypeError: shapes are checked at run time in tests
+            fused.collect_backward(wrong[0], q, k, v, *wrong[1:])
     wide = torch.zeros(1, device=device).expand(1, 1, 2**31)
     with pytest.raises(ValueError, match="fewer than 2\\*\\*31"):
         fused.collect(wide[:, :, :1], wide, wide[:, :, :1])

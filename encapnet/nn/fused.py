@@ -208,9 +208,10 @@ def _sizes(queries: Tensor, keys: Tensor, values: Tensor, groups: int, precision
     if not available(queries.device):
         raise RuntimeError(f"the fused kernels need Triton and tensors on a CUDA device, these are on {queries.device.type!r}: "
                            "use the backend 'chunked', or set TRITON_INTERPRET=1 to interpret the kernels, slowly")
-    (n, p, f), (j, e) = queries.shape, (keys.shape[2], values.shape[2])
-    if keys.shape != (n, f, j) or values.shape != (n, p, e):
-        raise ValueError(f"expected queries (n, p, f), keys (n, f, j), values (n, p, e), got {[tuple(x.shape) for x in (queries, keys, values)]}")
+    shapes = [tuple(x.shape) for x in (queries, keys, values)]
+    match shapes:
+        case (n, p, f), (*same, j), (*pairs, e) if same == [n, f] and pairs == [n, p]: pass
+        case _: raise ValueError(f"expected queries (n, p, f), keys (n, f, j), values (n, p, e), got {shapes}")
     kinds = {(str(x.dtype), str(x.device)) for x in (queries, keys, values)}
     if len(kinds) > 1 or queries.dtype not in _DTYPES: raise ValueError(f"expected tensors of one floating type on one device, got {sorted(kinds)}")
     if groups < 0 or groups and n % groups: raise ValueError(f"groups must divide the {n} rows, or be 0, got {groups}")
@@ -237,8 +238,8 @@ def collect(queries: Float[Tensor, "n p f"],  # one per lower capsule; n counts 
     n, p, j, f, e = _sizes(queries, keys, values, groups, precision)
     exact = torch.promote_types(queries.dtype, torch.float32)
     queries, keys, values = (x.contiguous() for x in (queries, keys, values))
-    out, normalizer = (queries.new_zeros(shape, dtype=exact) for shape in ((n, e, j), (2, n, j if groups else p)))
-    if 0 in (n, p, j): return out, normalizer[:, :n // groups] if groups else normalizer
+    out, normalizer = (queries.new_empty(shape, dtype=exact) for shape in ((n, e, j), (2, n, j if groups else p)))
+    if 0 in (n, p, j): return out.zero_(), (normalizer[:, :n // groups] if groups else normalizer).zero_()
     tile = dict(blocks(p, j, f, e), PRECISION=precision)
     name, length, held = ("normalize_lower", j, "J") if groups else ("normalize_higher", p, "P")
     _launch(name, length, tile[held], (queries, keys, *normalizer), (p, j, f), **{key: tile[key] for key in tile if key != "E"})
@@ -254,11 +255,13 @@ def collect_backward(gradient: Float[Tensor, "n e j"], # with respect to `out`
                     ) -> tuple[Float[Tensor, "n p f"], Float[Tensor, "n f j"], Float[Tensor, "n p e"]]:
     "Gradients of queries, keys and values, in their precision. Raises what `collect` raises."
     n, p, j, f, e = _sizes(queries, keys, values, groups, precision)
-    if gradient.shape != (n, e, j): raise ValueError(f"expected a gradient of shape {(n, e, j)}, got {tuple(gradient.shape)}")
+    wanted = [(n, e, j), (n, e, j), (2, n // groups, j) if groups else (2, n, p)]
+    shapes = [tuple(x.shape) for x in (gradient, out, normalizer)]
+    if shapes != wanted: raise ValueError(f"expected gradient, out and normalizer of shapes {wanted}, got {shapes}")
     queries, keys, values, normalizer = (x.contiguous() for x in (queries, keys, values, normalizer))
     gradient = gradient.to(out.dtype).contiguous()
-    to_queries, to_keys, to_values = (torch.zeros_like(x) for x in (queries, keys, values))
-    if 0 in (n, p, j): return to_queries, to_keys, to_values
+    to_queries, to_keys, to_values = (torch.empty_like(x) for x in (queries, keys, values))
+    if 0 in (n, p, j): return to_queries.zero_(), to_keys.zero_(), to_values.zero_()
     inner = (out * gradient).sum(1).unflatten(0, (-1, groups)).sum(1) if groups else torch.empty_like(normalizer[0])
     known, sizes = (gradient, queries, keys, values, *normalizer, inner), (p, j, f, e, groups)
     tile = dict(blocks(p, j, f, e), PRECISION=precision, LOWER=groups > 0)
