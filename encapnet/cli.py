@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated
 import typer
 import encapnet
-from .study.config import (EXPERIMENTS, PROFILES, MeasureConfig, OutOfTime, RoutingBenchConfig, RunConfig, StudyError, UsageError, find_profile,
-                                   find_row, measurements, nearest)
+from .study.config import (EXPERIMENTS, PROFILES, MeasureConfig, OutOfTime, RoutingBenchConfig, RunConfig, StudyError, UsageError,
+                                   find_profile, find_row, measurements, nearest)
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'ProfileOption', 'DataOption', 'RootOption', 'RunsOption', 'ReportsOption', 'MinutesOption',
@@ -185,7 +185,7 @@ def run_(context: typer.Context, row: Annotated[str, typer.Argument(metavar="[EX
 def _run_one(config: RunConfig | MeasureConfig, root: str | None, runs: str, reports: str, deadline: float | None, retrain: bool, events: bool):
     "Train, or measure, what is not there."
     from encapnet.study.runs import Run, finished, state
-    if isinstance(config, RoutingBenchConfig): raise UsageError("a timing of routing makes sense beside others: `encapnet bench routing` takes them in turn")
+    if isinstance(config, RoutingBenchConfig): raise UsageError("timings make sense beside others: `encapnet bench routing` takes them in turn")
     run = Run(runs, config)
     found, what = state(run), f"{run.name} ({config.key})"
     if found.name == "stale" and not retrain: raise StudyError(f"{what} is stale, {found.why}; --retrain trains it again")

@@ -39,6 +39,7 @@ ARROWS = {
     "show.explore": ["nn.trace", "show.plots", "study.config", "study.runs"],
     "show.pages": ["study.config", "study.runs"],
     "show.report": ["show.plots", "study.config", "study.launch", "study.paper", "study.runs", "study.stats"],
+    "show.routing_bench": ["show.plots", "show.report", "study.config", "study.launch", "study.runs"],
     "show.bench": ["nn.*", "study.config", "study.runs"],
     "cli": ["*"],
 }

@@ -14,7 +14,7 @@ from encapnet.nn.kernels import assign_reference
 pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-AXES = pytest.mark.parametrize("groups", [0, 1, 3], ids=["higher", "lower, one group", "lower, three groups"])
+AXES = pytest.mark.parametrize("groups", [0, 3], ids=["higher", "lower"])
 ULP = torch.finfo(torch.float32).eps
 
 
@@ -37,7 +37,7 @@ def run(tensors, groups, **options):
     "`out` and the gradients of queries, keys and values."
     *inputs, gradient = tensors
     out, normalizer = fused.collect(*inputs, groups, **options)
-    return [out, *fused.collect_backward(gradient, *inputs, out, normalizer, groups, **options)]
+    return [out, *fused.collect_backward(gradient, *inputs, out, normalizer, groups, **options)[:3]]
 
 
 def textbook(tensors, groups, dtype=torch.float64):
@@ -74,7 +74,7 @@ def assert_as_exact_as_the_textbook(tensors, groups):
 # Values and gradients
 
 
-@AXES
+@pytest.mark.parametrize("groups", [0, 1, 3], ids=["higher", "lower, one group", "lower"])
 @pytest.mark.parametrize(
     ("p", "j", "f", "e"),
     [(5, 7, 3, 4), (1, 40, 9, 9), (40, 1, 9, 9), (1, 1, 1, 1), (33, 65, 9, 17), (64, 32, 16, 16), (20, 35, 45, 45), (17, 18, 70, 2), (4, 9, 0, 3)],
@@ -90,17 +90,17 @@ def test_algebra(p, j, f, e, groups, device):
 sizes = {"p": st.integers(1, 70), "j": st.integers(1, 150), "f": st.integers(1, 45), "e": st.integers(1, 45)}
 
 
-@settings(max_examples=25, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes where programs run one by one
+@settings(max_examples=20, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes where programs run one by one
 @given(**sizes, groups=st.sampled_from([0, 1, 2]), scale=st.sampled_from([0.3, 1.0, 2.0]), seed=st.integers(0, 2**16))
 def test_single_precision_is_as_exact_as_the_textbook(device, p, j, f, e, groups, scale, seed):
     assert_as_exact_as_the_textbook(draw(2, p, j, f, e, device, scale=scale, seed=seed), groups)
 
 
-@pytest.mark.parametrize("groups", [0, 32])
+@AXES
 def test_a_row_of_table1(groups, device):
-    "32 groups of 8 x 8 positions, dynamic routing; fewer higher capsules where programs run one by one."
-    n, j = (32, 40) if device == "cpu" else (32 * 16, 2048)
-    assert_as_exact_as_the_textbook(draw(n, 64, j, 9, 9, device), groups)
+    "32 groups of 8 x 8 positions and 2048 higher capsules, dynamic routing; less of each where programs run one by one."
+    samples, rows, j = (1, 6, 70) if device == "cpu" else (16, 32, 2048)
+    assert_as_exact_as_the_textbook(draw(samples * rows, 64, j, 9, 9, device), rows if groups else 0)
 
 
 @AXES
@@ -108,6 +108,16 @@ def test_huge_logits_stay_finite(groups, device):
     tensors = draw(3, 20, 40, 9, 9, device, scale=60.0)
     assert (tensors[0] @ tensors[1]).abs().max() > 1e4
     assert all(result.isfinite().all() for result in run(tensors, groups))
+
+
+@AXES
+def test_beyond_the_edge_is_nothing(groups, device):
+    "Where all logits lie far below zero, the zeros that stand in for what is not there would win."
+    q, k, v, g = draw(3, 5, 7, 3, 4, device, torch.float64)
+    tensors = [q.abs() + 20, -k.abs() - 20, v, g]
+    assert (tensors[0] @ tensors[1]).max() < -1000
+    for ours, exact in zip(run(tensors, groups), textbook(tensors, groups), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-8, atol=1e-9)
 
 
 def test_all_that_is_given_arrives(device):
@@ -229,7 +239,7 @@ def compiled(name, tile, element, lower, precision):
 
 
 @pytest.mark.parametrize("name", ["normalize_higher", "normalize_lower", "collect", "to_lower", "to_keys"])
-@pytest.mark.parametrize(("element", "precision", "lower"), [("fp32", "ieee", False), ("bf16", "tf32x3", True), ("fp64", "ieee", True)])
+@pytest.mark.parametrize(("element", "precision", "lower"), [("fp32", "ieee", False), ("bf16", "tf32x3", True)])
 def test_compiles_for_cuda(name, element, precision, lower, tmp_path, monkeypatch):
     "A device is needed to run a kernel, not to compile it: this finds what the interpreter lets pass."
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -155,3 +156,25 @@ def test_what_is_kept_does_not_grow_with_lower_times_higher():
         layer(u)[0].sum().backward()
     weights = sum(4 * parameter.numel() for parameter in layer.parameters())
     assert live.peak - 2 * weights < 0.2 * 4 * 2 * 2048 * 512 * 16, "a fifth of the votes"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("dynamic", {}), ("dynamic", dict(normalize="lower")), ("em", {})],
+)
+def test_fused_kernels_route_alike(kind, more, monkeypatch):
+    "The whole of both routings through the fused kernels, interpreted."
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    layer, inputs = layer_and_input(kind, **more)
+    expected = outcome(layer, inputs)
+    layer.options["backend"] = "triton"
+    for ours, plain in zip(outcome(layer, inputs), expected):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_fused_kernels_need_a_device(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    layer, inputs = layer_and_input("dynamic", backend="triton")
+    with pytest.raises(RuntimeError, match="use the backend 'chunked'"):
+        layer(*inputs)

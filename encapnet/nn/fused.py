@@ -250,21 +250,25 @@ def collect(queries: Float[Tensor, "n p f"],  # one per lower capsule; n counts 
 # %% ../../nbs/nn/02b_fused.ipynb #ab1334ff
 def collect_backward(gradient: Float[Tensor, "n e j"], # with respect to `out`
                      queries: Float[Tensor, "n p f"], keys: Float[Tensor, "n f j"], values: Float[Tensor, "n p e"],
-                     out: Float[Tensor, "n e j"], normalizer: Float[Tensor, "2 rows last"], # as `collect` returned them
-                     groups: int = 0, precision: str = "ieee",
-                    ) -> tuple[Float[Tensor, "n p f"], Float[Tensor, "n f j"], Float[Tensor, "n p e"]]:
-    "Gradients of queries, keys and values, in their precision. Raises what `collect` raises."
+                     out: Float[Tensor, "n e j"] | None,               # as `collect` returned it; only "lower" needs it
+                     normalizer: Float[Tensor, "2 rows last"] | None,
+                     groups: int = 0,
+                     recollect: bool = False,                          # neither was kept: start with `collect` again
+                     precision: str = "ieee",
+                    ) -> tuple[Float[Tensor, "n p f"], Float[Tensor, "n f j"], Float[Tensor, "n p e"], Float[Tensor, "n e j"] | None]:
+    "Gradients of queries, keys and values, in their precision, and `out`. Raises what `collect` raises."
+    if recollect: out, normalizer = collect(queries, keys, values, groups, precision)
     n, p, j, f, e = _sizes(queries, keys, values, groups, precision)
     wanted = [(n, e, j), (n, e, j), (2, n // groups, j) if groups else (2, n, p)]
-    shapes = [tuple(x.shape) for x in (gradient, out, normalizer)]
+    shapes = [tuple(x.shape) for x in (gradient, gradient if out is None and not groups else out, normalizer)]
     if shapes != wanted: raise ValueError(f"expected gradient, out and normalizer of shapes {wanted}, got {shapes}")
     queries, keys, values, normalizer = (x.contiguous() for x in (queries, keys, values, normalizer))
-    gradient = gradient.to(out.dtype).contiguous()
+    gradient = gradient.to(normalizer.dtype).contiguous()
     to_queries, to_keys, to_values = (torch.empty_like(x) for x in (queries, keys, values))
-    if 0 in (n, p, j): return to_queries.zero_(), to_keys.zero_(), to_values.zero_()
+    if 0 in (n, p, j): return to_queries.zero_(), to_keys.zero_(), to_values.zero_(), out
     inner = (out * gradient).sum(1).unflatten(0, (-1, groups)).sum(1) if groups else torch.empty_like(normalizer[0])
     known, sizes = (gradient, queries, keys, values, *normalizer, inner), (p, j, f, e, groups)
     tile = dict(blocks(p, j, f, e), PRECISION=precision, LOWER=groups > 0)
     _launch("to_lower", p, tile["P"], (*known, to_queries, to_values), sizes, **tile)
     _launch("to_keys", j, tile["J"], (*known, to_keys), sizes, **tile)
-    return to_queries, to_keys, to_values
+    return to_queries, to_keys, to_values, out

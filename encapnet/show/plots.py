@@ -139,5 +139,5 @@ def routing_costs(frame: pd.DataFrame,  # way, size, median, low, high (s), peak
         ax.tick_params(axis="x", which="minor", bottom=False)
     memory.legend(loc="upper left")
     return Figure(drawing, f"Two plots over {size}: seconds of a step and peak memory, a line for each way of routing.",
-                  f"{what}. Marks: measured (median and range; hollow: not run, by account). Lines: the model of operations, scaled to the largest size that was run, "
-                  "and the account of live tensors.")
+                  f"{what}. Marks: measured (median and range; hollow: not run, by account). "
+                  "Lines: the model of operations, scaled to the largest size that was run, and the account of live tensors.")

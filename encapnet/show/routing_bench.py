@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pandas as pd
 from great_tables import GT
 from . import plots
-from .report import Standing, Verdict, bytes_text, check_arguments, from_ledger, from_store, one_machine, provenance_table, seconds_text, themed
-from ..study.config import RoutingBenchConfig, StudyError, find_profile
+from .report import (Standing, Verdict, bytes_text, check_arguments, from_ledger, from_store, one_machine, provenance_table,
+                                  seconds_text, themed)
+from ..study.config import RoutingBenchConfig, find_profile
 from ..study.launch import benched
 from ..study.runs import Record, write_atomic
 
@@ -25,16 +26,18 @@ def bench_frame(records: list[Record]) -> pd.DataFrame:
     lines = []
     for record in records:
         config, found = SimpleNamespace(**record.config), record.outcome
-        lines.append(dict(workload="DigitCaps" if config.positions == 1 else config.routing, backend=config.backend, way=WAYS[config.backend],
-                          higher=config.higher, batch=config.batch, lower=config.groups * config.positions,
-                          operations=found["operations"] * config.batch, **{name: found[name] for name in ("median", "low", "high", "n", "peak", "accounted")}))
+        workload = "DigitCaps" if config.positions == 1 else config.routing
+        lines.append(dict(workload=workload, backend=config.backend, way=WAYS[config.backend], higher=config.higher, batch=config.batch,
+                          lower=config.groups * config.positions, operations=found["operations"] * config.batch)
+                     | {name: found[name] for name in ("median", "low", "high", "n", "peak", "accounted")})
     columns = "workload backend way higher batch lower operations median low high n peak accounted".split()
     frame = pd.DataFrame(lines, columns=columns)
     return frame.astype({name: float for name in ("median", "low", "high", "peak", "accounted")})
 
 def baseline(frame: pd.DataFrame, line) -> pd.Series | None:
     "The candidate with votes at the same size, if it was run."
-    same = frame[(frame.workload == line.workload) & (frame.higher == line.higher) & (frame.batch == line.batch) & frame.backend.isin(["reference", "textbook"])]
+    same = frame[(frame.workload == line.workload) & (frame.higher == line.higher) & (frame.batch == line.batch)]
+    same = same[same.backend.isin(["reference", "textbook"])]
     return None if same.empty or same.iloc[0].backend == line.backend else same.iloc[0]
 
 # %% ../../nbs/show/36_routing_bench.ipynb #742a5680
@@ -46,8 +49,9 @@ def cost_table(frame: pd.DataFrame, hardware: str) -> GT:
     lines = []
     for line in frame.itertuples():
         other, ran = baseline(frame, line), not pd.isna(line.median)
+        spread = f"<small>({seconds_text(line.low)} to {seconds_text(line.high)}; {line.n})</small>"
         lines.append(dict(workload=line.workload, higher=f"{line.higher:,}", batch=str(line.batch), way=line.way,
-                          seconds=f"{seconds_text(line.median)} <small>({seconds_text(line.low)} to {seconds_text(line.high)}; {line.n})</small>" if ran else "does not fit",
+                          seconds=f"{seconds_text(line.median)} {spread}" if ran else "does not fit",
                           faster="–" if other is None else _ratio(other["median"], line.median),
                           peak=bytes_text(line.peak) if ran else f"<i>{bytes_text(line.accounted)}</i>",
                           smaller="–" if other is None else _ratio(other["peak"] if not pd.isna(other["peak"]) else other["accounted"], line.peak)))
@@ -56,8 +60,9 @@ def cost_table(frame: pd.DataFrame, hardware: str) -> GT:
         higher="J", batch="batch", way="", seconds="seconds (range; n)", faster="faster by", peak="peak memory", smaller="smaller by")
     table = table.fmt_passthrough(["seconds", "peak"], escape=False).cols_align("right", ["higher", "batch", "seconds", "faster", "peak", "smaller"])
     return themed(table.tab_source_note(
-        f"One forward and backward pass on {hardware}, float32, R = 3; medians, in parentheses the range over all turns and their number. Ratios are to routing with votes at the same size in the same run. "
-        "Peak memory above weights and inputs, each candidate in a process of its own; in italics by account, where the size was not run."))
+        f"One forward and backward pass on {hardware}, float32, R = 3; medians, in parentheses the range over all turns and their number. "
+        "Ratios are to routing with votes at the same size in the same run. Peak memory above weights and inputs, each candidate in a process of its "
+        "own; in italics by account, where the size was not run."))
 
 def largest_table(found: list[dict]) -> GT:
     "The largest batch of the layer alone in 12 GiB, as `bench.largest_batches` accounts for it, beside the paper's for the network."
@@ -65,8 +70,8 @@ def largest_table(found: list[dict]) -> GT:
                                paper={"dynamic": "8", "em": "4"}[line["routing"]] if line["backend"] == "reference" else "–") for line in found])
     table = GT(frame, id="bench-largest").cols_label(routing="routing", way="", batch="fits in 12 GiB", paper="paper, whole network")
     return themed(table.cols_align("right", ["batch", "paper"]).tab_source_note(
-        "Table 1's layer (2,048 capsules of dimension 8 to 2,048 of dimension 16), forward and backward with weights and their gradients, modelled: along the account's line through batches 16 and 32, nothing was run. "
-        "The fused kernels keep what the chunked ones keep."))
+        "Table 1's layer (2,048 capsules of dimension 8 to 2,048 of dimension 16), forward and backward with weights and their gradients. Modelled, "
+        "along the account's line through batches 16 and 32: nothing was run. The fused kernels keep what the chunked ones keep."))
 
 # %% ../../nbs/show/36_routing_bench.ipynb #bcaefb40
 RULES = (("dynamic routing, batch 4, at least 30 times faster than with votes", "dynamic", 2048, 4, "median", 30.0),
@@ -76,6 +81,8 @@ RULES = (("dynamic routing, batch 4, at least 30 times faster than with votes", 
          ("DigitCaps, batch 128: at most 1.2 times the textbook's time", "DigitCaps", 10, 128, "median", 1 / 1.2),
          ("DigitCaps, batch 128: no more memory than the textbook", "DigitCaps", 10, 128, "peak", 1 / 1.05))
 
+def _holds(yes: bool, measured: float) -> str: return "not measured" if pd.isna(measured) else "holds" if yes else "does not hold"
+
 def verdict(frame: pd.DataFrame) -> Verdict:
     "Each rule, what was measured, and whether it holds."
     lines = []
@@ -83,11 +90,11 @@ def verdict(frame: pd.DataFrame) -> Verdict:
         chosen = frame[(frame.workload == workload) & (frame.higher == higher) & (frame.batch == batch) & (frame.backend == "chunked")]
         other = baseline(frame, chosen.iloc[0]) if len(chosen) else None
         ratio = other[what] / chosen.iloc[0][what] if other is not None else float("nan")
-        lines.append(dict(statement=statement, measured="–" if pd.isna(ratio) else f"{ratio:,.3g}×", verdict="not measured" if pd.isna(ratio) else "holds" if ratio >= bound else "does not hold"))
+        lines.append(dict(statement=statement, measured="–" if pd.isna(ratio) else f"{ratio:,.3g}×", verdict=_holds(ratio >= bound, ratio)))
     big = frame[(frame.workload == "dynamic") & (frame.higher == 2048) & (frame.batch == 128) & (frame.backend == "chunked")]
     peak = big.iloc[0].peak if len(big) else float("nan")
     lines.append(dict(statement="dynamic routing, batch 128: under the 3,961 MB that the paper has at batch 8", measured=bytes_text(peak),
-                      verdict="not measured" if pd.isna(peak) else "holds" if peak < 3961e6 else "does not hold"))
+                      verdict=_holds(peak < 3961e6, peak)))
     table = GT(pd.DataFrame(lines), id="bench-verdict").cols_label(statement="without votes", measured="measured", verdict="")
     table = themed(table.cols_align("right", ["measured"]).tab_source_note(
         "Ratios of medians, with votes over without, in one interleaved run. “No more memory” allows for 5 % of noise of the resident set."))

@@ -172,7 +172,7 @@ def take_turns(runs: list[Run],
         for number in range(max(run.config.rounds for run in runs)):
             for run, taken in turns.items():
                 if number >= run.config.rounds or len(taken) < number: continue
-                if deadline is not None and time.monotonic() > deadline: raise OutOfTime("time is up before the comparison is complete; nothing of it is kept")
+                if deadline is not None and time.monotonic() > deadline: raise OutOfTime("time is up before all had their turns; nothing is kept")
                 bar.set_description(run.name)
                 if not (number and (not taken[-1]["seconds"] or sum(map(sum, (turn["seconds"] for turn in taken))) > PATIENCE_S)):
                     _turn(run, taken, partial(bar.write, file=sys.stderr))
@@ -220,6 +220,7 @@ def planned(experiment: str,                        # "table1"
     names = dataset_names(profile, data, data_root)
     return [Run(runs, config) for config in plan(experiment, profile, data_hashes(names, data_root), seeds)]
 
+# %% ../../nbs/study/14_launch.ipynb #4b0fc7a1
 def _here() -> dict[str, Any]:
     "What this machine computes on: `device`, its `type`."
     return json.loads(_KNOWN.get("device") or _remember("device", json.dumps(call("device")[0])))
