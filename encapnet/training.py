@@ -20,8 +20,8 @@ from .study.runs import CHECKPOINTS, SCHEMA, Record, Run, UnknownSchema, append_
 from .study.runs import finish, ledger_path, processor, read_ledger, record_of, write_atomic, write_config
 
 # %% auto #0
-__all__ = ['pick_device', 'pin_threads', 'hardware', 'Trainer', 'build', 'rate', 'mean_loss', 'pack', 'unpack', 'save', 'resume',
-           'fit']
+__all__ = ['pick_device', 'pin_threads', 'hardware', 'Trainer', 'build', 'rate', 'mean_loss', 'pixels_to_watch', 'diagnose',
+           'diagnostic_curves', 'pack', 'unpack', 'save', 'resume', 'fit']
 
 # %% ../nbs/21_training.ipynb #3af4f9f9
 def pick_device() -> torch.device:
@@ -43,7 +43,7 @@ def hardware(device: torch.device) -> str:
 class Trainer:
     "A network and its optimiser, decided by a configuration. Computes; touches no file."
     def __init__(self, config: RunConfig, classes: int, device: torch.device):
-        self.config, self.device = config, device
+        self.config, self.device, self.watched = config, device, None
         torch.manual_seed(config.seed)
         self.model = build(config.network, classes).to(device)
         self.forward = torch.compile(self.model) if config.compiled else self.model
@@ -93,6 +93,30 @@ def mean_loss(values: Tensor, number: int) -> float:
     if values.isfinite().all(): return values.double().mean().item()
     step = int((~values.isfinite()).nonzero()[0])
     raise StudyError(f"the loss is {values[step].item()} at step {step + 1} of epoch {number + 1}")
+
+# %% ../nbs/21_training.ipynb #ff128ecc
+def pixels_to_watch(train: data.ImageSet, count: int = 64) -> Tensor:  # (count, 3, 32, 32) in [0, 1]
+    "The training images on which routing is watched: the same ones in every epoch and every run."
+    chosen = data.stratified(train.labels.cpu(), count).to(train.images.device)
+    return data.augment(train.images[chosen], "none", torch.Generator(), train.digits)
+
+def diagnose(trainer: Trainer, train: data.ImageSet) -> dict[str, dict[str, float]] | None:
+    "What a network with routed layers says of them (`CapNet.diagnostics`), in full precision; None from any other."
+    if not hasattr(trainer.model, "diagnostics"): return None
+    if trainer.watched is None: trainer.watched = pixels_to_watch(train)
+    return trainer.model.diagnostics(trainer.watched)
+
+def diagnostic_curves(history: list[dict[str, Any]],   # of whole epochs
+                      most: int = 64,                  # points of a curve, at least 2
+                     ) -> dict[str, Any]:              # epochs: [0, 1, ...], and layer -> name -> one value each; {} without any
+    "What routing was like over the epochs, with six digits."
+    if not history or not history[0].get("start"): return {}
+    points = [(0, history[0]["start"]), *((row["epoch"], row["diagnostics"]) for row in history)]
+    last = len(points) - 1
+    points = [points[place] for place in sorted({round(step * last / (most - 1)) for step in range(most)})]
+    return dict(epochs=[epoch for epoch, _ in points],
+                **{layer: {name: [float(f"{said[layer][name]:.6g}") for _, said in points] for name in names}
+                   for layer, names in points[0][1].items()})
 
 # %% ../nbs/21_training.ipynb #02373bb3
 def pack(trainer: Trainer, history: list[dict[str, Any]], code: str = "") -> bytes:
@@ -172,7 +196,8 @@ def _outcome(trainer: Trainer, history: list[dict], train: data.ImageSet, test: 
     return dict(error=last["error"], test_loss=last["test_loss"], train_loss=last["train_loss"], epochs=len(history),
                 parameters=sum(p.numel() for p in trainer.model.parameters()), train_images=len(train), test_images=len(test),
                 source=test.source, errors=[round(row["error"], 4) for row in history],
-                losses=[float(f"{row['train_loss']:.6g}") for row in history])
+                losses=[float(f"{row['train_loss']:.6g}") for row in history],
+                **({"diagnostics": curves} if (curves := diagnostic_curves(history)) else {}))
 
 # %% ../nbs/21_training.ipynb #6d98cf9a
 def _number(value, least: float, default):
@@ -241,10 +266,11 @@ def _train(run, trainer, train, test, history, manifest, ledger, tell, deadline,
         for number in range(len(history), epochs):
             if deadline is not None and time.monotonic() > deadline:
                 raise OutOfTime(f"{run.name}: time is up after epoch {number} of {epochs}; the same command goes on from there")
-            began = time.perf_counter()
+            began, start = time.perf_counter(), None if number else diagnose(trainer, train)
             loss = trainer.epoch(train, number, progress)
             row = dict(epoch=number + 1, train_loss=loss) | trainer.evaluate(test)
             if not math.isfinite(row["test_loss"]): raise StudyError(f"the test loss is {row['test_loss']} after epoch {number + 1}")
+            if said := diagnose(trainer, train): row |= dict(diagnostics=said) | (dict(start=start) if start else {})
             spent += time.perf_counter() - began
             run.write("metrics.jsonl", _lines([*history, row]))
             save(run, trainer, [*history, row])

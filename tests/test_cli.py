@@ -11,7 +11,7 @@ import pytest
 from encapnet import data
 from encapnet.cli import command_for, epochs_done, main
 from encapnet.study import launch
-from encapnet.study.config import RunConfig, measurements, plan
+from encapnet.study.config import EXPERIMENTS, RunConfig, measurements, plan
 from encapnet.study.runs import Run, finish
 from encapnet.training import fit
 
@@ -58,6 +58,7 @@ def smoke(hashes, row, store="runs", **change):
 
 
 OUTCOME = dict(error=50.0, parameters=7)
+TRAINED, MEASURED = sum(map(len, EXPERIMENTS.values())), 12
 
 
 # Status -----------------------------------------------------------------------------------------------------------------
@@ -65,7 +66,7 @@ OUTCOME = dict(error=50.0, parameters=7)
 
 def test_every_row_is_listed_once_with_a_command_that_gets_it(ends):
     lines = standing(ends)
-    assert len(lines) == 8 + 12 and {line["state"] for line in lines.values()} == {"missing"}
+    assert len(lines) == TRAINED + MEASURED and {line["state"] for line in lines.values()} == {"missing"}
     for row, line in lines.items():
         assert line["minutes"] is None and line["why"] == ""
         words = shlex.split(line["command"])
@@ -133,10 +134,11 @@ def test_the_table_is_aligned_and_ends_in_a_sum(ends, hashes):
     code, told, said = ends("status", "--profile", "smoke")
     lines = told.splitlines()
     assert code == 0 and lines[0].split() == ["row", "data", "seed", "state", "minutes", "command"]
-    assert len(lines) == 1 + 20 + 1 and lines[2] == r"    no space left on\x1b[31m device"
+    assert len(lines) == 1 + TRAINED + MEASURED + 1 and lines[2] == r"    no space left on\x1b[31m device"
     edges = {line.index("encapnet run") for line in lines if "encapnet run" in line}
     assert edges == {lines[0].index("command")}
-    assert said == "1 of 20 fresh or running; the rest: about 0.0 minutes and 19 that cannot be estimated\n"
+    rows = TRAINED + MEASURED
+    assert said == f"1 of {rows} fresh or running; the rest: about 0.0 minutes and {rows - 1} that cannot be estimated\n"
 
 
 def test_absent_data_hide_nothing_else(ends):
@@ -145,7 +147,7 @@ def test_absent_data_hide_nothing_else(ends):
     Run("runs", config := plan("table1", "paper", {"cifar10": "1" * 64}, 1, ["e_master"])[0]).write("config.json", config.model_dump_json())
     code, told, said = ends("status", "--profile", "paper", "--seeds", "1", "--json")
     lines = [json.loads(line) for line in told.splitlines()]
-    assert code == 0 and len(lines) == 2 * 8 + 12
+    assert code == 0 and len(lines) == 2 * TRAINED + MEASURED
     found = {(line["row"], line["data"]): line for line in lines}
     assert found["table1/e_master", "cifar10"]["state"] == "fresh"
     other = found["table1/e_master", "mnist"]
@@ -164,7 +166,7 @@ def test_status_is_light(tmp_path):
         "print('loaded:', *({'torch', 'torchvision', 'matplotlib', 'pandas', 'papermill'} & sys.modules.keys()), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=dict(os.environ))
-    assert done.stderr == "loaded:\n" and len(done.stdout.splitlines()) == 20 and not list(tmp_path.iterdir())
+    assert done.stderr == "loaded:\n" and len(done.stdout.splitlines()) == TRAINED + MEASURED and not list(tmp_path.iterdir())
 
 
 # One run ----------------------------------------------------------------------------------------------------------------

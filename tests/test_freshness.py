@@ -118,6 +118,7 @@ CHANGES = [
     ("data", "batches", those(measuring=False)),
     ("data", "locate", set()),  # what it finds is proven by the content hash
     ("training", "Trainer", those(measuring=False)),
+    ("training", "diagnose", those(measuring=False)),
     ("training", "save", set()),
     ("show.bench", "measure", those(training=False)),
     ("show.bench", "step_bytes", those(training=False)),

@@ -1,23 +1,27 @@
-"The options of training that a library notebook is too small for: every row in half precision, and compiled."
+"What of training a library notebook is too small for: every row in half precision, and compiled; routing, watched."
 
 import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from encapnet import data
-from encapnet.study.config import EXPERIMENTS, Schedule, plan
-from encapnet.training import Trainer
+from encapnet.study.config import EXPERIMENTS, OutOfTime, Schedule, plan
+from encapnet.study.runs import Run
+from encapnet.training import Trainer, fit
 
 ROWS = list(EXPERIMENTS["table1"])
 
 
-def config(row, **change):
-    planned = plan("table1", "smoke", {"synthetic": data.fingerprint("synthetic")}, rows=[row])[0]
+def config(row, experiment="table1", **change):
+    planned = plan(experiment, "smoke", {"synthetic": data.fingerprint("synthetic")}, rows=[row])[0]
     return planned.model_copy(update=dict(schedule=Schedule(epochs=1, learning_rate=1e-3, batch=20)) | change)
 
 
@@ -46,3 +50,35 @@ def test_a_compiled_network_learns_the_same():
     compiled, eager, names = json.loads(done.stdout.splitlines()[-1])
     assert abs(compiled - eager) < 1e-3 * eager
     assert not any("_orig_mod" in name for name in names), "checkpoints do not depend on compilation"
+
+
+def outcome_of(folder, **patches):
+    "A row with routing, trained whole; what its history says and the tensors that it ends with."
+    run = Run(folder, config("higher_released", "softmax_axis", schedule=Schedule(epochs=2, learning_rate=1e-3, batch=64)))
+    with patch.multiple("encapnet.training", **patches) if patches else nullcontext():
+        record = fit(run, bar=False)
+    history = [json.loads(line) for line in run.path("metrics.jsonl").read_text().splitlines()]
+    return record.outcome, history, load_file(run.path("checkpoint.safetensors"))
+
+
+def test_watching_routing_changes_nothing(tmp_path):
+    watched, told, tensors = outcome_of(tmp_path / "watched")
+    alone, silent, same = outcome_of(tmp_path / "alone", diagnose=lambda trainer, train: None)
+    assert [row.keys() - {"start", "diagnostics"} for row in told] == [row.keys() for row in silent]
+    assert [{name: row[name] for name in bare} for row, bare in zip(told, silent)] == silent
+    assert tensors.keys() == same.keys() and all(torch.equal(tensors[name], same[name]) for name in tensors), "bit for bit"
+    assert "start" in told[0] and "start" not in told[1] and "diagnostics" not in alone
+    assert {name: value for name, value in watched.items() if name != "diagnostics"} == alone
+    assert watched["diagnostics"]["epochs"] == [0, 1, 2] and watched["diagnostics"]["classes"]["bias_share"][0] > 0.99
+
+
+def test_an_interrupted_run_has_watched_its_start(tmp_path):
+    whole, _, _ = outcome_of(tmp_path / "whole")
+
+    def stop(event):
+        raise OutOfTime("enough")
+
+    sliced = Run(tmp_path / "sliced", config("higher_released", "softmax_axis", schedule=Schedule(epochs=2, learning_rate=1e-3, batch=64)))
+    with pytest.raises(OutOfTime):
+        fit(sliced, tell=stop, bar=False)
+    assert fit(sliced, bar=False).outcome == whole

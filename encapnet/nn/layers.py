@@ -12,7 +12,7 @@ from .capsules import squash, squash_map
 from .routing import dynamic_routing, em_routing
 
 # %% auto #0
-__all__ = ['RoutedCapsules', 'CapConv', 'CapFC']
+__all__ = ['VARYING_LENGTH', 'RoutedCapsules', 'routing_diagnostics', 'CapConv', 'CapFC']
 
 # %% ../../nbs/nn/04_layers.ipynb #6eb56c92
 def _positive(**sizes: int):
@@ -23,6 +23,32 @@ def _shaped(what: str, x: Tensor, *sizes: int | None):  # None: any size, but no
     if x.ndim == len(sizes) + 1 and all(have == want if want else have > 0 for have, want in zip(x.shape[1:], sizes)): return
     expected = ", ".join("any" if size is None else str(size) for size in sizes)
     raise ValueError(f"expected {what} of shape (batch, {expected}), got {tuple(x.shape)}")
+
+# %% ../../nbs/nn/04_layers.ipynb #acea66ca
+VARYING_LENGTH = {"scaled": 0.2, "full_length": 0.8}   # of a channel's mean capsule: the part that differs between images, and all of it
+
+def _deviation(routing: str, initialization: str, normalize: str, groups: int, positions: int, dim: int, higher: int, higher_dim: int) -> float:
+    "The standard deviation of a fresh transform."
+    if routing == "em": return 1 / 0.8
+    if initialization == "released": return math.sqrt(2 / (dim + groups * higher * higher_dim))
+    competitors = higher if normalize == "higher" else groups * positions
+    return competitors / (positions * VARYING_LENGTH[initialization] * math.sqrt(groups * higher_dim))
+
+def _check_initialization(routing: str, initialization: str):
+    if routing not in ("dynamic", "em"): raise ValueError(f"routing must be 'dynamic' or 'em', got {routing!r}")
+    known = [*VARYING_LENGTH, "released"]
+    if initialization not in known: raise ValueError(f"initialization must be one of {', '.join(map(repr, known))}, got {initialization!r}")
+    if routing == "em" and initialization != "scaled":
+        raise ValueError(f"initialization {initialization!r} is for dynamic routing; EM routing has only 'scaled'")
+
+# %% ../../nbs/nn/04_layers.ipynb #bd223c56
+def _route(u: Tensor, activation: Tensor | None, transform: Tensor, betas: tuple[Tensor, Tensor] | None, options: dict) -> tuple[Tensor, Tensor]:
+    "Higher capsules (b, j, e), and how active each is (b, j). EM with its two costs, dynamic routing without."
+    if betas:
+        if activation is None: raise ValueError("EM routing needs the activation of the lower capsules")
+        return em_routing(u, activation, transform, *betas, **options)
+    v = dynamic_routing(u, transform, **options)
+    return v, torch.linalg.vector_norm(v, dim=-1)
 
 # %% ../../nbs/nn/04_layers.ipynb #0ce5ddf1
 class _Transform(nn.Module):
@@ -46,17 +72,16 @@ class RoutedCapsules(_Transform):
                  iterations: int = 3,        # R
                  normalize: str = "higher",  # softmax axis of dynamic routing
                  backend: str = "chunked",   # "reference" forms the votes
-                 varying: float = 0.2,       # length of the part of a channel's mean capsule that differs between images
+                 initialization: str = "scaled",  # of dynamic routing; or "full_length", "released"
                 ):
         super().__init__()
-        if routing not in ("dynamic", "em"): raise ValueError(f"routing must be 'dynamic' or 'em', got {routing!r}")
+        _check_initialization(routing, initialization)
         _positive(groups=groups, positions=positions, dim=dim, higher=higher, higher_dim=higher_dim, iterations=iterations)
         self.positions, self.routing, self.options = positions, routing, dict(iterations=iterations, backend=backend)
         if routing == "dynamic": self.options["normalize"] = normalize
-        competitors = higher if normalize == "higher" else groups * positions
-        scale = competitors / (positions * varying * math.sqrt(groups * higher_dim)) if routing == "dynamic" else 1 / 0.8
         self.transform = nn.Parameter(torch.zeros(higher, groups, dim + 1, higher_dim))
-        with torch.no_grad(): self.weight.normal_(0, scale)
+        with torch.no_grad(): self.weight.normal_(0, _deviation(routing, initialization, normalize, groups, positions, dim, higher, higher_dim))
+        if initialization == "released": nn.init.normal_(self.bias)
         if routing == "em":
             self.beta_u = nn.Parameter(torch.zeros(higher))
             self.beta_a = nn.Parameter(torch.zeros(higher))
@@ -67,12 +92,56 @@ class RoutedCapsules(_Transform):
                ) -> tuple[Float[Tensor, "b j e"], Float[Tensor, "b j"]]: # higher capsules, and how active each is
         _, groups, rows, _ = self.transform.shape
         _shaped("lower capsules", u, groups, self.positions, rows - 1)
-        transform = self.transform.transpose(0, 1)
-        if self.routing == "em":
-            if activation is None: raise ValueError("EM routing needs the activation of the lower capsules")
-            return em_routing(u, activation, transform, self.beta_u, self.beta_a, **self.options)
-        v = dynamic_routing(u, transform, **self.options)
-        return v, torch.linalg.vector_norm(v, dim=-1)
+        betas = (self.beta_u, self.beta_a) if self.routing == "em" else None
+        return _route(u, activation, self.transform.transpose(0, 1), betas, self.options)
+
+    @torch.no_grad()
+    def diagnostics(self, u: Float[Tensor, "b g p d"], activation: Float[Tensor, "b g p"] | None = None) -> dict[str, float]:
+        "How long votes and higher capsules are, and what share is saturated or dead: see `routing_diagnostics`."
+        return routing_diagnostics(self, u, activation)
+
+# %% ../../nbs/nn/04_layers.ipynb #8e04b2df
+def _unsquashed(v: Tensor) -> Tensor:
+    "The s of which v is the squash: exact to eight digits up to |s| = 10,000 in float64, and cut off near 10^8."
+    length = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return v * (length * (1 - length).clamp(min=2**-53)).rsqrt().nan_to_num(posinf=0.0)
+
+def _vote_squares(u: Tensor, weight: Tensor, bias: Tensor) -> tuple[float, float, float]:
+    "Mean squares over all votes (b g p j): of the vote W^T u + bias, of W^T u, of the bias."
+    b, groups, p, _ = u.shape
+    count = groups * weight.shape[1]
+    moments = torch.einsum("bgpd,bgpf->gdf", u, u) / (b * p)
+    seen = (moments * torch.einsum("gjde,gjfe->gdf", weight, weight)).sum() / count
+    mixed = torch.einsum("gd,gjde,gje->", u.mean((0, 2)), weight, bias) / count
+    own = bias.square().sum() / count
+    return (seen + 2 * mixed + own).clamp(min=0).item(), seen.item(), own.item()
+
+def _describe(s: Tensor, v: Tensor, squares: tuple[float, float, float]) -> dict[str, float]:
+    "The numbers of `RoutedCapsules.diagnostics` from s (b, j, e), v (b, j) and the mean squares of the votes."
+    vote, seen, own = squares
+    moved = (s - s.mean(0)).square().sum(-1).mean(0).sqrt()
+    return dict(vote_length=math.sqrt(vote), bias_share=own / (own + seen) if own else 0.0, s_length=s.norm(dim=-1).quantile(0.5).item(),
+                s_varying=moved.quantile(0.5).item(), v_length=v.quantile(0.5).item(),
+                saturated=(v > 0.99).double().mean().item(), dead=(v < 0.01).double().mean().item())
+
+# %% ../../nbs/nn/04_layers.ipynb #9a8d429c
+def routing_diagnostics(layer: RoutedCapsules,
+                        u: Float[Tensor, "b g p d"],                      # lower capsules
+                        activation: Float[Tensor, "b g p"] | None = None, # how active each is; EM only
+                       ) -> dict[str, float]:
+    """What votes and higher capsules are like on a batch; computed in float64 and without forming the votes.
+
+    `vote_length` root mean square of |V_ij| over images, i and j · `bias_share` |bias|^2 / (|bias|^2 + |W^T u|^2), mean squares, in [0, 1] ·
+    `s_length` median over images and j of |s_j| · `s_varying` median over j of the root mean square over images of |s_j - its mean| ·
+    `v_length` median of |v_j| · `saturated`, `dead` shares of |v_j| > 0.99 and < 0.01. With EM a cluster's mean stands for s_j and its
+    activation for |v_j|. Raises ValueError on capsules that do not fit and on an empty batch."""
+    _, groups, rows, _ = layer.transform.shape
+    _shaped("lower capsules", u, groups, layer.positions, rows - 1)
+    if not len(u): raise ValueError("diagnostics need at least one image")
+    transform, *betas = (parameter.double() for parameter in layer.parameters())
+    transform, options = transform.transpose(0, 1), layer.options | dict(backend="chunked")
+    s, v = _route(u.double(), None if activation is None else activation.double(), transform, tuple(betas), options)
+    return _describe(s if betas else _unsquashed(s), v, _vote_squares(u.double(), transform[:, :, :-1], transform[:, :, -1]))
 
 # %% ../../nbs/nn/04_layers.ipynb #d2c9ce71
 class _Branch(nn.Module):

@@ -5,6 +5,7 @@
 # %% ../../nbs/nn/07_networks.ipynb #dea328bf
 from __future__ import annotations
 from collections import OrderedDict
+from contextlib import contextmanager
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -38,6 +39,19 @@ def _images(x: Tensor, channels: int) -> Tensor:
         raise ValueError(f"expected images of shape (batch, {channels}, 32, 32), got {tuple(x.shape)}")
     return x
 
+# %% ../../nbs/nn/07_networks.ipynb #4885029e
+def _by_channel(groups: int, v: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    "Higher capsules (b, j, e) as the lower ones (b, g, p, d) of the next layer, and how active each is."
+    return v.unflatten(1, (groups, -1)), active.unflatten(1, (groups, -1))
+
+@contextmanager
+def _evaluating(model: nn.Module):
+    "Evaluation mode for a while: batch normalisation takes its running statistics and leaves them alone."
+    was = model.training
+    model.eval()
+    try: yield
+    finally: model.train(was)
+
 # %% ../../nbs/nn/07_networks.ipynb #801d6f32
 class CapNet(nn.Module):
     "Table 1 (a) and (b): routing by agreement in the fifth and sixth layer. Raises ValueError on sizes that do not fit."
@@ -50,10 +64,11 @@ class CapNet(nn.Module):
                  normalize: str = "higher",  # softmax axis of dynamic routing
                  stride: int = 1,            # 1: J = 64 G; 2: J = 16 G
                  backend: str = "chunked",   # "reference" forms the votes
+                 initialization: str = "scaled",  # of both transforms, see `RoutedCapsules`
                 ):
         super().__init__()
         if stride not in (1, 2): raise ValueError(f"stride must be 1 or 2, got {stride}")
-        options = dict(routing=routing, iterations=iterations, normalize=normalize, backend=backend)
+        options = dict(routing=routing, iterations=iterations, normalize=normalize, backend=backend, initialization=initialization)
         positions = (8 // stride) ** 2
         self.groups, self.stem = groups, stem(channels, groups)
         self.capsules = RoutedCapsules(groups, 64, 8, groups * positions, 16, **options)
@@ -61,11 +76,18 @@ class CapNet(nn.Module):
         self.activation = nn.Sequential(nn.Conv2d(8 * groups, groups, 3, 1, 1), nn.BatchNorm2d(groups)) if routing == "em" else None
 
     def forward(self, x: Float[Tensor, "b channels 32 32"]) -> Float[Tensor, "b classes"]:
+        return self.classes(*_by_channel(self.groups, *self.capsules(*self._primary(x))))[1]
+
+    @torch.no_grad()
+    def diagnostics(self, x: Float[Tensor, "b channels 32 32"]) -> dict[str, dict[str, float]]:  # "capsules": the fifth layer, "classes": the sixth
+        "What `RoutedCapsules.diagnostics` says of both routed layers in evaluation mode; changes nothing."
+        with _evaluating(self):
+            u = self._primary(x)
+            return dict(capsules=self.capsules.diagnostics(*u), classes=self.classes.diagnostics(*_by_channel(self.groups, *self.capsules(*u))))
+
+    def _primary(self, x):  # lower capsules (b, g, p, d), and how active each is; None with dynamic routing
         x = self.stem(_images(x, self.stem.conv1.in_channels))
-        active = None if self.activation is None else self.activation(x).sigmoid().flatten(2)
-        v, active = self.capsules(squash(list_capsules(x, self.groups)), active)
-        v, active = v.unflatten(1, (self.groups, -1)), active.unflatten(1, (self.groups, -1))
-        return self.classes(v, active)[1]
+        return squash(list_capsules(x, self.groups)), None if self.activation is None else self.activation(x).sigmoid().flatten(2)
 
 # %% ../../nbs/nn/07_networks.ipynb #3f5f09e1
 class VanillaCNN(nn.Module):

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # %% auto #0
-__all__ = ['Positive', 'NetworkConfig', 'Sha256', 'TABLE1', 'EXPERIMENTS', 'PROFILES', 'UsageError', 'StudyError', 'OutOfTime',
-           'nearest', 'Strict', 'CapNetConfig', 'VanillaCNNConfig', 'SixLayerEncapNetConfig', 'DataConfig', 'Schedule',
-           'Identified', 'RunConfig', 'MeasureConfig', 'RoutingBenchConfig', 'Row', 'find_row', 'Profile',
+__all__ = ['Positive', 'NetworkConfig', 'Sha256', 'TABLE1', 'EXPERIMENTS', 'SOFTMAX_AXIS', 'PROFILES', 'UsageError', 'StudyError',
+           'OutOfTime', 'nearest', 'Strict', 'CapNetConfig', 'VanillaCNNConfig', 'SixLayerEncapNetConfig', 'DataConfig',
+           'Schedule', 'Identified', 'RunConfig', 'MeasureConfig', 'RoutingBenchConfig', 'Row', 'find_row', 'Profile',
            'find_profile', 'plan', 'measurements', 'routing_benches']
 
 # %% ../../nbs/study/10_config.ipynb #eac6c01a
@@ -52,11 +52,14 @@ class CapNetConfig(Strict):
     normalize: Literal["higher", "lower"] = "higher"
     stride: Literal[1, 2] = 1            # 1: as many positions above as below (J = 2048); 2: a quarter (J = 512)
     backend: Literal["chunked", "reference"] = "chunked"
+    initialization: Literal["scaled", "full_length", "released"] = "scaled"
 
     @model_validator(mode="after")
-    def _em_normalizes_over_higher(self):
+    def _em_has_one_axis_and_one_beginning(self):
         if self.routing == "em" and self.normalize != "higher":
             raise ValueError("EM routing shares each lower capsule among the higher ones: normalize must be 'higher'")
+        if self.routing == "em" and self.initialization != "scaled":
+            raise ValueError(f"initialization {self.initialization!r} is for dynamic routing; EM routing has only 'scaled'")
         return self
 
 class VanillaCNNConfig(Strict):
@@ -174,6 +177,17 @@ TABLE1 = (
     _row("b512_em", "CapNet, EM, J = 512", CapNetConfig(routing="em", stride=2), augmentation="mild", extra=True),
 )
 EXPERIMENTS = {"table1": {row.name: row for row in TABLE1}}
+
+# %% ../../nbs/study/10_config.ipynb #63f5fcfd
+SOFTMAX_AXIS = tuple(_row(name, title, CapNetConfig(normalize=normalize, initialization=initialization), augmentation="mild", extra=True)
+                     for name, title, normalize, initialization in (
+    ("higher_scaled", "higher, scaled", "higher", "scaled"),
+    ("lower_scaled", "lower, scaled", "lower", "scaled"),
+    ("higher_released", "higher, released", "higher", "released"),
+    ("lower_released", "lower, released", "lower", "released"),
+    ("higher_full_length", "higher, full length", "higher", "full_length"),
+))
+EXPERIMENTS["softmax_axis"] = {row.name: row for row in SOFTMAX_AXIS}
 
 # %% ../../nbs/study/10_config.ipynb #79460e14
 def find_row(experiment: str, row: str) -> Row:
