@@ -191,11 +191,15 @@ def _prepare(run: Run, data_root, device: torch.device) -> tuple[data.ImageSet, 
     splits = [("train", wanted.train_images), ("test", wanted.test_images)]
     return tuple(data.load(wanted.name, split, data_root, subset).to(device) for split, subset in splits)
 
+def _constant_error(images: data.ImageSet) -> float:
+    "What it errs, in percent, to give every image of a set the answer that is right most often: what chance comes to."
+    return 100 - 100 * images.labels.bincount().max().item() / len(images)
+
 def _outcome(trainer: Trainer, history: list[dict], train: data.ImageSet, test: data.ImageSet) -> dict[str, Any]:
     last = history[-1]
     return dict(error=last["error"], test_loss=last["test_loss"], train_loss=last["train_loss"], epochs=len(history),
                 parameters=sum(p.numel() for p in trainer.model.parameters()), train_images=len(train), test_images=len(test),
-                source=test.source, errors=[round(row["error"], 4) for row in history],
+                source=test.source, constant_error=_constant_error(test), errors=[round(row["error"], 4) for row in history],
                 losses=[float(f"{row['train_loss']:.6g}") for row in history],
                 **({"diagnostics": curves} if (curves := diagnostic_curves(history)) else {}))
 

@@ -40,6 +40,7 @@ ARROWS = {
     "show.pages": ["study.config", "study.runs"],
     "show.report": ["show.plots", "study.config", "study.launch", "study.paper", "study.runs", "study.stats"],
     "show.routing_bench": ["show.plots", "show.report", "study.config", "study.launch", "study.runs"],
+    "show.softmax_axis": ["show.plots", "show.report", "study.config", "study.launch", "study.runs", "study.stats"],
     "show.bench": ["nn.*", "study.config", "study.runs"],
     "cli": ["*"],
 }

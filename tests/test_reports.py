@@ -1,5 +1,5 @@
 """The study end to end in the smoke profile: the command line trains, measures and renders; a second call trains nothing; papermill alone
-gives the same tables; a data root replaces the embedded data; the pages open offline."""
+gives the same tables; a data root replaces the embedded data; the study of the softmax axis in the same way; the pages open offline."""
 
 import json
 import os
@@ -118,9 +118,9 @@ def test_a_data_root_replaces_the_embedded_images(tmp_path, name):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page", ["smoke/table1.html", "smoke/complexity.html", "index.html"])
-def test_the_pages_open_offline(browser, study, page):
-    path = study / "reports" / page
+@pytest.mark.parametrize("page", ["smoke/table1.html", "smoke/complexity.html", "smoke/softmax_axis.html", "index.html"])
+def test_the_pages_open_offline(browser, study, axis, page):
+    path = (axis if "axis" in page else study) / "reports" / page
     assert path.stat().st_size < 2_000_000
     with Visit(browser, path) as visit:
         assert (visit.asked, visit.said) == ([], [])
@@ -129,6 +129,34 @@ def test_the_pages_open_offline(browser, study, page):
         assert visit.see("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
         if "index" not in page:  # where thumbnails only decorate
             assert visit.see("[...document.images].every(i => i.alt.length > 10)")
+
+
+@pytest.fixture(scope="module")
+def axis(tmp_path_factory):
+    "The study of the softmax axis. All but one of its rows are trained in this process, which has torch already."
+    import torch
+
+    from encapnet import data
+    from encapnet.study.config import plan
+    from encapnet.study.runs import Run
+    from encapnet.training import fit
+
+    folder = tmp_path_factory.mktemp("axis")
+    torch.set_num_threads(1)
+    for config in plan("softmax_axis", "smoke", {"synthetic": data.fingerprint("synthetic")})[1:]:
+        fit(Run(folder / "runs", config), bar=False)
+    reproduce(folder, "softmax_axis")
+    return folder
+
+
+def test_the_softmax_axis_is_trained_watched_and_judged(axis):
+    assert len(done(axis)) == 5 and not (axis / "reports" / "ledger").exists()
+    page = (axis / "reports" / "smoke" / "softmax_axis.html").read_text()
+    for row in ("scaled over higher", "scaled over lower", "released over higher", "released over lower", "full length over higher"):
+        assert page.count(f">{row}<") == 3, f"{row}: once for each layer, and in the verdict"
+    assert "not attempted" not in page and "direction " in page and "sha256" in page and "no run yet" not in page
+    votes = (axis / "reports" / "tables" / "smoke" / "softmax_axis.csv").read_text().splitlines()
+    assert len(votes) == 1 + 5 * 2 * 3, "rows, layers, epochs from 0 to 2"
 
 
 def test_no_ledger_is_one_line(tmp_path):

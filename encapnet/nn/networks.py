@@ -45,12 +45,15 @@ def _by_channel(groups: int, v: Tensor, active: Tensor) -> tuple[Tensor, Tensor]
     return v.unflatten(1, (groups, -1)), active.unflatten(1, (groups, -1))
 
 @contextmanager
-def _evaluating(model: nn.Module):
-    "Evaluation mode for a while: batch normalisation takes its running statistics and leaves them alone."
-    was = model.training
-    model.eval()
-    try: yield
-    finally: model.train(was)
+def _batch_statistics(model: nn.Module):
+    "Normalise by the batch, as in training, for a while; the running statistics are neither used nor touched."
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    modes = [(norm.training, norm.track_running_stats) for norm in norms]
+    try:
+        for norm in norms: norm.training, norm.track_running_stats = True, False
+        yield
+    finally:
+        for norm, mode in zip(norms, modes): norm.training, norm.track_running_stats = mode
 
 # %% ../../nbs/nn/07_networks.ipynb #801d6f32
 class CapNet(nn.Module):
@@ -80,8 +83,8 @@ class CapNet(nn.Module):
 
     @torch.no_grad()
     def diagnostics(self, x: Float[Tensor, "b channels 32 32"]) -> dict[str, dict[str, float]]:  # "capsules": the fifth layer, "classes": the sixth
-        "What `RoutedCapsules.diagnostics` says of both routed layers in evaluation mode; changes nothing."
-        with _evaluating(self):
+        "What `RoutedCapsules.diagnostics` says of both routed layers, as training sees them; changes nothing."
+        with _batch_statistics(self):
             u = self._primary(x)
             return dict(capsules=self.capsules.diagnostics(*u), classes=self.classes.diagnostics(*_by_channel(self.groups, *self.capsules(*u))))
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # %% auto #0
 __all__ = ['STYLE', 'PALETTE', 'Figure', 'plain_log', 'canvas', 'error_against_cost', 'training_curves', 'kept_bytes',
-           'routing_costs']
+           'routing_costs', 'loss_and_lengths']
 
 # %% ../../nbs/show/30_plots.ipynb #ab04c0bc
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
@@ -141,3 +141,29 @@ def routing_costs(frame: pd.DataFrame,  # way, size, median, low, high (s), peak
     return Figure(drawing, f"Two plots over {size}: seconds of a step and peak memory, a line for each way of routing.",
                   f"{what}. Marks: measured (median and range; hollow: not run, by account). "
                   "Lines: the model of operations, scaled to the largest size that was run, and the account of live tensors.")
+
+# %% ../../nbs/show/30_plots.ipynb #eb3a6886
+def loss_and_lengths(frame: pd.DataFrame,  # row, axis, initialization, seed, epoch (from 0), train_loss (none at 0), s_length, s_varying
+                     dataset: str,
+                    ) -> Figure:
+    "Training loss, median |s_j| of the class capsules, and how far s_j moves between images, over epochs; the mean over seeds."
+    about = f"Training loss, length of a class capsule's s, and its variation between images, over epochs on {dataset}"
+    drawing, axes = canvas(8.4, 3.4, 3)
+    if frame.empty: return _nothing(drawing, axes, f"{about}: no run yet.")
+    colours = {name: PALETTE[number] for number, name in enumerate(frame.initialization.unique())}
+    panels = zip(axes, ("train_loss", "s_length", "s_varying"), ("training loss", "median |s| of a class capsule", "how far s moves between images"))
+    for ax, y, label in panels:
+        for (row, axis, initialization), lines in frame.groupby(["row", "axis", "initialization"], sort=False):
+            mean = lines.dropna(subset=[y]).groupby("epoch")[y].mean()
+            style = "o-" if axis == "higher" else "s--"
+            ax.plot(mean.index, mean.clip(lower=1e-9), style, color=colours[initialization], ms=4, lw=1.3, label=row)
+        ax.set(xlabel="epoch", ylabel=label, yscale="log")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    plain_log(axes[0].yaxis)
+    for height, meaning, rise in ((10, "saturated", 2), (0.1, "dead", -8)):
+        axes[1].axhline(height, ls=":", c="0.35", lw=1)
+        axes[1].annotate(meaning, (1, height), xycoords=("axes fraction", "data"), xytext=(-2, rise),
+                         textcoords="offset points", ha="right", fontsize=7)
+    with matplotlib.rc_context(STYLE): drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return Figure(drawing, f"Three line plots. {about}.", f"{about}, logarithmic. Epoch 0 is before the first step. Solid: softmax over higher "
+                  "capsules; dashed: over lower ones. Dotted: beyond |s| = 10 a capsule is saturated, below 0.1 dead.")

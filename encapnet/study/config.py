@@ -181,11 +181,11 @@ EXPERIMENTS = {"table1": {row.name: row for row in TABLE1}}
 # %% ../../nbs/study/10_config.ipynb #63f5fcfd
 SOFTMAX_AXIS = tuple(_row(name, title, CapNetConfig(normalize=normalize, initialization=initialization), augmentation="mild", extra=True)
                      for name, title, normalize, initialization in (
-    ("higher_scaled", "higher, scaled", "higher", "scaled"),
-    ("lower_scaled", "lower, scaled", "lower", "scaled"),
-    ("higher_released", "higher, released", "higher", "released"),
-    ("lower_released", "lower, released", "lower", "released"),
-    ("higher_full_length", "higher, full length", "higher", "full_length"),
+    ("higher_scaled", "scaled over higher", "higher", "scaled"),
+    ("lower_scaled", "scaled over lower", "lower", "scaled"),
+    ("higher_released", "released over higher", "higher", "released"),
+    ("lower_released", "released over lower", "lower", "released"),
+    ("higher_full_length", "full length over higher", "higher", "full_length"),
 ))
 EXPERIMENTS["softmax_axis"] = {row.name: row for row in SOFTMAX_AXIS}
 
