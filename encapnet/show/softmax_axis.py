@@ -133,7 +133,7 @@ def _vote_table(study: SoftmaxAxis) -> GT:
             for when, last in (("start", False), ("end", True)):
                 seen = _seen(study, name, layer, last)
                 line |= {f"{when}_{key}": "–" if seen is None else (_share if key in ("bias_share", "saturated", "dead") else seconds_text)(seen[key])
-                         for key in SEEN if when == "start" or key in ("s_length", "s_varying", "saturated", "dead")}
+                         for key in SEEN if when == "start" or key in ("s_length", "s_varying")}
             lines.append(line)
     labels = dict(vote_length="|V|", bias_share="bias (%)", s_length="|s|", s_varying="varies by", saturated="saturated (%)", dead="dead (%)")
     table = GT(pd.DataFrame(lines), id="axis-votes", groupname_col="layer").cols_label(row="")
@@ -150,7 +150,9 @@ def _figure(study: SoftmaxAxis) -> plots.Figure:
     dataset = study.datasets[0] if study.datasets else ""
     lines = study.votes[(study.votes.layer == "classes") & (study.votes.dataset == dataset)]
     titles = {name: row.title for name, row in study.rows.items()}
-    return plots.loss_and_lengths(lines.assign(row=lines.row.map(titles)), DATASET_TITLE.get(dataset, dataset))
+    figure = plots.loss_and_lengths(lines.assign(row=lines.row.map(titles)), DATASET_TITLE.get(dataset, dataset))
+    figure.caption += f" {_note(study)}"
+    return figure
 
 # %% ../../nbs/show/35_softmax_axis.ipynb #c730712f
 def obstacles(seen: pd.Series | None) -> str:
@@ -165,11 +167,13 @@ def _judge(claimed: bool, trains: bool | None, profile: str) -> str:
     if profile == "paper": return "reproduced" if trains == claimed else "not reproduced"
     return "direction agrees" if trains == claimed else "direction disagrees"
 
+def _epochs(study: SoftmaxAxis) -> str: return f"{study.profile.schedule.epochs} epochs"
+
 def _paragraph(study: SoftmaxAxis, dataset: str) -> str:
     "What follows, in a sentence or three, by rule."
     trains = {name: study.trains(name, dataset) for name in study.rows}
-    told = [f"{word}: {', '.join(study.rows[name].title for name in trains if trains[name] is value) or 'none'}"
-            for word, value in (("trains", True), ("does not", False)) if value in trains.values()]
+    told = [f"{word}: {', '.join(study.rows[name].title for name in trains if trains[name] is value)}"
+            for word, value in (("trains", True), (f"does not in {_epochs(study)}", False)) if value in trains.values()]
     for initialization, title in (("released", "as released"), ("scaled", "with ours")):
         pair = trains[f"higher_{initialization}"], trains[f"lower_{initialization}"]
         if None in pair: continue
@@ -187,13 +191,14 @@ def _verdict(study: SoftmaxAxis) -> Verdict:
             judged = row.network.initialization != "full_length"            # nobody has said anything of that one
             lines.append(dict(data=DATASET_TITLE.get(dataset, dataset), row=row.title, error=error_text(found),
                               remark=("converges" if claimed else "does not converge") if judged else "–",
-                              trains={True: "trains", False: "does not train", None: "–"}[study.trains(name, dataset)],
+                              trains={True: "trains", False: f"not in {_epochs(study)}", None: "–"}[study.trains(name, dataset)],
                               obstacles=obstacles(_seen(study, name, "classes")) if dataset == (study.datasets or [""])[0] else "–",
                               verdict=_judge(claimed, study.trains(name, dataset), study.profile.name) if judged else "–"))
     line = _paragraph(study, study.datasets[0] if study.datasets else "")
     table = GT(pd.DataFrame(lines), id="axis-verdict", groupname_col="data").cols_label(
         row="", error="test error (%)", remark="the remark", trains="here", obstacles="in its way at the start", verdict="verdict")
-    table = _themed(table.fmt_passthrough("error", escape=False).cols_align("right", ["error"]).tab_source_note(
+    table = table.fmt_passthrough("error", escape=False).cols_align("right", ["error"])
+    table = _themed(table.tab_style(style.css("white-space: nowrap"), loc.body(columns=["row", "error"])).tab_source_note(
         f"{line[0].upper()}{line[1:]}.").tab_source_note(
         f"{_note(study)} The remark is made of the released initialisation; beside ours it is a question. "
         "Only the profile “paper” can confirm or refute."))
