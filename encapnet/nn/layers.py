@@ -42,7 +42,7 @@ def _check_initialization(routing: str, initialization: str):
         raise ValueError(f"initialization {initialization!r} is for dynamic routing; EM routing has only 'scaled'")
 
 # %% ../../nbs/nn/04_layers.ipynb #bd223c56
-def _route(u: Tensor, activation: Tensor | None, transform: Tensor, betas: tuple[Tensor, Tensor] | None, options: dict) -> tuple[Tensor, Tensor]:
+def _route(u: Tensor, activation: Tensor | None, transform: Tensor, betas: list[Tensor], options: dict) -> tuple[Tensor, Tensor]:
     "Higher capsules (b, j, e), and how active each is (b, j). EM with its two costs, dynamic routing without."
     if betas:
         if activation is None: raise ValueError("EM routing needs the activation of the lower capsules")
@@ -92,7 +92,7 @@ class RoutedCapsules(_Transform):
                ) -> tuple[Float[Tensor, "b j e"], Float[Tensor, "b j"]]: # higher capsules, and how active each is
         _, groups, rows, _ = self.transform.shape
         _shaped("lower capsules", u, groups, self.positions, rows - 1)
-        betas = (self.beta_u, self.beta_a) if self.routing == "em" else None
+        betas = [self.beta_u, self.beta_a] if self.routing == "em" else []
         return _route(u, activation, self.transform.transpose(0, 1), betas, self.options)
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ def routing_diagnostics(layer: RoutedCapsules,
     if not len(u): raise ValueError("diagnostics need at least one image")
     transform, *betas = (parameter.double() for parameter in layer.parameters())
     transform, options = transform.transpose(0, 1), layer.options | dict(backend="chunked")
-    s, v = _route(u.double(), None if activation is None else activation.double(), transform, tuple(betas), options)
+    s, v = _route(u.double(), None if activation is None else activation.double(), transform, betas, options)
     return _describe(s if betas else _unsquashed(s), v, _vote_squares(u.double(), transform[:, :, :-1], transform[:, :, -1]))
 
 # %% ../../nbs/nn/04_layers.ipynb #d2c9ce71

@@ -177,7 +177,7 @@ def _paragraph(study: SoftmaxAxis, dataset: str) -> str:
     for initialization, title in (("released", "as released"), ("scaled", "with ours")):
         pair = trains[f"higher_{initialization}"], trains[f"lower_{initialization}"]
         if None in pair: continue
-        ends = {(True, True): "both axes train, so the axis does not decide", (False, False): "neither axis trains, so the axis does not decide",
+        ends = {(True, True): "both axes train, so the axis does not decide", (False, False): f"neither axis trains in {_epochs(study)}",
                 (False, True): "only the lower axis trains, as remarked", (True, False): "only the higher axis trains"}
         told.append(f"{title} {ends[pair]}")
     return "; ".join(told) or "no result yet"
