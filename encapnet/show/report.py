@@ -19,7 +19,7 @@ from ..study.stats import Interval, difference, direction, error_interval
 # %% auto #0
 __all__ = ['PAPER_COLUMN', 'DATASET_TITLE', 'Standing', 'from_store', 'from_ledger', 'error_text', 'bytes_text', 'seconds_text',
            'clear_best', 'row_label', 'run_frame', 'Table1', 'check_arguments', 'table1', 'one_machine', 'themed',
-           'Verdict', 'provenance_table', 'parameter_table', 'reduction_table', 'kept_table']
+           'Verdict', 'markdown', 'provenance_table', 'parameter_table', 'reduction_table', 'kept_table']
 
 # %% ../../nbs/show/32_report.ipynb #74ea7a42
 class Standing(dict):
@@ -289,7 +289,8 @@ def _table1_verdict(study: Table1) -> Verdict:
     return Verdict(table, f"{len(lines)} comparisons: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
 
 # %% ../../nbs/show/32_report.ipynb #89066c70
-def _markdown(lines: list[dict[str, str]], titles: dict[str, str]) -> str:
+def markdown(lines: list[dict[str, str]], titles: dict[str, str]) -> str:
+    "Lines of a table as Markdown, under their titles."
     rows = [list(titles.values()), ["---"] * len(titles), *([line[name] for name in titles] for line in lines)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -299,7 +300,7 @@ def _save_table1(study: Table1, reports: Path) -> list[Path]:
         titles |= {dataset: f"error (%), {DATASET_TITLE.get(dataset, dataset)}"}
         if column := PAPER_COLUMN.get(dataset): titles[f"{dataset}_paper"] = f"paper, {DATASET_TITLE[column]}"
     profile = study.profile.name
-    table = f"{_markdown(_error_lines(study), titles)}\n{_error_note(study)} Made by `{study.command}`.\n"
+    table = f"{markdown(_error_lines(study), titles)}\n{_error_note(study)} Made by `{study.command}`.\n"
     runs = study.runs.drop(columns=["errors", "losses"]).to_csv(index=False, lineterminator="\n")
     files = {f"tables/{profile}/table1.md": table, f"tables/{profile}/table1.csv": runs,
              f"figures/{profile}/table1.svg": study.figure().svg, f"figures/{profile}/table1-curves.svg": study.curves().svg}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 from great_tables import GT, loc, style
 from . import plots
-from .report import (DATASET_TITLE, Standing, Verdict, _check_arguments, _markdown, _themed, error_text, from_ledger, from_store,
-                                  provenance_table, seconds_text)
+from .report import (DATASET_TITLE, Standing, Verdict, check_arguments, error_text, from_ledger, from_store, markdown,
+                                  provenance_table, seconds_text, themed)
 from ..study.config import EXPERIMENTS, RunConfig, find_profile
 from ..study.launch import planned
 from ..study.runs import Record, write_atomic
@@ -76,7 +76,7 @@ class SoftmaxAxis:
 def softmax_axis(profile: str = "quick", seeds: int = 1, missing: str = "train", data: str = "", data_root: str = "", runs: str = "runs",
                  reports: str = "reports", ledger: bool = False, retrain: bool = False) -> SoftmaxAxis:
     "Collect the study, training what is missing. `ledger=True` reads the committed ledger and trains nothing. Raises UsageError."
-    _check_arguments(softmax_axis, locals())
+    check_arguments(softmax_axis, locals())
     find_profile(profile)
     command = f"encapnet reproduce softmax_axis --profile {profile} --seeds {seeds}" + (f" --data {data}" if data else "") + (
         " --data-root DATA" if data_root else "") + (" --from-ledger" if ledger else "")
@@ -113,7 +113,7 @@ def _error_table(study: SoftmaxAxis) -> GT:
         table = table.tab_spanner(DATASET_TITLE.get(dataset, dataset), list(labels)).cols_label(**labels).cols_align("right", list(labels))
         table = table.fmt_passthrough(dataset, escape=False)                   # our own <small>
     chance = ", ".join(f"{value:.1f} %" for value in sorted(study.runs.chance.unique()))
-    return _themed(table.tab_source_note(
+    return themed(table.tab_source_note(
         f"{_note(study)} In parentheses the 95 % interval over test images, or over seeds where there are several. A row trains if all of its "
         f"interval lies below what the best constant answer errs ({chance})."))
 
@@ -140,7 +140,7 @@ def _vote_table(study: SoftmaxAxis) -> GT:
     for when, title in (("start", "before the first step"), ("end", "after the last epoch")):
         names = {name: labels[name.removeprefix(f"{when}_")] for name in lines[0] if name.startswith(f"{when}_")}
         table = table.tab_spanner(title, list(names)).cols_label(**names).cols_align("right", list(names))
-    return _themed(table.tab_style(style.css("white-space: nowrap"), loc.body()).tab_source_note(
+    return themed(table.tab_style(style.css("white-space: nowrap"), loc.body()).tab_source_note(
         f"{_note(study)} |V|: root mean square length of a vote; bias: its share of the votes' mean square; |s|: median length of a higher capsule "
         "before squash; varies by: how far it moves between images, the median over capsules of its standard deviation; saturated: |v| > 0.99; "
         "dead: |v| < 0.01."))
@@ -198,7 +198,7 @@ def _verdict(study: SoftmaxAxis) -> Verdict:
     table = GT(pd.DataFrame(lines), id="axis-verdict", groupname_col="data").cols_label(
         row="", error="test error (%)", remark="the remark", trains="here", obstacles="in its way at the start", verdict="verdict")
     table = table.fmt_passthrough("error", escape=False).cols_align("right", ["error"])
-    table = _themed(table.tab_style(style.css("white-space: nowrap"), loc.body(columns=["row", "error"])).tab_source_note(
+    table = themed(table.tab_style(style.css("white-space: nowrap"), loc.body(columns=["row", "error"])).tab_source_note(
         f"{line[0].upper()}{line[1:]}.").tab_source_note(
         f"{_note(study)} The remark is made of the released initialisation; beside ours it is a question. "
         "Only the profile “paper” can confirm or refute."))
@@ -212,7 +212,7 @@ def _save(study: SoftmaxAxis, reports: Path) -> list[Path]:
         titles |= {dataset: f"error (%), {title}", f"{dataset}_loss": "last training loss", f"{dataset}_trains": "trains"}
     profile = study.profile.name
     line = study.verdict().line
-    table = f"{_markdown(_error_lines(study), titles)}\n{_note(study)} {line[0].upper()}{line[1:]}. Made by `{study.command}`.\n"
+    table = f"{markdown(_error_lines(study), titles)}\n{_note(study)} {line[0].upper()}{line[1:]}. Made by `{study.command}`.\n"
     files = {f"tables/{profile}/softmax_axis.md": table, f"figures/{profile}/softmax_axis.svg": study.figure().svg,
              f"tables/{profile}/softmax_axis.csv": study.votes.to_csv(index=False, lineterminator="\n")}
     return [write_atomic(reports/name, content) for name, content in files.items()]
