@@ -204,7 +204,8 @@ def _fit(run, root: str | None, reports: str, deadline: float | None, events: bo
 def _measure(run, reports: str):
     from encapnet.show.bench import measure
     from encapnet.study.runs import finish
-    from encapnet.training import hardware, pick_device, pin_threads
+    from encapnet.training import hardware, keep_memory, pick_device, pin_threads
+    keep_memory()
     pin_threads()
     device, began = pick_device(), time.monotonic()
     if (here := hardware(device)) != run.config.hardware: raise StudyError(f"this measurement is for {run.config.hardware}, this is {here}")
@@ -396,9 +397,10 @@ def bench_routing(profile: ProfileOption = "quick", runs: RunsOption = "runs", r
 @bench_app.command("measure", hidden=True)
 def bench_measure(config: Path):
     from encapnet.show.bench import bench_routing as timed, routing_operations
-    from encapnet.training import hardware, pick_device, pin_threads
+    from encapnet.training import hardware, keep_memory, pick_device, pin_threads
     chosen = _config_from(config)
     if not isinstance(chosen, RoutingBenchConfig): raise UsageError(f"{config} is no configuration of a timing")
+    keep_memory()
     pin_threads()
     device = pick_device()
     if (here := hardware(device)) != chosen.hardware: raise StudyError(f"this timing is for {chosen.hardware}, this is {here}")

@@ -4,8 +4,9 @@
 
 # %% ../nbs/21_training.ipynb #17b86dd8
 from __future__ import annotations
-import json, math, os, sys, time
+import ctypes, json, math, os, sys, time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 import torch
@@ -20,8 +21,8 @@ from .study.runs import CHECKPOINTS, SCHEMA, Record, Run, UnknownSchema, append_
 from .study.runs import finish, ledger_path, processor, read_ledger, record_of, write_atomic, write_config
 
 # %% auto #0
-__all__ = ['pick_device', 'pin_threads', 'hardware', 'Trainer', 'build', 'rate', 'mean_loss', 'pixels_to_watch', 'diagnose',
-           'diagnostic_curves', 'pack', 'unpack', 'save', 'resume', 'fit']
+__all__ = ['pick_device', 'pin_threads', 'keep_memory', 'hardware', 'Trainer', 'build', 'rate', 'mean_loss', 'pixels_to_watch',
+           'diagnose', 'diagnostic_curves', 'pack', 'unpack', 'save', 'resume', 'fit']
 
 # %% ../nbs/21_training.ipynb #3af4f9f9
 def pick_device() -> torch.device:
@@ -33,6 +34,13 @@ def pin_threads(count: int | None = None) -> int:  # how many are used; None: on
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(count or int(os.environ.get("OMP_NUM_THREADS") or cores))
     return torch.get_num_threads()
+
+def keep_memory():
+    "Let glibc keep what is freed for the next step: memory handed back has to be cleared by the system when it comes again, at each step."
+    with suppress(AttributeError, OSError):     # other systems have their own ways
+        adjust = ctypes.CDLL(None).mallopt
+        adjust(-1, 2**31 - 1)                   # M_TRIM_THRESHOLD
+        adjust(-3, 2**25)                       # M_MMAP_THRESHOLD, the most it takes
 
 def hardware(device: torch.device) -> str:
     "What a result was computed on, in words."
@@ -241,6 +249,7 @@ def fit(run: Run,                                     # which run, in which stor
     with run.locked():
         if record := _ready(run, ledger): return record
         before = _begin(run, ledger, say)
+        keep_memory()
         threads, device = pin_threads(_number(before.get("threads"), 1, None)), pick_device()
         train, test = _prepare(run, data_root, device)
         trainer = Trainer(run.config, len(train.classes), device)
