@@ -404,7 +404,8 @@ def bench_measure(config: Path):
     pin_threads()
     device = pick_device()
     if (here := hardware(device)) != chosen.hardware: raise StudyError(f"this timing is for {chosen.hardware}, this is {here}")
-    typer.echo(json.dumps(dict(timed(chosen, device), operations=routing_operations(chosen))))
+    try: typer.echo(json.dumps(dict(timed(chosen, device), operations=routing_operations(chosen))))
+    except RuntimeError as error: raise StudyError(str(error)) from error       # no memory, or no device for the fused kernels
 
 # %% ../nbs/40_cli.ipynb #406b24a9
 @app.command()
@@ -442,5 +443,5 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
 
 def _end(message, code: int) -> int:
-    say(f"encapnet: {one_line(str(message))}")
+    if str(message): say(f"encapnet: {one_line(str(message))}")     # none where the help was the answer
     return code

@@ -119,7 +119,8 @@ def routing_costs(frame: pd.DataFrame,  # way, size, median, low, high (s), peak
     "Time and peak memory of ways of routing over a size, on logarithmic axes."
     drawing, (time, memory) = canvas(7.2, 3.2, 2)
     if frame.empty: return _nothing(drawing, (time, memory), f"Time and memory over {size}: nothing measured yet.")
-    for number, (way, lines) in enumerate(frame.sort_values("size").groupby("way", sort=False)):
+    for number, (way, lines) in enumerate(frame.groupby("way", sort=False)):
+        lines = lines.sort_values("size")
         look, ran = dict(color=PALETTE[number], lw=1.0), lines.dropna(subset=["median"])
         if len(ran):
             rate = ran["median"].iloc[-1] / ran.operations.iloc[-1]

@@ -216,7 +216,7 @@ def _cost_table(study: Table1) -> GT:
     table = table.cols_align("right", [name for name in lines[0] if name != "row"]).tab_style(style.css("white-space: nowrap"), loc.body())
     return themed(table.tab_source_note(
         f"Width G = {study.profile.cost_groups} (the paper's is 32). Memory: peak of all live tensors (weights, gradients, Adam's "
-        "moments, activations) by account, batch 128 and the largest batch that fits along the line through batches 16 and 32."))
+        "moments, activations) by account, batch 128 and the largest batch that fits along the line through batches 16 and 128: at least so many."))
 
 # %% ../../nbs/show/32_report.ipynb #829b8b36
 def _time_table(study: Table1) -> GT:
@@ -322,7 +322,8 @@ def provenance_table(command: str, profile, *standings: Standing) -> GT:
              ("computing time", f"{seconds / 60:.1f} minutes for {len(records)} records")]
     problems = [problem for standing in standings for problem in standing.problems]
     lines += [("not fresh", problem) for problem in problems] or [("freshness", "every number is today's code's")]
-    frame = pd.DataFrame([dict(what=what, value=str(value)) for what, value in lines])
+    lines = [(what, str(value)) for what, value in lines if value]
+    frame = pd.DataFrame(lines, columns=["what", "value"])
     table = themed(GT(frame, id="provenance").cols_label(what="", value=""))
     bad = [index for index, (what, _) in enumerate(lines) if what == "not fresh"]
     return table.tab_style(style.text(color="#b00020", weight="bold"), loc.body(rows=bad)) if bad else table

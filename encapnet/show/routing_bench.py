@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 import pandas as pd
-from great_tables import GT
+from great_tables import GT, loc, style
 from . import plots
 from .report import (Standing, Verdict, bytes_text, check_arguments, from_ledger, from_store, one_machine, provenance_table,
                                   seconds_text, themed)
@@ -59,6 +59,7 @@ def cost_table(frame: pd.DataFrame, hardware: str) -> GT:
     table = GT(pd.DataFrame(lines, columns=columns), id="bench-costs", groupname_col="workload").cols_label(
         higher="J", batch="batch", way="", seconds="seconds (range; n)", faster="faster by", peak="peak memory", smaller="smaller by")
     table = table.fmt_passthrough(["seconds", "peak"], escape=False).cols_align("right", ["higher", "batch", "seconds", "faster", "peak", "smaller"])
+    table = table.tab_style(style.css("white-space: nowrap"), loc.body())
     return themed(table.tab_source_note(
         f"One forward and backward pass on {hardware}, float32, R = 3; medians, in parentheses the range over all turns and their number. "
         "Ratios are to routing with votes at the same size in the same run. Peak memory above weights and inputs, each candidate in a process of its "
@@ -71,7 +72,8 @@ def largest_table(found: list[dict]) -> GT:
     table = GT(frame, id="bench-largest").cols_label(routing="routing", way="", batch="fits in 12 GiB", paper="paper, whole network")
     return themed(table.cols_align("right", ["batch", "paper"]).tab_source_note(
         "Table 1's layer (2,048 capsules of dimension 8 to 2,048 of dimension 16), forward and backward with weights and their gradients. Modelled, "
-        "along the account's line through batches 16 and 32: nothing was run. The fused kernels keep what the chunked ones keep."))
+        "along the account's line through batches 16 and 128: nothing was run, and at least so many fit. The fused kernels keep what the chunked "
+        "ones keep."))
 
 # %% ../../nbs/show/36_routing_bench.ipynb #bcaefb40
 RULES = (("dynamic routing, batch 4, at least 30 times faster than with votes", "dynamic", 2048, 4, "median", 30.0),
@@ -112,6 +114,7 @@ class RoutingBench:
     def _over(self, size: str, label: str, what: str, **fixed) -> plots.Figure:
         chosen = self.frame[self.frame.workload == "dynamic"]
         for name, value in fixed.items(): chosen = chosen[chosen[name] == value]
+        chosen = chosen.sort_values("way", key=lambda way: way.map(list(WAYS.values()).index))
         return plots.routing_costs(chosen.assign(size=chosen[size]), label, f"{what}, {self.hardware}")
 
     def costs(self) -> GT: return cost_table(self.frame, self.hardware)

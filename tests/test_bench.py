@@ -1,0 +1,83 @@
+"""The routing bench from outside: one turn in its own process, and what it refuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from encapnet.study.config import RoutingBenchConfig
+
+MAIN = "from encapnet.cli import main; main()"
+SIZES = dict(row="tiny", groups=2, positions=16, dim=4, higher=6, higher_dim=3, batch=2)
+
+
+def encapnet(*arguments):
+    return subprocess.run([sys.executable, "-c", MAIN, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def here():
+    return json.loads(encapnet("device").stdout)["device"]
+
+
+def written(tmp_path, **fields):
+    path = tmp_path / "config.json"
+    path.write_text(RoutingBenchConfig(**SIZES | fields).model_dump_json())
+    return path
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_one_turn(tmp_path, here, backend):
+    done = encapnet("bench", "measure", written(tmp_path, backend=backend, hardware=here))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["seconds"]) >= 1 and min(found["seconds"]) > 0
+    assert found["accounted"] > 0 and found["operations"] > 0
+    if sys.platform == "linux":
+        assert found["peak"] >= 0
+
+
+def test_a_size_that_cannot_fit_is_told_by_its_account(tmp_path, here):
+    done = encapnet("bench", "measure", written(tmp_path, backend="reference", hardware=here, batch=2**30))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["seconds"] == [] and found["peak"] is None and found["accounted"] > 2**40
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "told"),
+    [
+        (dict(backend="chunked", hardware="another machine"), 1, "this timing is for another machine, this is"),
+        (dict(backend="triton", hardware=None), 1, "the fused kernels need Triton and tensors on a CUDA device"),
+    ],
+)
+def test_a_turn_that_makes_no_sense_here(tmp_path, here, fields, code, told):
+    done = encapnet("bench", "measure", written(tmp_path, **fields | dict(hardware=fields["hardware"] or here)))
+    assert done.returncode == code and told in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_timing_does_not_run_alone(tmp_path):
+    done = encapnet("run", "--config", written(tmp_path, backend="chunked", hardware="here"))
+    assert done.returncode == 2 and "takes them in turn" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("bench routing --profile qick", "did you mean 'quick'?"),
+        ("bench routin", "Did you mean 'routing'?"),
+        ("bench measure nowhere.json", "cannot read nowhere.json"),
+        ("bench routing --max-minutes -1", "--max-minutes must be a number"),
+    ],
+)
+def test_bad_input(arguments, told):
+    done = encapnet(*arguments.split())
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_the_page_says_what_is_missing(tmp_path):
+    done = encapnet("reproduce", "bench_routing", "--profile", "smoke", "--missing", "show", "--runs", tmp_path / "runs", "--reports", tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "smoke" / "bench_routing.html").read_text(encoding="utf-8")
+    assert page.count("missing") >= 20 and "not measured" in page
