@@ -12,8 +12,6 @@ import pytest
 from browsing import Visit
 from PIL import Image
 
-pytestmark = pytest.mark.xdist_group("study")  # one worker makes the study that these tests look at
-
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ["(a)", "(b)", "(c)", "(d)", "(e)", "(f)", "(a) J = 512", "(b) J = 512"]
 

@@ -247,7 +247,7 @@ def test_broken_environment_is_made_anew(clone):
     ("target", "command"),
     [
         ("reproduce", ".venv/bin/encapnet reproduce --all"),
-        ("test", "OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --all"),
+        ("test", "OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --all"),
         ("lab", ".venv/bin/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb --all"),
     ],
 )

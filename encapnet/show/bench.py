@@ -8,6 +8,7 @@ import os, statistics, time, weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 import torch
 from torch import Tensor, nn
@@ -193,7 +194,7 @@ def routing_bytes(config: RoutingBenchConfig) -> int:
 def _level(device: torch.device, peak: bool) -> int | None:
     "Bytes in use, or their peak since the last `_reset`; None where the system does not say."
     if device.type == "cuda": return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)(device)
-    try: text = open("/proc/self/status", encoding="ascii").read()
+    try: text = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError: return None
     return 1024 * int(text.split("VmHWM:" if peak else "VmRSS:")[1].split()[0])
 
