@@ -35,7 +35,7 @@ def test_one_turn(tmp_path, here, backend):
     assert len(found["seconds"]) >= 1 and min(found["seconds"]) > 0
     assert found["accounted"] > 0 and found["operations"] > 0
     if sys.platform == "linux":
-        assert found["peak"] >= 0
+        assert isinstance(found["peak"], int)
 
 
 def test_a_size_that_cannot_fit_is_told_by_its_account(tmp_path, here):

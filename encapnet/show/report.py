@@ -18,8 +18,8 @@ from ..study.stats import Interval, difference, direction, error_interval
 
 # %% auto #0
 __all__ = ['PAPER_COLUMN', 'DATASET_TITLE', 'Standing', 'from_store', 'from_ledger', 'error_text', 'bytes_text', 'seconds_text',
-           'clear_best', 'row_label', 'run_frame', 'Table1', 'check_arguments', 'table1', 'one_machine', 'themed',
-           'Verdict', 'markdown', 'provenance_table', 'parameter_table', 'reduction_table', 'kept_table']
+           'clear_best', 'row_label', 'run_frame', 'Table1', 'check_arguments', 'command_of', 'table1', 'one_machine',
+           'themed', 'Verdict', 'markdown', 'provenance_table', 'parameter_table', 'reduction_table', 'kept_table']
 
 # %% ../../nbs/show/32_report.ipynb #74ea7a42
 class Standing(dict):
@@ -138,13 +138,17 @@ def check_arguments(function, given: dict):
             raise UsageError(f"parameter {name!r} expects {type(default).__name__}, got {given[name]!r} ({type(given[name]).__name__})")
 
 # %% ../../nbs/show/32_report.ipynb #fe51640b
+def command_of(report: str, profile: str, seeds: int, data: str, data_root: str, ledger: bool) -> str:
+    "What to type to get this page again; the place of the data is the reader's own."
+    return f"encapnet reproduce {report} --profile {profile} --seeds {seeds}" + (f" --data {data}" if data else "") + (
+        " --data-root DATA" if data_root else "") + (" --from-ledger" if ledger else "")
+
 def table1(profile: str = "quick", seeds: int = 1, missing: str = "train", data: str = "", data_root: str = "", runs: str = "runs",
            reports: str = "reports", ledger: bool = False, retrain: bool = False) -> Table1:
     "Collect Table 1, training what is missing. `ledger=True` reads the committed ledger and trains nothing. Raises UsageError."
     check_arguments(table1, locals())
     find_profile(profile)
-    command = f"encapnet reproduce table1 --profile {profile} --seeds {seeds}" + (f" --data {data}" if data else "") + (
-        " --data-root DATA" if data_root else "") + (" --from-ledger" if ledger else "")
+    command = command_of("table1", profile, seeds, data, data_root, ledger)
     if ledger:
         folder = Path(reports)/"ledger"
         trained = from_ledger(folder/"table1.jsonl", RunConfig, profile=profile)
@@ -176,12 +180,16 @@ def _error_lines(study: Table1) -> list[dict[str, str]]:
         lines.append(line)
     return lines
 
+def _tested(runs: pd.DataFrame) -> str:
+    "`1,000 test images`; with several data sets a number for each."
+    return " and ".join(f"{count:,}" for count in runs.images.unique()) + " test images"
+
 def _error_note(study: Table1) -> str:
     "What the numbers of the error table are conditional on."
     seeds = int(study.runs.groupby(["row", "dataset"]).seed.nunique().min()) if len(study.runs) else 0
     jpeg = [DATASET_TITLE.get(d, d) for d in study.datasets if study.runs[study.runs.dataset == d].source.str.contains("imagefolder").any()]
     return (f"Profile {study.profile.name}: width G = {study.profile.groups} (the paper's is 32), {study.profile.schedule.epochs} epochs (600), "
-            f"n = {seeds} seed{'s' if seeds != 1 else ''}. In parentheses the 95 % interval over {'test images' if seeds == 1 else 'seeds'}."
+            f"n = {seeds} seed{'s' if seeds != 1 else ''}. In parentheses the 95 % interval over {_tested(study.runs) if seeds == 1 else 'seeds'}."
             + (f" {' and '.join(jpeg)}: read from JPEG files, not the exact pixels." if jpeg else ""))
 
 def _error_table(study: Table1) -> GT:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from great_tables import GT, loc, style
 from . import plots
-from .report import (DATASET_TITLE, Standing, Verdict, check_arguments, error_text, from_ledger, from_store, markdown,
+from .report import (DATASET_TITLE, Standing, Verdict, check_arguments, command_of, error_text, from_ledger, from_store, markdown,
                                   provenance_table, seconds_text, themed)
 from ..study.config import EXPERIMENTS, RunConfig, find_profile
 from ..study.launch import planned
@@ -78,8 +78,7 @@ def softmax_axis(profile: str = "quick", seeds: int = 1, missing: str = "train",
     "Collect the study, training what is missing. `ledger=True` reads the committed ledger and trains nothing. Raises UsageError."
     check_arguments(softmax_axis, locals())
     find_profile(profile)
-    command = f"encapnet reproduce softmax_axis --profile {profile} --seeds {seeds}" + (f" --data {data}" if data else "") + (
-        " --data-root DATA" if data_root else "") + (" --from-ledger" if ledger else "")
+    command = command_of("softmax_axis", profile, seeds, data, data_root, ledger)
     if ledger: return SoftmaxAxis(profile, command, from_ledger(Path(reports)/"ledger"/"softmax_axis.jsonl", RunConfig, profile=profile))
     wanted = planned("softmax_axis", profile, seeds, data, data_root or None, runs)
     return SoftmaxAxis(profile, command, from_store(wanted, data_root=data_root or None, missing=missing, reports=reports, retrain=retrain))
