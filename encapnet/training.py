@@ -16,13 +16,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from . import data
 from .nn import losses, networks
-from .study.config import NetworkConfig, OutOfTime, RunConfig, Schedule, StudyError, find_profile
+from .study.config import FeedbackConfig, NetworkConfig, OutOfTime, RunConfig, Schedule, StudyError, find_profile
 from .study.runs import CHECKPOINTS, SCHEMA, Record, Run, UnknownSchema, append_ledger, changes, check_writable, code_hash
 from .study.runs import finish, ledger_path, processor, read_ledger, record_of, write_atomic, write_config
 
 # %% auto #0
 __all__ = ['pick_device', 'pin_threads', 'keep_memory', 'hardware', 'Trainer', 'build', 'rate', 'mean_loss', 'pixels_to_watch',
-           'diagnose', 'diagnostic_curves', 'pack', 'unpack', 'save', 'resume', 'fit']
+           'diagnose', 'diagnostic_curves', 'pack', 'unpack', 'save', 'resume', 'count_parameters', 'fit']
 
 # %% ../nbs/21_training.ipynb #3af4f9f9
 def pick_device() -> torch.device:
@@ -53,26 +53,29 @@ class Trainer:
     def __init__(self, config: RunConfig, classes: int, device: torch.device):
         self.config, self.device, self.watched = config, device, None
         torch.manual_seed(config.seed)
-        self.model = build(config.network, classes).to(device)
+        self.model = build(config.network, classes, config.feedback).to(device)
         self.forward = torch.compile(self.model) if config.compiled else self.model
         self.loss = getattr(losses, f"{config.loss}_loss")
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.schedule.learning_rate, weight_decay=config.schedule.weight_decay)
 
-    def scores(self, images: Tensor) -> Tensor:
-        "Class scores in float32."
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            return self.forward(images).float()
+    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor | None]:  # the divergence of a network in training with feedback
+        "Class scores in float32, and what feedback says of them."
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"): found = self.forward(images)
+        scores, divergence = found if isinstance(found, tuple) else (found, None)
+        return scores.float(), divergence
 
-    def epoch(self, images: data.ImageSet, number: int, bar=None) -> float:  # mean training loss over the epoch
+    def epoch(self, images: data.ImageSet, number: int, bar=None) -> dict[str, float]:  # train_loss; with feedback, divergence: means over steps
         "Train for epoch `number` (from 0). Raises StudyError when the loss is no longer a number."
         self.model.train()
-        schedule, values = self.config.schedule, []
+        schedule, feedback, values = self.config.schedule, self.config.feedback, []
         for group in self.optimizer.param_groups: group["lr"] = rate(schedule, number)
         for x, y in data.batches(images, schedule.batch, self.config.seed, number, self.config.data.augmentation):
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(self.scores(x), y)
-            loss.backward(); self.optimizer.step()
-            values.append(loss.detach())
+            scores, divergence = self.outputs(x)
+            loss = self.loss(scores, y)
+            (loss if divergence is None else loss + feedback.weight * divergence).backward()
+            self.optimizer.step()
+            values.append(torch.stack([part.detach().float() for part in (loss, divergence) if part is not None]))
             if bar is not None: bar.update()
         return mean_loss(torch.stack(values).cpu(), number)       # one synchronisation an epoch, not one a step
 
@@ -82,25 +85,31 @@ class Trainer:
         self.model.eval()
         wrong, loss = 0, 0.0
         for x, y in data.batches(images, batch, 0, 0, shuffle=False):
-            scores = self.scores(x)
+            scores, _ = self.outputs(x)
             wrong += (scores.argmax(1) != y).sum()
             loss += self.loss(scores, y).double() * len(y)
         return dict(error=100 * int(wrong) / len(images), test_loss=float(loss) / len(images))
 
 # %% ../nbs/21_training.ipynb #b6074c30
-def build(network: NetworkConfig, classes: int) -> torch.nn.Module:
+def build(network: NetworkConfig, classes: int, feedback: FeedbackConfig | None = None) -> torch.nn.Module:
     "The network that a configuration describes, initialised from torch's global generator."
-    return getattr(networks, network.kind)(classes=classes, **network.model_dump(exclude={"kind"}))
+    model = getattr(networks, network.kind)(classes=classes, **network.model_dump(exclude={"kind"}))
+    # By name, as the network is: the code hash of a run covers what `runs.roots` says of its configuration, and no more.
+    return model if feedback is None else vars(networks)["with_feedback"](model, **feedback.model_dump(exclude={"weight"}))
 
 def rate(schedule: Schedule, number: int) -> float:
     "The learning rate in epoch `number` (from 0)."
     return schedule.learning_rate * 0.1 ** sum(number >= milestone for milestone in schedule.milestones)
 
-def mean_loss(values: Tensor, number: int) -> float:
-    "The mean over an epoch's steps. Raises StudyError with the first step whose loss is not a number."
-    if values.isfinite().all(): return values.double().mean().item()
-    step = int((~values.isfinite()).nonzero()[0])
-    raise StudyError(f"the loss is {values[step].item()} at step {step + 1} of epoch {number + 1}")
+def mean_loss(values: Tensor,  # (steps, 1): the loss of the task; (steps, 2): and the divergence
+              number: int,     # of the epoch, from 0
+             ) -> dict[str, float]:
+    "The means over an epoch's steps. Raises StudyError with the first step at which one is not a number."
+    for name, value in zip(("loss", "divergence"), values.unbind(1)):
+        if value.isfinite().all(): continue
+        step = int((~value.isfinite()).nonzero()[0])
+        raise StudyError(f"the {name} is {value[step].item()} at step {step + 1} of epoch {number + 1}")
+    return dict(zip(("train_loss", "divergence"), values.double().mean(0).tolist()))
 
 # %% ../nbs/21_training.ipynb #ff128ecc
 def pixels_to_watch(train: data.ImageSet, count: int = 64) -> Tensor:  # (count, 3, 32, 32) in [0, 1]
@@ -203,12 +212,19 @@ def _constant_error(images: data.ImageSet) -> float:
     "What it errs, in percent, to give every image of a set the answer that is right most often: what chance comes to."
     return 100 - 100 * images.labels.bincount().max().item() / len(images)
 
+def count_parameters(model: torch.nn.Module) -> dict[str, int]:
+    "`parameters` that inference needs; what only training with feedback has is counted apart, as `feedback_parameters`."
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    extra = sum(size for name, size in sizes.items() if name.startswith("feedback."))
+    return dict(parameters=sum(sizes.values()) - extra, **({"feedback_parameters": extra} if extra else {}))
+
 def _outcome(trainer: Trainer, history: list[dict], train: data.ImageSet, test: data.ImageSet) -> dict[str, Any]:
     last = history[-1]
     return dict(error=last["error"], test_loss=last["test_loss"], train_loss=last["train_loss"], epochs=len(history),
-                parameters=sum(p.numel() for p in trainer.model.parameters()), train_images=len(train), test_images=len(test),
+                **count_parameters(trainer.model), train_images=len(train), test_images=len(test),
                 source=test.source, constant_error=_constant_error(test), errors=[round(row["error"], 4) for row in history],
                 losses=[float(f"{row['train_loss']:.6g}") for row in history],
+                **({"divergences": [float(f"{row['divergence']:.6g}") for row in history]} if "divergence" in last else {}),
                 **({"diagnostics": curves} if (curves := diagnostic_curves(history)) else {}))
 
 # %% ../nbs/21_training.ipynb #6d98cf9a
@@ -280,8 +296,7 @@ def _train(run, trainer, train, test, history, manifest, ledger, tell, deadline,
             if deadline is not None and time.monotonic() > deadline:
                 raise OutOfTime(f"{run.name}: time is up after epoch {number} of {epochs}; the same command goes on from there")
             began, start = time.perf_counter(), None if number else diagnose(trainer, train)
-            loss = trainer.epoch(train, number, progress)
-            row = dict(epoch=number + 1, train_loss=loss) | trainer.evaluate(test)
+            row = dict(epoch=number + 1) | trainer.epoch(train, number, progress) | trainer.evaluate(test)
             if not math.isfinite(row["test_loss"]): raise StudyError(f"the test loss is {row['test_loss']} after epoch {number + 1}")
             if said := diagnose(trainer, train): row |= dict(diagnostics=said) | (dict(start=start) if start else {})
             spent += time.perf_counter() - began
@@ -289,7 +304,7 @@ def _train(run, trainer, train, test, history, manifest, ledger, tell, deadline,
             save(run, trainer, [*history, row])
             history.append(row)                       # it counts when it is safe
             run.write("manifest.json", manifest | dict(seconds=round(spent, 3)))
-            progress.set_postfix(loss=f"{loss:.3f}", error=f"{row['error']:.2f} %")
+            progress.set_postfix(loss=f"{row['train_loss']:.3f}", error=f"{row['error']:.2f} %")
             tell(row | dict(epochs=epochs))
     return finish(run, _outcome(trainer, history, train, test), manifest["device"], ledger,
                   seconds=round(spent, 1), threads=manifest["threads"])

@@ -25,16 +25,26 @@ def problem(b, g, p, d, j, e, bias, seed):
     return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
 
 
-def compare(route, leaves, rtol):
-    "Values, coefficients and gradients by both ways, in units of the largest entry."
-    found = []
-    for backend in ("reference", "chunked"):
+def compare(route, leaves):
+    """Values, coefficients and gradients by both ways agree to 1e-12 of the largest entry.
+
+    Where the textbook itself moves by a hundredth of that or more when its inputs change in their last digit (a cluster of one or two
+    votes has next to no variance, and its gradient divides by it), the bound is a hundred such moves."""
+
+    def outcome(leaves, backend):
         *results, c = route(*leaves, backend=backend, coefficients=[0])
         total = sum((part * torch.linspace(-1, 1, part.numel(), dtype=part.dtype).view(part.shape)).sum() for part in results)
-        found.append([*results, c, *torch.autograd.grad(total, leaves)])
-    for oracle, ours in zip(*found):
+        return [*results, c, *torch.autograd.grad(total, leaves)]
+
+    generator = torch.Generator().manual_seed(1)
+    nudged = [leaf * (1 + 1e-15 * torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)) for leaf in leaves]
+    moved = outcome([leaf.detach().requires_grad_() for leaf in nudged], "reference")
+    for ours, oracle, nearby in zip(outcome(leaves, "chunked"), outcome(leaves, "reference"), moved):
         assert ours.shape == oracle.shape
-        assert ((ours - oracle).abs() <= rtol * max(1.0, oracle.abs().max().item() if oracle.numel() else 0.0)).all()
+        if not oracle.numel():
+            continue
+        resolution = (nearby - oracle).abs().max().item()
+        assert (ours - oracle).abs().max().item() <= max(1e-12 * max(1.0, oracle.abs().max().item()), 100 * resolution)
 
 
 @settings(max_examples=60)
@@ -42,7 +52,7 @@ def compare(route, leaves, rtol):
 def test_dynamic(normalize, iterations, cache, **shape):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(routing, "_cache", lambda device: cache)
-        compare(lambda *x, **more: routing.dynamic_routing(*x, iterations, normalize, **more), problem(**shape), 1e-12)
+        compare(lambda *x, **more: routing.dynamic_routing(*x, iterations, normalize, **more), problem(**shape))
 
 
 @settings(max_examples=60)
@@ -54,7 +64,7 @@ def test_em(iterations, cache, seed, **shape):
     betas = [torch.randn(transform.shape[1], generator=generator, dtype=u.dtype).requires_grad_() for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(routing, "_cache", lambda device: cache)
-        compare(lambda *x, **more: routing.em_routing(*x, iterations=iterations, **more), [u, activation, transform, *betas], 1e-9)
+        compare(lambda *x, **more: routing.em_routing(*x, iterations=iterations, **more), [u, activation, transform, *betas])
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 1e2, 1e4])

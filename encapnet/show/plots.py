@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # %% auto #0
 __all__ = ['STYLE', 'PALETTE', 'Figure', 'plain_log', 'canvas', 'error_against_cost', 'training_curves', 'kept_bytes',
-           'routing_costs', 'loss_and_lengths']
+           'routing_costs', 'loss_and_lengths', 'error_ladder', 'feedback_curves']
 
 # %% ../../nbs/show/30_plots.ipynb #ab04c0bc
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
@@ -168,3 +168,42 @@ def loss_and_lengths(frame: pd.DataFrame,  # row, axis, initialization, seed, ep
     with matplotlib.rc_context(STYLE): drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return Figure(drawing, f"Three line plots. {about}.", f"{about}, logarithmic. Epoch 0 is before the first step. Solid: softmax over higher "
                   "capsules; dashed: over lower ones. Dotted: beyond |s| = 10 a capsule is saturated, below 0.1 dead.")
+
+# %% ../../nbs/show/30_plots.ipynb #ee5c91b7
+def error_ladder(frame: pd.DataFrame,   # label, title, error, low, high, paper; one line per row, from the top down; gaps are left out
+                 dataset: str,
+                ) -> Figure:
+    "Test errors row by row, ours with their intervals beside the paper's."
+    about = f"Test error of each row, measured on {dataset} and as the paper has it on CIFAR-10"
+    drawing, axes = canvas(7.2, 0.9 + 0.26 * max(len(frame), 4), 2, sharey=True)
+    if frame.empty: return _nothing(drawing, axes, f"{about}: no run yet.")
+    places = range(len(frame))
+    for ax, values, filled, title in zip(axes, (frame.error, frame.paper), (True, False), (f"measured here, {dataset}", "the paper, CIFAR-10")):
+        bars = [frame.error - frame.low, frame.high - frame.error] if filled else None
+        ax.errorbar(values, places, xerr=bars, fmt="o", color=PALETTE[0 if filled else 1], capsize=2, ms=5,
+                    markerfacecolor=None if filled else "white")
+        ax.set(xlabel="test error (%)", title=title)
+        ax.margins(x=0.08)
+    axes[0].set_yticks(list(places), [f"{line.label}  {line.title}" for line in frame.itertuples()])
+    axes[0].invert_yaxis()
+    return Figure(drawing, f"Two dot plots. {about}.", f"{about}. Bars are 95 % intervals; the paper gives none.")
+
+# %% ../../nbs/show/30_plots.ipynb #8b5ca300
+def feedback_curves(frame: pd.DataFrame,  # row, fed (with feedback), network, seed, epoch, train_loss, divergence (none without feedback)
+                    dataset: str,
+                   ) -> Figure:
+    "Training loss of each row, and the divergence of those that have one, over epochs; bands span the seeds."
+    about = f"Training loss with and without optimal transport, and the divergence, over epochs on {dataset}"
+    drawing, axes = canvas(7.2, 3.2, 2)
+    if frame.empty: return _nothing(drawing, axes, f"{about}: no run yet.")
+    for ax, y, label in zip(axes, ("train_loss", "divergence"), ("training loss of the task", "Sinkhorn divergence, summed over modules")):
+        for row, lines in frame.dropna(subset=[y]).groupby("row", sort=False):
+            colour, over = PALETTE[0 if lines.network.iloc[0] == "EncapNet" else 1], lines.groupby("epoch")[y]
+            ax.plot(over.mean().index, over.mean(), "o-" if lines.fed.iloc[0] else "s--", color=colour, ms=4, lw=1.3, label=row)
+            ax.fill_between(over.mean().index, over.min(), over.max(), color=colour, alpha=0.15, lw=0)
+        ax.set(xlabel="epoch", ylabel=label, yscale="log")
+        plain_log(ax.yaxis)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    with matplotlib.rc_context(STYLE): drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return Figure(drawing, f"Two line plots. {about}.", f"{about}, logarithmic. Means over seeds, bands from the least to the most. "
+                  "The loss is the task's alone: what feedback adds is drawn on the right.")

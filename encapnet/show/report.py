@@ -6,6 +6,7 @@
 from __future__ import annotations
 import ast, inspect, json, sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 import pandas as pd
 from great_tables import GT, loc, style
@@ -17,9 +18,10 @@ from ..study.runs import Record, Run, changed_code, finished, read_ledger, write
 from ..study.stats import Interval, difference, direction, error_interval
 
 # %% auto #0
-__all__ = ['PAPER_COLUMN', 'DATASET_TITLE', 'Standing', 'from_store', 'from_ledger', 'error_text', 'bytes_text', 'seconds_text',
-           'clear_best', 'row_label', 'run_frame', 'Table1', 'check_arguments', 'command_of', 'table1', 'one_machine',
-           'themed', 'Verdict', 'markdown', 'provenance_table', 'parameter_table', 'reduction_table', 'kept_table']
+__all__ = ['PAPER_COLUMN', 'DATASET_TITLE', 'Standing', 'from_store', 'from_ledger', 'experiment_from_ledger', 'error_text',
+           'bytes_text', 'seconds_text', 'clear_best', 'row_label', 'run_frame', 'Table1', 'check_arguments',
+           'command_of', 'table1', 'one_machine', 'themed', 'Verdict', 'judge', 'markdown', 'provenance_table',
+           'parameter_table', 'reduction_table', 'kept_table']
 
 # %% ../../nbs/show/32_report.ipynb #74ea7a42
 class Standing(dict):
@@ -48,6 +50,17 @@ def from_ledger(path: str | Path, kind: type[Identified], **wanted) -> Standing:
         why = changed_code(record, kind.model_validate_json(json.dumps(record.config)))
         found[key] = (record.row, record, "stale" if why else "fresh", why)
     return found
+
+# %% ../../nbs/show/32_report.ipynb #6a183241
+def experiment_from_ledger(experiment: str, reports: str | Path, profile: str) -> Standing:
+    "The records of an experiment's rows, in their order, from the ledgers of their homes. Raises StudyError if there are none."
+    rows, found, absent = EXPERIMENTS[experiment], {}, []
+    for home in dict.fromkeys(row.home or experiment for row in rows.values()):
+        try: found[home] = from_ledger(Path(reports)/"ledger"/f"{home}.jsonl", RunConfig, profile=profile)
+        except StudyError as error: absent.append(error)
+    chosen = Standing({key: entry for name, row in rows.items() for key, entry in found.get(row.home or experiment, {}).items() if entry[0] == name})
+    if not chosen: raise absent[0] if absent else StudyError(f"the ledgers hold no row of {experiment}, profile={profile}")
+    return chosen
 
 # %% ../../nbs/show/32_report.ipynb #7632a7c5
 def error_text(interval: Interval | None) -> str:
@@ -85,9 +98,9 @@ def row_label(row: str) -> str:
     else: letter = f"({base[0]}) J = 512"
     return letter + (" with votes" if row.endswith("_votes") else "")
 
-def run_frame(standing: Standing) -> pd.DataFrame:
+def run_frame(standing: Standing, label: Callable[[str], str] = row_label) -> pd.DataFrame:
     "Records of training runs as a tidy frame, one line per run."
-    lines = [dict(row=record.row, label=row_label(record.row), dataset=record.config["data"]["name"], seed=record.config["seed"],
+    lines = [dict(row=record.row, label=label(record.row), dataset=record.config["data"]["name"], seed=record.config["seed"],
                   key=record.key, state=standing[record.key][2], error=record.outcome["error"], train_loss=record.outcome["train_loss"],
                   errors=record.outcome["errors"], losses=record.outcome["losses"], images=record.outcome["test_images"],
                   parameters=record.outcome["parameters"], source=record.outcome["source"], seconds=record.provenance.get("seconds"))
@@ -116,7 +129,7 @@ class Table1:
     def time_table(self) -> GT: return _time_table(self)
     def figure(self) -> plots.Figure: return _table1_figure(self)
     def curves(self) -> plots.Figure: return _table1_curves(self)
-    def verdict(self) -> Verdict: return _table1_verdict(self)
+    def verdict(self) -> Verdict: return judge(self.runs, paper.TABLE1_CLAIMS, _printed, self.profile.name, "table1-verdict")
     def save(self, reports: str | Path) -> list[Path]: return _save_table1(self, Path(reports))
     def provenance(self) -> GT: return provenance_table(self.command, self.profile, self.standing, self.cost_standing)
 
@@ -151,7 +164,7 @@ def table1(profile: str = "quick", seeds: int = 1, missing: str = "train", data:
     command = command_of("table1", profile, seeds, data, data_root, ledger)
     if ledger:
         folder = Path(reports)/"ledger"
-        trained = from_ledger(folder/"table1.jsonl", RunConfig, profile=profile)
+        trained = experiment_from_ledger("table1", reports, profile)
         costs = from_ledger(folder/"table1_cost.jsonl", MeasureConfig)
         return Table1(profile, command, trained, one_machine(costs))
     options = dict(missing=missing, reports=reports, retrain=retrain)
@@ -270,31 +283,40 @@ def _table1_curves(study: Table1) -> plots.Figure:
              for epoch, (error, loss) in enumerate(zip(run.errors, run.losses), 1)]
     return plots.training_curves(pd.DataFrame(lines, columns=["row", "seed", "epoch", "error", "train_loss"]), DATASET_TITLE.get(dataset, dataset))
 
-# %% ../../nbs/show/32_report.ipynb #71338e64
-def _table1_verdict(study: Table1) -> Verdict:
+# %% ../../nbs/show/32_report.ipynb #bd11322f
+def _judged(runs: pd.DataFrame, claim: paper.Claim) -> dict[str, str]:
+    "What a data set's runs say of a claim."
+    errors = {row: list(runs[runs.row == row].error) for row in (claim.better, claim.worse)}
+    if not all(errors.values()): return dict(ours="–", gap="–", verdict="not attempted")
+    gap = difference(errors[claim.better], errors[claim.worse], int(runs.images.iloc[0]))
+    ours = [sum(values) / len(values) for values in errors.values()]
+    return dict(ours=f"{ours[0]:.2f} vs {ours[1]:.2f}", gap=f"{gap.value:+.2f} ({gap.low:+.2f} to {gap.high:+.2f})", verdict=direction(gap))
+
+def judge(runs: pd.DataFrame,                                   # of `run_frame`
+          claims: Sequence[paper.Claim],
+          printed: Callable[[str, str], float | None],          # the paper's error of a row, beside a data set
+          profile: str,
+          name: str,                                            # the table's, in the page
+         ) -> Verdict:
+    "Every claim on every data set: the paper's pair, ours, the gap with its interval, and what it says."
     lines = []
-    for dataset in study.datasets:
-        for claim in paper.TABLE1_CLAIMS:
-            errors = {row: list(study.runs[(study.runs.row == row) & (study.runs.dataset == dataset)].error) for row in (claim.better, claim.worse)}
+    for dataset in runs.dataset.unique():
+        for claim in claims:
+            pair = [printed(row, dataset) for row in (claim.better, claim.worse)]
             line = {"data": DATASET_TITLE.get(dataset, dataset), "claim": claim.statement}
-            for name, column in (("paper", PAPER_COLUMN.get(dataset)),):
-                pair = [getattr(paper.TABLE1[row], column) if column else None for row in (claim.better, claim.worse)]
-                line[name] = f"{pair[0]:.2f} vs {pair[1]:.2f}" if column else "–"
-            if not all(errors.values()): line |= dict(ours="–", gap="–", verdict="not attempted")
-            else:
-                images = int(study.runs[study.runs.dataset == dataset].images.iloc[0])
-                gap = difference(errors[claim.better], errors[claim.worse], images)
-                ours = [sum(values) / len(values) for values in errors.values()]
-                line |= dict(ours=f"{ours[0]:.2f} vs {ours[1]:.2f}", verdict=direction(gap),
-                             gap=f"{gap.value:+.2f} ({gap.low:+.2f} to {gap.high:+.2f})")
-            lines.append(line)
+            line["paper"] = "–" if None in pair else f"{pair[0]:.2f} vs {pair[1]:.2f}"
+            lines.append(line | _judged(runs[runs.dataset == dataset], claim))
     columns = ["data", "claim", "paper", "ours", "gap", "verdict"]
-    table = GT(pd.DataFrame(lines, columns=columns), id="table1-verdict", groupname_col="data").cols_label(
+    table = GT(pd.DataFrame(lines, columns=columns), id=name, groupname_col="data").cols_label(
         claim="the paper says", paper="paper (%)", ours="ours (%)", gap="gap, 95 % interval", verdict="verdict")
     table = themed(table.cols_align("right", ["paper", "ours", "gap"]).tab_source_note(
-        f"Profile {study.profile.name}. Only the profile “paper” can confirm or refute; all others give a direction."))
+        f"Profile {profile}. Only the profile “paper” can confirm or refute; all others give a direction."))
     counts = Counter(line["verdict"] for line in lines)
     return Verdict(table, f"{len(lines)} comparisons: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
+
+def _printed(row: str, dataset: str) -> float | None:
+    column = PAPER_COLUMN.get(dataset)
+    return getattr(paper.TABLE1[row], column) if column else None
 
 # %% ../../nbs/show/32_report.ipynb #89066c70
 def markdown(lines: list[dict[str, str]], titles: dict[str, str]) -> str:

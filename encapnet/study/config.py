@@ -10,10 +10,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # %% auto #0
-__all__ = ['Positive', 'NetworkConfig', 'Sha256', 'TABLE1', 'EXPERIMENTS', 'SOFTMAX_AXIS', 'PROFILES', 'UsageError', 'StudyError',
-           'OutOfTime', 'nearest', 'Strict', 'CapNetConfig', 'VanillaCNNConfig', 'SixLayerEncapNetConfig', 'DataConfig',
-           'Schedule', 'Identified', 'RunConfig', 'MeasureConfig', 'RoutingBenchConfig', 'Row', 'find_row', 'Profile',
-           'find_profile', 'plan', 'measurements', 'routing_benches']
+__all__ = ['Positive', 'Modules', 'NetworkConfig', 'Sha256', 'TABLE1', 'EXPERIMENTS', 'SOFTMAX_AXIS', 'PROFILES', 'UsageError',
+           'StudyError', 'OutOfTime', 'nearest', 'Strict', 'CapNetConfig', 'VanillaCNNConfig', 'SixLayerEncapNetConfig',
+           'EncapNetConfig', 'ResNetConfig', 'FeedbackConfig', 'DataConfig', 'Schedule', 'Identified', 'RunConfig',
+           'MeasureConfig', 'RoutingBenchConfig', 'Row', 'find_row', 'Effort', 'Profile', 'find_profile', 'plan',
+           'measurements', 'routing_benches']
 
 # %% ../../nbs/study/10_config.ipynb #eac6c01a
 class UsageError(ValueError):
@@ -74,7 +75,45 @@ class SixLayerEncapNetConfig(Strict):
     groups: Positive = 32
     coefficients: Literal["master", "v3"] = "v3"
 
-NetworkConfig = Annotated[CapNetConfig | VanillaCNNConfig | SixLayerEncapNetConfig, Field(discriminator="kind")]
+# %% ../../nbs/study/10_config.ipynb #982be861
+Modules = tuple[Positive, Positive, Positive, Positive]     # one number for each of the four
+
+class EncapNetConfig(Strict):
+    "Table 2, left: depth 2 + sum of N_i + 1."
+    kind: Literal["EncapNet"] = "EncapNet"
+    groups: Positive = 32
+    depths: Modules = (3, 3, 3, 3)                          # N_i
+    coefficients: Literal["master", "v1", "v2", "v3"] = "v3"
+    skip: Literal["none", "type1", "type2", "both"] = "none"
+    scope: Literal["all", "remaining"] = "all"              # the capsule channels that the aide sees
+    master_modules: Annotated[int, Field(ge=0, le=4)] = 0   # so many shallow modules have no aide
+
+    @model_validator(mode="after")
+    def _remaining_channels_exist(self):
+        if self.scope == "remaining" and self.groups == 1: raise ValueError("one capsule channel leaves no remaining ones to the aide")
+        return self
+
+class ResNetConfig(Strict):
+    "Table 2, right: depth 2 + sum of 2 n_i."
+    kind: Literal["ResNet"] = "ResNet"
+    groups: Positive = 32
+    blocks: Modules = (2, 2, 2, 2)                          # n_i
+
+NetworkConfig = Annotated[CapNetConfig | VanillaCNNConfig | SixLayerEncapNetConfig | EncapNetConfig | ResNetConfig, Field(discriminator="kind")]
+
+# %% ../../nbs/study/10_config.ipynb #3a19a011
+class FeedbackConfig(Strict):
+    "What is added to the loss: `weight` times the sum of divergences over modules and connections."
+    connectivity: Literal["module", "skip", "two"] = "module"   # (8): two
+    measure: Literal["transport", "kl"] = "transport"           # (b): kl
+    bias_fix: bool = True                                       # (d1): False
+    through_plan: bool = False                                  # (d2): True, gradients through the iterations
+    extractor: bool = True                                      # (d3): False
+    generator: Literal["capsule", "vanilla"] = "capsule"        # (d4): vanilla
+    cost: Literal["cosine", "l2"] = "cosine"                    # (d5): l2
+    eps: Annotated[float, Field(ge=1e-3)] = 1.0
+    iterations: Positive = 10                                   # L
+    weight: Annotated[float, Field(gt=0)] = 10.0                # lambda of Sec. 3.2
 
 # %% ../../nbs/study/10_config.ipynb #87b3f2b9
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -127,6 +166,17 @@ class RunConfig(Identified):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     compiled: bool = False                 # through torch.compile, whose fused kernels round differently
+    feedback: FeedbackConfig | None = None
+
+    @model_validator(mode="after")
+    def _feedback_has_modules_and_batches(self):
+        if self.feedback is None: return self
+        if self.network.kind not in ("EncapNet", "ResNet"): raise ValueError(f"{self.network.kind} has no modules to give feedback to")
+        images, batch = self.data.train_images, self.schedule.batch
+        if batch == 1 or images is not None and images % batch == 1:
+            over = f" leave one of {images} images over" if batch > 1 else ""
+            raise ValueError(f"batches of {batch}{over}: transport needs at least 2 samples")
+        return self
 
 class MeasureConfig(Identified):
     "One measurement of parameters, memory and time of an untrained network."
@@ -162,7 +212,9 @@ class Row(Strict):
     network: NetworkConfig
     loss: Literal["margin", "spread", "cross_entropy"] = "margin"
     augmentation: Literal["none", "mild", "strong"] = "none"
+    feedback: FeedbackConfig | None = None
     extra: bool = False        # not in the paper
+    home: str = ""             # the experiment whose run it is, where that is another
 
 def _row(name, title, network, **more): return Row(name=name, title=title, network=network, **more)
 
@@ -189,6 +241,34 @@ SOFTMAX_AXIS = tuple(_row(name, title, CapNetConfig(normalize=normalize, initial
 ))
 EXPERIMENTS["softmax_axis"] = {row.name: row for row in SOFTMAX_AXIS}
 
+# %% ../../nbs/study/10_config.ipynb #ac2f6b0b
+def _experiment(*rows: Row) -> dict[str, Row]: return {row.name: row for row in rows}
+def _at_home(experiment: str, name: str, title: str) -> Row:
+    return EXPERIMENTS[experiment][name].model_copy(update=dict(home=experiment, title=title))
+
+EXPERIMENTS["table3_left"] = _experiment(
+    _row("1_master", "master (baseline)", EncapNetConfig(coefficients="master")),
+    *(_row(f"{number}_aide_{source}", f"master/aide, {source}", EncapNetConfig(coefficients=source))
+      for number, source in enumerate(("v1", "v2", "v3"), 2)),
+    *(_row(f"{number}_skip_{skip}", f"(4) with {words}", EncapNetConfig(skip=skip)) for number, (skip, words) in enumerate(
+        (("type1", "skip on Type I"), ("type2", "skip on Type II"), ("both", "both skips")), 5)),
+    _row("8_two_ots", "(7) with two OTs", EncapNetConfig(skip="both"), feedback=FeedbackConfig(connectivity="two")))
+
+def _fed(name, title, network=None, extra=False, **feedback):
+    return _row(name, title, network or EncapNetConfig(skip="both"), feedback=FeedbackConfig(**feedback), extra=extra)
+
+EXPERIMENTS["table3_right"] = _experiment(
+    _at_home("table3_left", "7_skip_both", "EncapNet with both skips (baseline)"),
+    _fed("b_encapnet_kl", "EncapNet, KL loss", measure="kl"), _fed("c_encapnet_ot", "EncapNet, OT loss"),
+    _fed("d1_no_bias_fix", "(c) without bias fix", bias_fix=False), _fed("d2_through_plan", "(c) with gradients through P", through_plan=True),
+    _fed("d3_no_extractor", "(c) without extractor", extractor=False),
+    _fed("d4_vanilla_generator", "(c) with a vanilla generator", generator="vanilla"),
+    _fed("d5_l2", "(c) with l2 in Q", cost="l2"), _fed("l2_raw", "(c) with l2 and without extractor", cost="l2", extractor=False, extra=True),
+    _at_home("table3_left", "8_two_ots", "(c) twice in each module"), _row("a_resnet", "ResNet", ResNetConfig()),
+    _fed("b_resnet_kl", "ResNet, KL loss", ResNetConfig(), measure="kl"), _fed("c_resnet_ot", "ResNet, OT loss", ResNetConfig()))
+EXPERIMENTS["fig4"] = _experiment(_at_home("table3_left", "7_skip_both", "EncapNet"), *(_at_home("table3_right", name, title) for name, title in (
+    ("c_encapnet_ot", "EncapNet, OT"), ("a_resnet", "ResNet"), ("c_resnet_ot", "ResNet, OT"))))
+
 # %% ../../nbs/study/10_config.ipynb #79460e14
 def find_row(experiment: str, row: str) -> Row:
     "Look a row up by its names, or say which names there are."
@@ -199,6 +279,11 @@ def find_row(experiment: str, row: str) -> Row:
     return rows[row]
 
 # %% ../../nbs/study/10_config.ipynb #c199b4a0
+class Effort(Strict):
+    "What Table 2's deep networks get, where a profile gives them less."
+    schedule: Schedule
+    train_images: Positive
+
 class Profile(Strict):
     "How much of the paper's effort a run makes."
     name: str
@@ -211,6 +296,11 @@ class Profile(Strict):
     test_images: Positive | None = None
     in_ledger: bool = True             # whether its runs are results to keep
     cost_groups: Positive = 32         # width at which parameters, memory and time are measured
+    deep: Effort | None = None         # None: as all others
+
+    def effort(self, network: NetworkConfig):  # has a schedule and a number of training images
+        "What a network gets."
+        return self.deep if self.deep and network.kind in ("EncapNet", "ResNet") else self
 
 def _scaled(epochs, rate, batch):
     return Schedule(epochs=epochs, learning_rate=rate, batch=batch,
@@ -221,7 +311,8 @@ PROFILES = {profile.name: profile for profile in (
             schedule=Schedule(epochs=2, learning_rate=2e-3, batch=32), seeds=1, train_images=128, test_images=64, in_ledger=False,
             cost_groups=2),
     Profile(name="quick", about="4,000 real digits, two CPU cores, minutes", datasets=("digits",), groups=4,
-            schedule=Schedule(epochs=5, learning_rate=4e-3, milestones=(4,), batch=32), seeds=1, train_images=4000, test_images=1000),
+            schedule=Schedule(epochs=5, learning_rate=4e-3, milestones=(4,), batch=32), seeds=1, train_images=4000, test_images=1000,
+            deep=Effort(schedule=Schedule(epochs=2, learning_rate=4e-3, batch=32), train_images=1000)),
     Profile(name="short", about="CIFAR-10 on one data-centre GPU, half an hour", datasets=("cifar10",), groups=32,
             schedule=_scaled(30, 1e-3, 128), seeds=1),
     Profile(name="paper", about="the paper's settings: 600 epochs", datasets=("cifar10", "mnist"), groups=32,
@@ -246,11 +337,13 @@ def plan(experiment: str,            # "table1"
     if not settings: settings = [find_row(experiment, row) for row in EXPERIMENTS.get(experiment, [""])]
     count = chosen.seeds if seeds is None else seeds
     if count < 1: raise UsageError(f"seeds must be at least 1, got {count}")
-    return [RunConfig(experiment=experiment, row=row.name, profile=profile, loss=row.loss, seed=seed, schedule=chosen.schedule,
-                      network=row.network.model_copy(update=dict(groups=chosen.groups)),
-                      data=DataConfig(name=name, sha256=sha256, augmentation=row.augmentation,
-                                      train_images=chosen.train_images, test_images=chosen.test_images))
-            for name, sha256 in hashes.items() for seed in range(count) for row in settings]
+    def run(row, name, sha256, seed):
+        effort = chosen.effort(row.network)
+        return RunConfig(experiment=row.home or experiment, row=row.name, profile=profile, loss=row.loss, seed=seed, schedule=effort.schedule,
+                         network=row.network.model_copy(update=dict(groups=chosen.groups)), feedback=row.feedback,
+                         data=DataConfig(name=name, sha256=sha256, augmentation=row.augmentation,
+                                         train_images=effort.train_images, test_images=chosen.test_images))
+    return [run(row, name, sha256, seed) for name, sha256 in hashes.items() for seed in range(count) for row in settings]
 
 # %% ../../nbs/study/10_config.ipynb #e1390f4b
 def measurements(hardware: str,       # what they are taken on

@@ -7,8 +7,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['TABLE1', 'TRANSFORM', 'COEFFICIENTS', 'SPATIAL', 'LOWER_DIM', 'HIGHER_DIM', 'HIGHER', 'TABLE1_CLAIMS', 'Table1Row',
-           'mib', 'reduction_factors', 'Claim']
+__all__ = ['TABLE1', 'TRANSFORM', 'COEFFICIENTS', 'SPATIAL', 'LOWER_DIM', 'HIGHER_DIM', 'HIGHER', 'TABLE1_CLAIMS', 'TABLE3',
+           'REDUCTIONS', 'TABLE3_LEFT_CLAIMS', 'TABLE3_RIGHT_CLAIMS', 'Table1Row', 'mib', 'reduction_factors', 'Claim',
+           'Table3Row']
 
 # %% ../../nbs/study/13_paper.ipynb #7b4c6883
 class Table1Row(NamedTuple):
@@ -63,4 +64,41 @@ TABLE1_CLAIMS = (
     Claim("f_over_d", "(f) errs less than (d), and is the best of the table", "f_master_aide", "d_cnn_parameters"),
     Claim("e_over_a", "(e) errs less than (a)", "e_master", "a_dynamic"),
     Claim("e_over_b", "(e) errs less than (b); the paper's own numbers say otherwise on CIFAR-10", "e_master", "b_em"),
+)
+
+# %% ../../nbs/study/13_paper.ipynb #8b528781
+class Table3Row(NamedTuple):
+    "One printed error of Table 3."
+    label: str
+    cifar10: float
+
+TABLE3 = {row: Table3Row(label, error) for row, label, error in (
+    ("1_master", "(1)", 9.83), ("2_aide_v1", "(2)", 8.05), ("3_aide_v2", "(3)", 9.11), ("4_aide_v3", "(4)", 7.41), ("5_skip_type1", "(5)", 6.81),
+    ("6_skip_type2", "(6)", 6.75), ("7_skip_both", "(7) (a)", 5.82), ("8_two_ots", "(8)", 4.55), ("b_encapnet_kl", "(b)", 5.31),
+    ("c_encapnet_ot", "(c)", 4.58), ("d1_no_bias_fix", "(d1)", 4.71), ("d2_through_plan", "(d2)", 4.77), ("d3_no_extractor", "(d3)", 5.79),
+    ("d4_vanilla_generator", "(d4)", 5.01), ("d5_l2", "(d5)", 4.90), ("a_resnet", "ResNet (a)", 8.03), ("b_resnet_kl", "ResNet (b)", 7.72),
+    ("c_resnet_ot", "ResNet (c)", 7.67))}
+REDUCTIONS = dict(EncapNet=("7_skip_both", "c_encapnet_ot", 21.0), ResNet=("a_resnet", "c_resnet_ot", 4.0))   # rows, and percent as printed
+
+# %% ../../nbs/study/13_paper.ipynb #d76b8fd9
+TABLE3_LEFT_CLAIMS = (
+    Claim("aide_helps", "the aide helps: (4) errs less than (1)", "4_aide_v3", "1_master"),
+    Claim("own_over_other", "coefficients from a branch's own output beat the other's: (2) errs less than (3)", "2_aide_v1", "3_aide_v2"),
+    Claim("both_over_own", "coefficients from both branches beat one's own: (4) errs less than (2)", "4_aide_v3", "2_aide_v1"),
+    Claim("skip_type1", "a skip on Type I helps: (5) errs less than (4)", "5_skip_type1", "4_aide_v3"),
+    Claim("skip_type2", "a skip on Type II helps: (6) errs less than (4)", "6_skip_type2", "4_aide_v3"),
+    Claim("skips_over_type1", "both skips beat one: (7) errs less than (5)", "7_skip_both", "5_skip_type1"),
+    Claim("skips_over_type2", "both skips beat one: (7) errs less than (6)", "7_skip_both", "6_skip_type2"),
+    Claim("two_ots", "two units of feedback help: (8) errs less than (7)", "8_two_ots", "7_skip_both"),
+)
+TABLE3_RIGHT_CLAIMS = (
+    Claim("ot_encapnet", "optimal transport helps EncapNet: (c) errs less than (a)", "c_encapnet_ot", "7_skip_both"),
+    Claim("ot_resnet", "optimal transport helps the ResNet: (c) errs less than (a)", "c_resnet_ot", "a_resnet"),
+    Claim("kl_encapnet", "KL helps EncapNet: (b) errs less than (a)", "b_encapnet_kl", "7_skip_both"),
+    Claim("kl_resnet", "KL helps the ResNet: (b) errs less than (a)", "b_resnet_kl", "a_resnet"),
+    Claim("ot_over_kl", "in EncapNet transport beats KL: (c) errs less than (b)", "c_encapnet_ot", "b_encapnet_kl"),
+    *(Claim(f"{row}_hurts", f"({row.split('_')[0]}) hurts: (c) errs less", "c_encapnet_ot", row)
+      for row in ("d1_no_bias_fix", "d2_through_plan", "d3_no_extractor", "d4_vanilla_generator", "d5_l2")),
+    Claim("two_over_one", "two units beat one: (8) errs less than (c)", "8_two_ots", "c_encapnet_ot"),
+    Claim("encapnet_over_resnet", "EncapNet errs less than a ResNet of its depth", "7_skip_both", "a_resnet"),
 )

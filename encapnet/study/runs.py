@@ -159,7 +159,8 @@ def roots(config: Identified) -> list[str]:
     if isinstance(config, RoutingBenchConfig): return ["encapnet.show.bench:bench_routing"]
     network = f"encapnet.nn.networks:{config.network.kind}"
     if isinstance(config, MeasureConfig): return [network, "encapnet.show.bench:measure"]
-    return [network, f"encapnet.nn.losses:{config.loss}_loss", "encapnet.training:Trainer", "encapnet.training:diagnose"]
+    fed = ["encapnet.nn.networks:with_feedback"] if config.feedback else []
+    return [network, *fed, f"encapnet.nn.losses:{config.loss}_loss", "encapnet.training:Trainer", "encapnet.training:diagnose"]
 
 def code_of(config: Identified) -> dict[str, str]:
     "Today's definitions behind a configuration's result."

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['Interval', 'error_interval', 'difference', 'direction']
+__all__ = ['Interval', 'error_interval', 'difference', 'direction', 'reduction', 'exceeds']
 
 # %% ../../nbs/study/12_stats.ipynb #a079aa0e
 class Interval(NamedTuple):
@@ -60,3 +60,30 @@ def direction(gap: Interval) -> str:
     if gap.low > 0: return "direction agrees"
     if gap.high < 0: return "direction disagrees"
     return f"unresolvable at {gap.seeds} seed" + ("s" if gap.seeds > 1 else "")
+
+# %% ../../nbs/study/12_stats.ipynb #7ed44fe9
+def _relative_variance(errors: Sequence[float], images: int) -> float:
+    "Of a mean error, in units of its square."
+    n, mean = len(errors), max(sum(errors) / len(errors) / 100, 0.5 / images)       # half an error where there is none
+    if n == 1: return (1 - mean) / (mean * images)
+    return sum((error / 100 - mean)**2 for error in errors) / (n - 1) / n / mean**2
+
+def reduction(before: Sequence[float],   # errors in percent, one per seed
+              after: Sequence[float],
+              images: int,               # size of the test set
+              confidence: float = 0.95,
+             ) -> Interval:              # in percent of the error before
+    "The share of an error that is taken away, with its interval."
+    from scipy import stats
+    if not before or not after or images < 1: raise ValueError("a reduction needs errors before and after, and test images")
+    ratio = max(sum(after) / len(after), 50 / images) / max(sum(before) / len(before), 50 / images)
+    n = min(len(before), len(after))
+    quantile = stats.norm.ppf((1 + confidence) / 2) if n == 1 else stats.t.ppf((1 + confidence) / 2, n - 1)
+    half = 100 * ratio * quantile * math.sqrt(_relative_variance(before, images) + _relative_variance(after, images))
+    return Interval(100 * (1 - ratio), 100 * (1 - ratio) - half, 100 * (1 - ratio) + half, n, "seeds" if n > 1 else "test images")
+
+def exceeds(one: Interval, other: Interval) -> Interval:
+    "By how much one of two independent values exceeds the other; the half-widths add in squares."
+    half = math.hypot((one.high - one.low) / 2, (other.high - other.low) / 2)
+    value = one.value - other.value
+    return Interval(value, value - half, value + half, min(one.seeds, other.seeds), one.source if one.seeds <= other.seeds else other.source)
