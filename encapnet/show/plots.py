@@ -9,11 +9,12 @@ import matplotlib
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # %% auto #0
 __all__ = ['STYLE', 'PALETTE', 'Figure', 'plain_log', 'canvas', 'error_against_cost', 'training_curves', 'kept_bytes',
-           'routing_costs', 'loss_and_lengths', 'error_ladder', 'feedback_curves']
+           'routing_costs', 'loss_and_lengths', 'error_ladder', 'feedback_curves', 'layer_profile']
 
 # %% ../../nbs/show/30_plots.ipynb #ab04c0bc
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
@@ -175,14 +176,15 @@ def error_ladder(frame: pd.DataFrame,   # label, title, error, low, high, paper;
                 ) -> Figure:
     "Test errors row by row, ours with their intervals beside the paper's."
     about = f"Test error of each row, measured on {dataset} and as the paper has it on CIFAR-10"
-    drawing, axes = canvas(7.2, 0.9 + 0.26 * max(len(frame), 4), 2, sharey=True)
+    drawing, axes = canvas(7.6, 0.9 + 0.26 * max(len(frame), 4), 2, sharey=True)
     if frame.empty: return _nothing(drawing, axes, f"{about}: no run yet.")
     places = range(len(frame))
-    for ax, values, filled, title in zip(axes, (frame.error, frame.paper), (True, False), (f"measured here, {dataset}", "the paper, CIFAR-10")):
+    for ax, values, filled, title in zip(axes, (frame.error, frame.paper), (True, False), (f"ours, {dataset}", "the paper, CIFAR-10")):
         bars = [frame.error - frame.low, frame.high - frame.error] if filled else None
         ax.errorbar(values, places, xerr=bars, fmt="o", color=PALETTE[0 if filled else 1], capsize=2, ms=5,
                     markerfacecolor=None if filled else "white")
-        ax.set(xlabel="test error (%)", title=title)
+        ax.set_xlabel("test error (%)")
+        ax.set_title(title, fontsize=8)
         ax.margins(x=0.08)
     axes[0].set_yticks(list(places), [f"{line.label}  {line.title}" for line in frame.itertuples()])
     axes[0].invert_yaxis()
@@ -196,7 +198,7 @@ def feedback_curves(frame: pd.DataFrame,  # row, fed (with feedback), network, s
     about = f"Training loss with and without optimal transport, and the divergence, over epochs on {dataset}"
     drawing, axes = canvas(7.2, 3.2, 2)
     if frame.empty: return _nothing(drawing, axes, f"{about}: no run yet.")
-    for ax, y, label in zip(axes, ("train_loss", "divergence"), ("training loss of the task", "Sinkhorn divergence, summed over modules")):
+    for ax, y, label in zip(axes, ("train_loss", "divergence"), ("training loss of the task", "Sinkhorn divergence,\nsummed over modules")):
         for row, lines in frame.dropna(subset=[y]).groupby("row", sort=False):
             colour, over = PALETTE[0 if lines.network.iloc[0] == "EncapNet" else 1], lines.groupby("epoch")[y]
             ax.plot(over.mean().index, over.mean(), "o-" if lines.fed.iloc[0] else "s--", color=colour, ms=4, lw=1.3, label=row)
@@ -207,3 +209,32 @@ def feedback_curves(frame: pd.DataFrame,  # row, fed (with feedback), network, s
     with matplotlib.rc_context(STYLE): drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return Figure(drawing, f"Two line plots. {about}.", f"{about}, logarithmic. Means over seeds, bands from the least to the most. "
                   "The loss is the task's alone: what feedback adds is drawn on the right.")
+
+# %% ../../nbs/show/30_plots.ipynb #18a94bbc
+def layer_profile(frame: pd.DataFrame,  # network, module, height, parameters, operations; one line per layer, in order
+                 ) -> Figure:
+    "Output size, parameters and multiply-adds of each layer, a column of three panels for each network; colours are modules."
+    networks = list(frame.network.unique())
+    with matplotlib.rc_context(STYLE):
+        drawing = Canvas(figsize=(7.2, 4.6))
+        panels = drawing.subplots(3, len(networks), sharey="row", sharex="col", squeeze=False)
+    modules = {module: PALETTE[number % 10] for number, module in enumerate(frame.module.unique())}
+    for number, (column, network) in enumerate(zip(panels.T, networks)):
+        lines = frame[frame.network == network]
+        for ax, values, label in zip(column, (lines.height, lines.parameters / 1e3, lines.operations / 1e6),
+                                     ("height of\nthe map", "parameters\n(thousands)", "multiply-adds per\nimage (millions)")):
+            ax.bar(range(1, len(lines) + 1), values, color=[modules[module] for module in lines.module], width=0.85)
+            ax.set(yscale="log", ylabel="" if number else label)
+            ax.grid(axis="x", visible=False)
+            plain_log(ax.yaxis)
+        column[0].set_title(network, fontsize=9)
+        column[-1].set_xlabel("layer")
+        column[-1].xaxis.get_major_locator().set_params(integer=True)
+    for ax in panels[0]:
+        ax.set_yscale("log", base=2)
+        ax.set_yticks(heights := sorted({int(height) for height in frame.height}), [str(height) for height in heights])
+        ax.minorticks_off()
+    with matplotlib.rc_context(STYLE):
+        drawing.legend([Patch(color=colour) for colour in modules.values()], list(modules), loc="outside lower center", ncols=len(modules))
+    return Figure(drawing, f"Bar charts of map height, parameters and multiply-adds of every layer of {' and '.join(networks)}.",
+                  "Each layer's output height, parameters and multiply-adds per image, logarithmic; colours are the modules of Table 2.")
