@@ -41,6 +41,7 @@ ARROWS = {
     "show.report": ["show.plots", "study.config", "study.launch", "study.paper", "study.runs", "study.stats"],
     "show.routing_bench": ["show.plots", "show.report", "study.config", "study.launch", "study.runs"],
     "show.softmax_axis": ["show.plots", "show.report", "study.config", "study.launch", "study.runs", "study.stats"],
+    "show.mechanism": ["show.plots", "show.report", "study.config", "study.paper", "study.runs"],
     "show.bench": ["nn.*", "study.config", "study.runs"],
     "cli": ["*"],
 }

@@ -36,6 +36,7 @@ def reproduce(folder, *more):
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     reproduce(folder)
+    reproduce(folder, "fig1_fig3")
     return folder
 
 
@@ -116,7 +117,7 @@ def test_a_data_root_replaces_the_embedded_images(tmp_path, name):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page", ["smoke/table1.html", "smoke/complexity.html", "smoke/softmax_axis.html", "index.html"])
+@pytest.mark.parametrize("page", ["smoke/table1.html", "smoke/complexity.html", "smoke/softmax_axis.html", "smoke/fig1_fig3.html", "index.html"])
 def test_the_pages_open_offline(browser, study, axis, page):
     path = (axis if "axis" in page else study) / "reports" / page
     assert path.stat().st_size < 2_000_000
@@ -127,6 +128,16 @@ def test_the_pages_open_offline(browser, study, axis, page):
         assert visit.see("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
         if "index" not in page:  # where thumbnails only decorate
             assert visit.see("[...document.images].every(i => i.alt.length > 10)")
+
+
+def test_the_mechanism_is_drawn_in_lines_and_counted(study):
+    drawings = sorted((study / "reports" / "figures" / "smoke").glob("fig1_fig3-*.svg"))
+    assert [path.stem.removeprefix("fig1_fig3-") for path in drawings] == ["fig1a", "fig1b", "fig1c", "fig3a", "fig3b"]
+    assert not any("<image" in path.read_text() or "<text" in path.read_text() for path in drawings)
+    page = (study / "reports" / "smoke" / "fig1_fig3.html").read_text()
+    assert page.count('<figure class="output figure">') == 5
+    for count in ("8,388,608", "268 MB", "4,194,304", "36,864", "6,468,608"):
+        assert f">{count}<" in page, count
 
 
 @pytest.fixture(scope="module")
