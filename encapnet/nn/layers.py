@@ -12,7 +12,7 @@ from .capsules import squash, squash_map
 from .routing import dynamic_routing, em_routing
 
 # %% auto #0
-__all__ = ['VARYING_LENGTH', 'RoutedCapsules', 'routing_diagnostics', 'CapConv', 'CapFC']
+__all__ = ['VARYING_LENGTH', 'RoutedCapsules', 'routing_diagnostics', 'CapConv', 'CapDeconv', 'CapFC']
 
 # %% ../../nbs/nn/04_layers.ipynb #6eb56c92
 def _positive(**sizes: int):
@@ -143,57 +143,120 @@ def routing_diagnostics(layer: RoutedCapsules,
     s, v = _route(u.double(), None if activation is None else activation.double(), transform, betas, options)
     return _describe(s if betas else _unsquashed(s), v, _vote_squares(u.double(), transform[:, :, :-1], transform[:, :, -1]))
 
-# %% ../../nbs/nn/04_layers.ipynb #d2c9ce71
+# %% ../../nbs/nn/04_layers.ipynb #f7db7445
+class _RemainingConv2d(nn.Conv2d):
+    "An ungrouped convolution whose output channels never see their own capsule channel: those weights are zero and stay so."
+    def __init__(self, channels, out_channels, kernel, stride, padding, capsules):
+        if capsules < 2: raise ValueError(f"no channel remains beside the only one: scope 'remaining' needs groups of at least 2, got {capsules}")
+        super().__init__(channels, out_channels, kernel, stride, padding)
+        others = 1 - torch.eye(capsules)
+        others = others.repeat_interleave(out_channels // capsules, 0).repeat_interleave(channels // capsules, 1)
+        self.register_buffer("others", others[:, :, None, None], persistent=False)
+        with torch.no_grad(): self.weight.mul_(self.others)
+
+    def forward(self, x): return nn.functional.conv2d(x, self.weight * self.others, self.bias, self.stride, self.padding)
+
 class _Branch(nn.Module):
     "Convolution, batch normalisation, ReLU, squash: capsules that are short unless their pattern is there."
-    def __init__(self, channels, out_channels, kernel, stride, groups, capsules):
+    def __init__(self, conv, capsules):
         super().__init__()
-        self.capsules = capsules
-        self.conv = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.capsules, self.conv, self.norm = capsules, conv, nn.BatchNorm2d(conv.out_channels)
 
     def forward(self, x, added=None):
         s = self.conv(x)
         return squash_map(self.norm(s if added is None else s + added).relu(), self.capsules)
 
-# %% ../../nbs/nn/04_layers.ipynb #636f6395
-class CapConv(nn.Module):
+# %% ../../nbs/nn/04_layers.ipynb #4e6f6881
+def _convolution(channels, out_channels, kernel, stride, groups=1, *, capsules=1, scope="all", transposed=False):
+    "One branch's convolution. The output is the input's size over the stride, rounded up; transposed, times the stride."
+    if transposed: return nn.ConvTranspose2d(channels, out_channels, kernel, stride, kernel // 2, stride - 1, groups)
+    if scope == "remaining" and groups == 1: return _RemainingConv2d(channels, out_channels, kernel, stride, kernel // 2, capsules)
+    return nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups)
+
+def _odd(**kernels: int):
+    for name, kernel in kernels.items():
+        if kernel < 1 or kernel % 2 == 0: raise ValueError(f"the {name} must be odd, got {kernel}")
+
+def _one_of(known: tuple[str, ...], **options: str):
+    for name, option in options.items():
+        if option not in known: raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {option!r}")
+
+# %% ../../nbs/nn/04_layers.ipynb #8472ca7e
+class _Mixed(nn.Module):
+    "What capConv and its transpose share: two branches, and the coefficients that mix them (Eqn 6)."
+    def __init__(self, groups, dim, higher_dim, kernel, aide_kernel, stride, coefficients, **options):
+        super().__init__()
+        _one_of(("master", "v1", "v2", "v3"), coefficients=coefficients)
+        _odd(kernel=kernel, aide_kernel=aide_kernel)
+        _positive(groups=groups, dim=dim, higher_dim=higher_dim, stride=stride)
+        channels, out_channels = groups * dim, groups * higher_dim
+        self.groups, self.coefficients = groups, coefficients
+        self.master = _Branch(_convolution(channels, out_channels, kernel, stride, groups, **options), groups)
+        self.skip = None
+        if coefficients != "master":
+            self.aide = _Branch(_convolution(channels, out_channels, aide_kernel, stride, capsules=groups, **options), groups)
+            self.m1 = nn.Conv2d(out_channels, groups, 3, 1, 1, groups=groups)
+            self.m2 = nn.Conv2d(out_channels, groups, 3, 1, 1, groups=groups)
+            self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x, added=None):
+        if self.coefficients == "master": return self.master(x, added)
+        master, aide = self.master(x), self.aide(x)
+        sources = dict(v1=(master, aide), v2=(aide, master), v3=(master + aide,) * 2)[self.coefficients]
+        s = self._weigh(self.m1(sources[0]), master) + self._weigh(self.m2(sources[1]), aide)
+        return squash_map(self.norm(s if added is None else s + added).relu(), self.groups)
+
+    def _weigh(self, m, branch):
+        b, c, h, w = branch.shape
+        return (m[:, :, None] * branch.view(b, self.groups, -1, h, w)).view(b, c, h, w)
+
+# %% ../../nbs/nn/04_layers.ipynb #a9086b98
+class CapConv(_Mixed):
     "Approximate routing by a master and an aide branch (Eqn 6, Fig. 1c). Raises ValueError on sizes that do not fit."
     def __init__(self,
                  groups: int,                # G, capsule channels, below and above
                  dim: int,                   # lower capsule dimension
                  higher_dim: int,            # higher capsule dimension
-                 kernel: int = 3,            # k1 of the master; the aide's is four wider
+                 kernel: int = 3,            # k1, of the master: 3 in Type I, 1 in Type II
                  stride: int = 1,
-                 coefficients: str = "v3",   # "master": no aide; "v3": from the sum of both branches
-                 skip: bool = False,         # add a 3x3 convolution of the input before the last BN
+                 coefficients: str = "v3",   # made from: "v1" a branch's own capsules, "v2" the other's, "v3" their sum; "master": no aide
+                 skip: bool = False,         # Type I's: add a 3x3 convolution of the input before the last BN
+                 scope: str = "all",         # capsule channels that the aide sees; "remaining": all but its own
+                 aide_kernel: int | None = None, # k2; None: k1 + 4
                 ):
-        super().__init__()
-        if coefficients not in ("master", "v3"): raise ValueError(f"coefficients must be 'master' or 'v3', got {coefficients!r}")
-        if kernel < 1 or kernel % 2 == 0: raise ValueError(f"the kernel must be odd, got {kernel}")
-        _positive(groups=groups, dim=dim, higher_dim=higher_dim, stride=stride)
-        channels, out_channels = groups * dim, groups * higher_dim
-        self.groups, self.coefficients = groups, coefficients
-        self.master = _Branch(channels, out_channels, kernel, stride, groups, groups)
-        self.skip = nn.Conv2d(channels, out_channels, 3, stride, 1) if skip else None
-        if coefficients == "v3":
-            self.aide = _Branch(channels, out_channels, kernel + 4, stride, 1, groups)
-            self.m1 = nn.Conv2d(out_channels, groups, 3, 1, 1, groups=groups)
-            self.m2 = nn.Conv2d(out_channels, groups, 3, 1, 1, groups=groups)
-            self.norm = nn.BatchNorm2d(out_channels)
+        _one_of(("all", "remaining"), scope=scope)
+        super().__init__(groups, dim, higher_dim, kernel, kernel + 4 if aide_kernel is None else aide_kernel, stride, coefficients, scope=scope)
+        self.stride = stride
+        if skip: self.skip = nn.Conv2d(groups * dim, groups * higher_dim, 3, stride, 1)
+
+    def forward(self,
+                x: Float[Tensor, "b c h w"],
+                added: Float[Tensor, "b c2 h2 w2"] | None = None, # Type II's skip: a map to add before the last BN
+               ) -> Float[Tensor, "b c2 h2 w2"]:
+        _shaped("a feature map", x, self.master.conv.in_channels, None, None)
+        h, w = x.shape[2:]
+        if min(h, w) < self.stride: raise ValueError(f"a map of {h}x{w} is too small for stride {self.stride}, got shape {tuple(x.shape)}")
+        if added is not None:
+            want = (len(x), self.master.conv.out_channels, -(-h // self.stride), -(-w // self.stride))
+            if added.shape != want: raise ValueError(f"to an input of {tuple(x.shape)} belongs an added map of {want}, got {tuple(added.shape)}")
+        if self.skip is not None: added = self.skip(x) if added is None else added + self.skip(x)
+        return super().forward(x, added)
+
+# %% ../../nbs/nn/04_layers.ipynb #6edc2077
+class CapDeconv(_Mixed):
+    "capConv with transposed convolutions: back to a lower, larger map (Sec. 3.2). Raises ValueError on sizes that do not fit."
+    def __init__(self,
+                 groups: int,                    # G, capsule channels, below and above
+                 dim: int,                       # higher capsule dimension, of the input
+                 lower_dim: int,                 # lower capsule dimension, of the output
+                 stride: int = 1,                # how many times larger the output is
+                 coefficients: str = "master",   # or "v1", "v2", "v3", as in capConv
+                ):
+        super().__init__(groups, dim, lower_dim, 3, 7, stride, coefficients, transposed=True)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         _shaped("a feature map", x, self.master.conv.in_channels, None, None)
-        skip = None if self.skip is None else self.skip(x)
-        if self.coefficients == "master": return self.master(x, skip)
-        master, aide = self.master(x), self.aide(x)
-        both = master + aide
-        s = self._weigh(self.m1(both), master) + self._weigh(self.m2(both), aide)
-        return squash_map(self.norm(s if skip is None else s + skip).relu(), self.groups)
-
-    def _weigh(self, m, branch):
-        b, c, h, w = branch.shape
-        return (m[:, :, None] * branch.view(b, self.groups, -1, h, w)).view(b, c, h, w)
+        return super().forward(x)
 
 # %% ../../nbs/nn/04_layers.ipynb #62271a08
 class CapFC(nn.Module):
