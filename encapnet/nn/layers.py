@@ -8,7 +8,8 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from .capsules import squash, squash_map
+from torch.nn.functional import conv2d
+from .capsules import squash
 from .routing import dynamic_routing, em_routing
 
 # %% auto #0
@@ -143,6 +144,42 @@ def routing_diagnostics(layer: RoutedCapsules,
     s, v = _route(u.double(), None if activation is None else activation.double(), transform, betas, options)
     return _describe(s if betas else _unsquashed(s), v, _vote_squares(u.double(), transform[:, :, :-1], transform[:, :, -1]))
 
+# %% ../../nbs/nn/04_layers.ipynb #4c51e573
+class _RectifiedSquash(torch.autograd.Function):
+    "squash(relu(s)) of a feature map; keeps the result and one length per capsule. First derivatives only."
+    @staticmethod
+    def forward(ctx, s, groups):
+        r = s.relu().unflatten(1, (groups, -1))
+        n = (r * r).sum(2, keepdim=True).sqrt_()    # vector_norm takes ten times as long over planes on a CPU
+        v = r.mul_(n / (1 + n * n))
+        ctx.save_for_backward(v, n)
+        return v.flatten(1, 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        v, n = ctx.saved_tensors
+        g, squared, divisor = g.reshape(v.shape), n * n, n.clamp(min=1e-18)   # 1e-18 squared is still a float32
+        along = (v * g).sum(2, keepdim=True).div_(divisor * divisor).mul_((1 - squared) / divisor)
+        r = (g * (n / (1 + squared))).add_(v * along)
+        return torch.where(v > 0, r, 0).to(v.dtype).flatten(1, 2), None
+
+# %% ../../nbs/nn/04_layers.ipynb #0e4d4b24
+def _blocks(weight, groups, merge):
+    "Weights (groups * o, i, k, k) of a grouped convolution as those of one with `merge` times fewer groups: block-diagonal."
+    blocks = weight.view(groups // merge, merge, -1, 1, *weight.shape[1:])
+    own = torch.eye(merge, dtype=weight.dtype, device=weight.device)[:, None, :, None, None, None]
+    return (blocks * own).flatten(0, 2).flatten(1, 2)
+
+def _coefficients(x, *convolutions):
+    "One coefficient per capsule from each grouped convolution of x: (b, g, 1, h, w) each, to weigh (b, g, d, h, w)."
+    groups = convolutions[0].groups
+    weight = torch.stack([convolution.weight for convolution in convolutions], 1).flatten(0, 1)
+    bias = torch.stack([convolution.bias for convolution in convolutions], 1).flatten()
+    merge = math.gcd(groups, 8 // len(convolutions))
+    m = conv2d(x, _blocks(weight, groups, merge), bias, padding=1, groups=groups // merge)
+    return m.unflatten(1, (groups, -1, 1)).unbind(2)
+
 # %% ../../nbs/nn/04_layers.ipynb #f7db7445
 class _RemainingConv2d(nn.Conv2d):
     "An ungrouped convolution whose output channels never see their own capsule channel: those weights are zero and stay so."
@@ -164,7 +201,7 @@ class _Branch(nn.Module):
 
     def forward(self, x, added=None):
         s = self.conv(x)
-        return squash_map(self.norm(s if added is None else s + added).relu(), self.capsules)
+        return _RectifiedSquash.apply(self.norm(s if added is None else s + added), self.capsules)
 
 # %% ../../nbs/nn/04_layers.ipynb #4e6f6881
 def _convolution(channels, out_channels, kernel, stride, groups=1, *, capsules=1, scope="all", transposed=False):
@@ -202,13 +239,13 @@ class _Mixed(nn.Module):
     def forward(self, x, added=None):
         if self.coefficients == "master": return self.master(x, added)
         master, aide = self.master(x), self.aide(x)
-        sources = dict(v1=(master, aide), v2=(aide, master), v3=(master + aide,) * 2)[self.coefficients]
-        s = self._weigh(self.m1(sources[0]), master) + self._weigh(self.m2(sources[1]), aide)
-        return squash_map(self.norm(s if added is None else s + added).relu(), self.groups)
-
-    def _weigh(self, m, branch):
-        b, c, h, w = branch.shape
-        return (m[:, :, None] * branch.view(b, self.groups, -1, h, w)).view(b, c, h, w)
+        if self.coefficients == "v3": m1, m2 = _coefficients(master + aide, self.m1, self.m2)
+        else:
+            sources = (master, aide) if self.coefficients == "v1" else (aide, master)
+            (m1,), (m2,) = _coefficients(sources[0], self.m1), _coefficients(sources[1], self.m2)
+        master, aide = master.unflatten(1, (self.groups, -1)), aide.unflatten(1, (self.groups, -1))
+        s = torch.addcmul(m1 * master, m2, aide).flatten(1, 2)
+        return _RectifiedSquash.apply(self.norm(s if added is None else s + added), self.groups)
 
 # %% ../../nbs/nn/04_layers.ipynb #a9086b98
 class CapConv(_Mixed):
