@@ -95,7 +95,10 @@ def reproduce(reports_: Annotated[list[str] | None, typer.Argument(metavar="[REP
     settings = {name: {key: value for key, value in given.items() if key in pages.parameters(path)} for name, path in chosen.items()}
     for name, path in chosen.items(): pages.check_parameters(path, settings[name])
     if not from_ledger:
-        needed = [run for name in chosen for run in launch.needed(name, profile, seeds, data, data_root or None, runs)]
+        # Reports share rows: each is needed once.
+        needed = {run.config.key: run for name in chosen for run in launch.needed(name, profile, seeds, data, data_root or None, runs)}
+        needed = list(needed.values())
+        if all_: _announce(needed, runs, reports)
         launch.ensure(needed, missing, data_root or None, reports, retrain, deadline)
     for name, path in chosen.items():
         # What had to be trained is trained; the notebook takes what is there.
@@ -219,7 +222,7 @@ Context = tuple[str, str, str]            # profile (width of a measurement), da
 Taken = dict[Context, dict[str, float]]   # -> row's name -> seconds
 
 def _where(config: dict, device: str) -> Context:
-    return config.get("profile") or f"G = {config.get('network', {}).get('groups')}", config.get("data", {}).get("name", ""), device
+    return config.get("profile") or f"G = {config.get('network', config).get('groups')}", config.get("data", {}).get("name", ""), device
 
 def taken_seconds(records: Iterable) -> Taken:  # of `runs.Record`s
     "What rows took, the median of their records."
@@ -238,6 +241,16 @@ def estimate(taken: Taken, row: str, here: Context) -> float | None:  # seconds
     return statistics.median(scaled) if scaled else None
 
 # %% ../nbs/40_cli.ipynb #7023a4c9
+def _announce(needed: list, runs: str, reports: str):
+    "Say what there is to do before it begins, and how long it will take, as far as records tell."
+    from encapnet.study import launch
+    from encapnet.study.runs import state
+    todo, device = [run for run in needed if state(run).name in ("missing", "interrupted")], launch.call("device")[0]["device"]
+    taken = taken_seconds(_records(runs, reports)) if todo else {}
+    seconds = [estimate(taken, run.name, _where(run.config.model_dump(mode="json"), device)) for run in todo]
+    unknown = f" and {seconds.count(None)} that cannot be estimated" if None in seconds else ""
+    say(f"{len(todo)} of {len(needed)} runs are to be made: about {sum(filter(None, seconds)) / 60:.1f} minutes{unknown}")
+
 def _records(runs: str, reports: str) -> Iterator:
     "Every record of the store and of the ledger that can be read."
     from encapnet.study.runs import Record, read_ledger
@@ -289,10 +302,10 @@ def standing(profile: str = "quick", seeds: int | None = None, data: str = "", d
     seeds = _seed_count(profile, seeds)
     hashes, absent, device = _data_standing(profile, data, _root(data_root), runs)
     # A hash that nobody knows stands as zeros: the rows are there to be listed, and no run has that key.
-    planned = [config for experiment in EXPERIMENTS
-               for config in plan(experiment, profile, {name: sha256 or "0" * 64 for name, sha256 in hashes.items()}, seeds)]
+    hashes = {name: sha256 or "0" * 64 for name, sha256 in hashes.items()}
+    planned = {config.key: config for experiment in EXPERIMENTS for config in plan(experiment, profile, hashes, seeds)}   # shared rows once
     taken, lines = taken_seconds(_records(runs, reports)), []
-    for config in [*planned, *measurements(device, find_profile(profile).cost_groups)]:
+    for config in [*planned.values(), *measurements(device, find_profile(profile).cost_groups)]:
         seconds = estimate(taken, f"{config.experiment}/{config.row}", _where(config.model_dump(mode="json"), device))
         line = _standing_of(Run(runs, config), seconds)
         line["command"] = command_for(config, profile, data_root, runs, reports, retrain=line["state"] in ("stale", "failed"))

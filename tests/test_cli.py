@@ -58,7 +58,7 @@ def smoke(hashes, row, store="runs", **change):
 
 
 OUTCOME = dict(error=50.0, parameters=7)
-TRAINED, MEASURED = sum(map(len, EXPERIMENTS.values())), 12
+TRAINED, MEASURED = sum(not row.home for rows in EXPERIMENTS.values() for row in rows.values()), 12
 
 
 # Status -----------------------------------------------------------------------------------------------------------------
@@ -139,6 +139,17 @@ def test_the_table_is_aligned_and_ends_in_a_sum(ends, hashes):
     assert edges == {lines[0].index("command")}
     rows = TRAINED + MEASURED
     assert said == f"1 of {rows} fresh or running; the rest: about 0.0 minutes and {rows - 1} that cannot be estimated\n"
+
+
+def test_everything_is_announced_before_it_begins(ends, hashes):
+    "With --all the reader learns first how much there is to do; a row that several reports share is counted once."
+    finish(smoke(hashes, "c_cnn_shape"), OUTCOME, DEVICE, seconds=120)
+    smoke(hashes, "d_cnn_parameters").write("config.json", smoke(hashes, "d_cnn_parameters").config.model_dump_json())
+    code, told, said = ends("reproduce", "--all", "--profile", "smoke", "--missing", "fail")
+    announced, failed = said.splitlines()
+    count = TRAINED + MEASURED + len(launch.benched("smoke"))
+    assert code == 1 and told == "" and "runs are not there" in failed
+    assert announced == f"{count - 1} of {count} runs are to be made: about 0.0 minutes and {count - 1} that cannot be estimated"
 
 
 def test_absent_data_hide_nothing_else(ends):
