@@ -177,8 +177,7 @@ class Sheet(_Paper):
 
     def capsule(self, x: float, y: float, values, colour=MAIN, cell: float = 0.1, upright: bool = True) -> Box:
         "A bundle of numbers, one cell for each; the stronger the fuller."
-        long, across = cell * len(values), cell
-        width, height = (across, long) if upright else (long, across)
+        width, height = (cell, cell * len(values)) if upright else (cell * len(values), cell)
         for place, value in enumerate(values):
             near = place * cell
             corner = (x - width / 2, y + height / 2 - near - cell) if upright else (x - width / 2 + near, y - height / 2)
@@ -189,9 +188,8 @@ class Sheet(_Paper):
 
     def matrix(self, x: float, y: float, values: np.ndarray, width: float, height: float, colour=MAIN) -> Box:
         "A matrix as shades, 0 white and its largest entry full."
-        rows, columns = values.shape
         shades = values / max(values.max(), 1e-12)
-        long, high = width / columns, height / rows
+        long, high = width / values.shape[1], height / values.shape[0]
         for (row, column), shade in np.ndenumerate(shades):
             corner = (x - width / 2 + column * long, y + height / 2 - (row + 1) * high)
             self.ax.add_patch(Rectangle(corner, long, high, facecolor=tint(colour, float(shade)), edgecolor="white", linewidth=0.3))
