@@ -118,7 +118,7 @@ def sinkhorn_plan(cost: Float[Tensor, "*s n m"],     # Q, one or more problems
     _check_settings(eps, iterations)
     if cost.ndim < 2 or 0 in cost.shape: raise ValueError(f"expected costs of shape (..., n, m), none of them 0, got {tuple(cost.shape)}")
     kernel = _lift(cost)[0].flatten(0, -3) if cost.ndim > 2 else _lift(cost)[0][None]
-    return _Plan.apply(kernel / -eps, int(iterations)).view(cost.shape)
+    return _Plan.apply(kernel / -eps, int(iterations)).reshape(cost.shape)
 
 def marginal_error(plan: Float[Tensor, "*s n m"],    # one or more plans
                   ) -> Float[Tensor, ""]:
