@@ -235,6 +235,15 @@ class _Mixed(nn.Module):
             self.m1 = nn.Conv2d(out_channels, groups, 3, 1, 1, groups=groups)
             self.m2 = nn.Conv2d(out_channels, groups, 3, 1, 1, groups=groups)
             self.norm = nn.BatchNorm2d(out_channels)
+        self._begin(kernel == 1 and dim == higher_dim)
+
+    @torch.no_grad()
+    def _begin(self, keeps: bool):
+        if keeps: nn.init.dirac_(self.master.conv.weight, self.groups)
+        if self.coefficients != "master":
+            for m in (self.m1, self.m2):
+                nn.init.zeros_(m.weight)
+                nn.init.ones_(m.bias)
 
     def forward(self, x, added=None):
         if self.coefficients == "master": return self.master(x, added)

@@ -17,13 +17,15 @@ from torch.utils._pytree import tree_map_only
 from ..nn import networks
 from ..nn.losses import margin_loss
 from ..nn.capsules import squash
+from ..nn.layers import CapConv
 from ..nn.routing import dynamic_routing, em_routing
 from ..study.config import MeasureConfig, RoutingBenchConfig
 
 # %% auto #0
 __all__ = ['LiveBytes', 'step_bytes', 'step_line', 'saved_bytes', 'free_bytes', 'step_seconds', 'measure', 'model_bytes',
            'kept_bytes', 'kept_over_higher', 'built_sizes', 'textbook_routing', 'routing_call', 'routing_bytes',
-           'bench_routing', 'routing_operations', 'largest_batch', 'largest_batches']
+           'bench_routing', 'routing_operations', 'largest_batch', 'largest_batches', 'TextbookCapConv',
+           'textbook_capconv']
 
 # %% ../../nbs/show/33_bench.ipynb #84c33a02
 class LiveBytes(TorchDispatchMode):
@@ -245,3 +247,30 @@ def largest_batches() -> list[dict[str, Any]]:
     layer = dict(row="layer", hardware="", batch=1, groups=32, positions=64, dim=8, higher=2048, higher_dim=16)
     return [dict(routing=routing, backend=backend, batch=largest_batch(RoutingBenchConfig(routing=routing, backend=backend, **layer)))
             for routing in ("dynamic", "em") for backend in ("reference", "chunked")]
+
+# %% ../../nbs/show/33_bench.ipynb #f83ccb13
+class TextbookCapConv(nn.Module):
+    "A capConv's own parts, put together as commonly written; the same function."
+    def __init__(self, layer: CapConv):
+        super().__init__()
+        self.layer = layer
+
+    def _end(self, norm, s, added):
+        b, c, h, w = s.shape
+        x = norm(s if added is None else s + added).relu().view(b, self.layer.groups, -1, h, w)
+        return squash(x.permute(0, 1, 3, 4, 2).contiguous()).permute(0, 1, 4, 2, 3).contiguous().view(b, c, h, w)
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        layer, weigh = self.layer, lambda m, v: (m[:, :, None] * v.view(*m.shape[:2], -1, *m.shape[2:])).view(v.shape)
+        if layer.skip is not None: added = layer.skip(x) if added is None else layer.skip(x) + added
+        if layer.coefficients == "master": return self._end(layer.master.norm, layer.master.conv(x), added)
+        master, aide = (self._end(branch.norm, branch.conv(x), None) for branch in (layer.master, layer.aide))
+        source1, source2 = dict(v1=(master, aide), v2=(aide, master), v3=(master + aide, master + aide))[layer.coefficients]
+        return self._end(layer.norm, weigh(layer.m1(source1), master) + weigh(layer.m2(source2), aide), added)
+
+def textbook_capconv(network: nn.Module) -> nn.Module:  # the same object
+    "Have every capConv of a network computed the textbook's way, with the same parameters."
+    for name, child in network.named_children():
+        if isinstance(child, CapConv): setattr(network, name, TextbookCapConv(child))
+        else: textbook_capconv(child)
+    return network
