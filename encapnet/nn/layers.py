@@ -150,7 +150,7 @@ class _RectifiedSquash(torch.autograd.Function):
     @staticmethod
     def forward(ctx, s, groups):
         r = s.relu().unflatten(1, (groups, -1))
-        n = (r * r).sum(2, keepdim=True).sqrt_()    # vector_norm takes ten times as long over planes on a CPU
+        n = (r * r).sum(2, keepdim=True).sqrt_()        # vector_norm takes ten times as long over planes on a CPU
         v = r.mul_(n / (1 + n * n))
         ctx.save_for_backward(v, n)
         return v.flatten(1, 2)
@@ -160,9 +160,10 @@ class _RectifiedSquash(torch.autograd.Function):
     def backward(ctx, g):
         v, n = ctx.saved_tensors
         g, squared, divisor = g.reshape(v.shape), n * n, n.clamp(min=1e-18)   # 1e-18 squared is still a float32
-        along = (v * g).sum(2, keepdim=True).div_(divisor * divisor).mul_((1 - squared) / divisor)
-        r = (g * (n / (1 + squared))).add_(v * along)
-        return torch.where(v > 0, r, 0).to(v.dtype).flatten(1, 2), None
+        r = v * g                                       # the one map made here; all that follows happens in it
+        along = r.sum(2, keepdim=True).div_(divisor * divisor).mul_((1 - squared) / divisor)
+        torch.mul(v, along, out=r).addcmul_(g, n / (1 + squared))
+        return torch.ops.aten.threshold_backward.grad_input(r, v, 0, grad_input=r).flatten(1, 2), None
 
 # %% ../../nbs/nn/04_layers.ipynb #0e4d4b24
 def _blocks(weight, groups, merge):
@@ -253,7 +254,7 @@ class _Mixed(nn.Module):
             sources = (master, aide) if self.coefficients == "v1" else (aide, master)
             (m1,), (m2,) = _coefficients(sources[0], self.m1), _coefficients(sources[1], self.m2)
         master, aide = master.unflatten(1, (self.groups, -1)), aide.unflatten(1, (self.groups, -1))
-        s = torch.addcmul(m1 * master, m2, aide).flatten(1, 2)
+        s = (m1 * master).addcmul_(m2, aide).flatten(1, 2)
         return _RectifiedSquash.apply(self.norm(s if added is None else s + added), self.groups)
 
 # %% ../../nbs/nn/04_layers.ipynb #a9086b98
