@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Annotated
 import typer
 import encapnet
-from .study.config import (EXPERIMENTS, PROFILES, MeasureConfig, OutOfTime, RoutingBenchConfig, RunConfig, StudyError, UsageError,
+from .study.config import (BENCHES, EXPERIMENTS, PROFILES, BenchConfig, MeasureConfig, OutOfTime, RunConfig, StudyError, UsageError,
                                    find_profile, find_row, measurements, nearest)
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'ProfileOption', 'DataOption', 'RootOption', 'RunsOption', 'ReportsOption', 'MinutesOption',
            'DEFAULT_REPORTS', 'COSTS', 'Context', 'Taken', 'bench_app', 'say', 'notebooks', 'chosen_reports',
            'reproduce', 'command_for', 'run_', 'taken_seconds', 'estimate', 'epochs_done', 'standing', 'status',
-           'data_list', 'data_fetch', 'data_verify', 'bench_routing', 'bench_measure', 'device', 'main', 'one_line']
+           'data_list', 'data_fetch', 'data_verify', 'bench_routing', 'bench_transport', 'bench_capconv',
+           'bench_measure', 'device', 'main', 'one_line']
 
 # %% ../nbs/40_cli.ipynb #2f289ecb
 app = typer.Typer(name="encapnet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -117,7 +118,8 @@ def _config_from(file: Path):
     except ValueError as error: raise UsageError(f"{file} is not a configuration: it is no text in UTF-8") from error
     try:
         fields = json.loads(content)
-        kind = RunConfig if "schedule" in fields else RoutingBenchConfig if "backend" in fields else MeasureConfig
+        other = (RunConfig if "schedule" in fields else MeasureConfig, None)
+        kind, _ = BENCHES.get(fields.get("experiment") if isinstance(fields, dict) else None, other)
         return kind.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
@@ -188,7 +190,8 @@ def run_(context: typer.Context, row: Annotated[str, typer.Argument(metavar="[EX
 def _run_one(config: RunConfig | MeasureConfig, root: str | None, runs: str, reports: str, deadline: float | None, retrain: bool, events: bool):
     "Train, or measure, what is not there."
     from encapnet.study.runs import Run, finished, state
-    if isinstance(config, RoutingBenchConfig): raise UsageError("timings make sense beside others: `encapnet bench routing` takes them in turn")
+    if isinstance(config, BenchConfig):
+        raise UsageError(f"timings make sense beside others: `encapnet {config.experiment.replace('_', ' ')}` takes them in turn")
     run = Run(runs, config)
     found, what = state(run), f"{run.name} ({config.key})"
     if found.name == "stale" and not retrain: raise StudyError(f"{what} is stale, {found.why}; --retrain trains it again")
@@ -384,18 +387,19 @@ def data_verify(names: list[str], data_root: RootOption = "", as_json: Annotated
         if as_json: typer.echo(json.dumps(found))
         else: typer.echo(f"{name}: {found['train']:,} train, {found['test']:,} test, sha256 {found['sha256'][:12]} ({found['source']})")
 
-# %% ../nbs/40_cli.ipynb #d1390428
+# %% ../nbs/40_cli.ipynb #c02b92bd
 bench_app = typer.Typer(no_args_is_help=True, help="Timings: candidates in turn, each in a process of its own.")
 app.add_typer(bench_app, name="bench")
 
-@bench_app.command("routing")
-def bench_routing(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports", max_minutes: MinutesOption = None,
-                  as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False):
-    "Time and weigh dynamic and EM routing, with votes and without."
+def _bench(bench: str, profile: str, runs: str, reports: str, max_minutes: float | None, as_json: bool):
+    "Take all turns of a bench anew, and say what came of them."
     from encapnet.study import launch
     from encapnet.study.runs import finished
     find_profile(profile)
-    candidates = launch.benched(profile, runs)
+    candidates = launch.benched(bench, profile, runs)
+    every = {config.backend for config in BENCHES[bench][1]("")}
+    if absent := sorted(every - {run.config.backend for run in candidates} - {"triton"}):
+        say(f"left out, not installed: {', '.join(absent)}; pip install 'encapnet[bench]' brings them")
     launch.take_turns(candidates, reports, _deadline(max_minutes))
     for run in candidates:
         if (record := finished(run)) is None: continue
@@ -405,20 +409,43 @@ def bench_routing(profile: ProfileOption = "quick", runs: RunsOption = "runs", r
         else:
             peak = "?" if found["peak"] is None else f"{found['peak'] / 2**20:,.0f} MiB"
             typer.echo(f"{run.config.row:32} {found['median']:9.4f} s ({found['low']:.4f} to {found['high']:.4f}, n = {found['n']})  {peak:>12}")
-    say("medians, their range over all turns, peak memory above weights and inputs; `encapnet reproduce bench_routing` draws them")
+    say(f"medians, their range over all turns, peak memory above weights and inputs; `encapnet reproduce {bench}` draws them")
 
+_AS_JSON = Annotated[bool, typer.Option("--json", help="JSON lines.")]
+
+@bench_app.command("routing")
+def bench_routing(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports", max_minutes: MinutesOption = None,
+                  as_json: _AS_JSON = False):
+    "Time and weigh dynamic and EM routing, with votes and without."
+    _bench("bench_routing", profile, runs, reports, max_minutes, as_json)
+
+@bench_app.command("transport")
+def bench_transport(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports", max_minutes: MinutesOption = None,
+                    as_json: _AS_JSON = False):
+    "Time the Sinkhorn divergence beside a textbook's, POT's and geomloss's."
+    _bench("bench_transport", profile, runs, reports, max_minutes, as_json)
+
+@bench_app.command("capconv")
+def bench_capconv(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports", max_minutes: MinutesOption = None,
+                  as_json: _AS_JSON = False):
+    "Time and weigh a training step of the 18-layer EncapNet beside a textbook's, and compiled."
+    _bench("bench_capconv", profile, runs, reports, max_minutes, as_json)
+
+# %% ../nbs/40_cli.ipynb #77a9932b
 @bench_app.command("measure", hidden=True)
 def bench_measure(config: Path):
-    from encapnet.show.bench import bench_routing as timed, routing_operations
+    from importlib import import_module
+    from encapnet.study.runs import roots
     from encapnet.training import hardware, keep_memory, pick_device, pin_threads
     chosen = _config_from(config)
-    if not isinstance(chosen, RoutingBenchConfig): raise UsageError(f"{config} is no configuration of a timing")
+    if not isinstance(chosen, BenchConfig): raise UsageError(f"{config} is no configuration of a timing")
     keep_memory()
     pin_threads()
     device = pick_device()
     if (here := hardware(device)) != chosen.hardware: raise StudyError(f"this timing is for {chosen.hardware}, this is {here}")
-    try: typer.echo(json.dumps(dict(timed(chosen, device), operations=routing_operations(chosen))))
-    except RuntimeError as error: raise StudyError(str(error)) from error       # no memory, or no device for the fused kernels
+    module, function = roots(chosen)[0].split(":")
+    try: typer.echo(json.dumps(getattr(import_module(module), function)(chosen, device)))
+    except (RuntimeError, ImportError) as error: raise StudyError(str(error)) from error    # no memory, no such device, no such package
 
 # %% ../nbs/40_cli.ipynb #406b24a9
 @app.command()

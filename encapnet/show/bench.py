@@ -24,7 +24,7 @@ from ..study.config import MeasureConfig, RoutingBenchConfig
 # %% auto #0
 __all__ = ['LiveBytes', 'step_bytes', 'step_line', 'saved_bytes', 'free_bytes', 'step_seconds', 'measure', 'model_bytes',
            'kept_bytes', 'kept_over_higher', 'built_sizes', 'textbook_routing', 'routing_call', 'routing_bytes',
-           'bench_routing', 'routing_operations', 'largest_batch', 'largest_batches', 'TextbookCapConv',
+           'timed', 'routing_operations', 'largest_batch', 'largest_batches', 'bench_routing', 'TextbookCapConv',
            'textbook_capconv']
 
 # %% ../../nbs/show/33_bench.ipynb #84c33a02
@@ -205,25 +205,25 @@ def _reset(device: torch.device):
     else:
         with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file: file.write("5")
 
-# %% ../../nbs/show/33_bench.ipynb #edcabf43
-def bench_routing(config: RoutingBenchConfig, device: torch.device, budget_s: float = 1.5, most: int = 7) -> dict[str, Any]:
-    "Seconds of steps and peak bytes of the first; no seconds where the account does not fit. Warms up unless a step takes longer than the budget."
-    accounted = routing_bytes(config)
-    if accounted > 0.8 * free_bytes(device): return dict(seconds=[], peak=None, accounted=accounted)
-    with torch.device(device): call, leaves = routing_call(config)
+# %% ../../nbs/show/33_bench.ipynb #0315bfd0
+def timed(step: Callable[[], Any],    # clears what the last one left, goes forward and back
+          device: torch.device,
+          budget_s: float = 1.5,
+          most: int = 7,              # steps, at least one
+         ) -> dict[str, Any]:         # seconds of steps; peak, in bytes above the level before, of the first
+    "Time steps after one to warm up, unless that takes longer than twice the budget and has to do."
     taken, peak = [], None
     while len(taken) < 2 or (sum(taken) < budget_s and len(taken) <= most):
-        for leaf in leaves: leaf.grad = None
         if not taken: _reset(device)
         before = _level(device, False)
         if device.type == "cuda": torch.cuda.synchronize(device)
         began = time.perf_counter()
-        call(*leaves).square().sum().backward()
+        step()
         if device.type == "cuda": torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - began)
         if len(taken) == 1 and before is not None: peak = _level(device, True) - before
         if taken[0] > 2 * budget_s: break
-    return dict(seconds=[round(value, 6) for value in (taken if taken[0] > 2 * budget_s else taken[1:])], peak=peak, accounted=accounted)
+    return dict(seconds=[round(value, 6) for value in (taken if taken[0] > 2 * budget_s else taken[1:])], peak=peak)
 
 # %% ../../nbs/show/33_bench.ipynb #8f7c7e13
 def routing_operations(config: RoutingBenchConfig) -> int:
@@ -247,6 +247,17 @@ def largest_batches() -> list[dict[str, Any]]:
     layer = dict(row="layer", hardware="", batch=1, groups=32, positions=64, dim=8, higher=2048, higher_dim=16)
     return [dict(routing=routing, backend=backend, batch=largest_batch(RoutingBenchConfig(routing=routing, backend=backend, **layer)))
             for routing in ("dynamic", "em") for backend in ("reference", "chunked")]
+
+# %% ../../nbs/show/33_bench.ipynb #5189cf21
+def bench_routing(config: RoutingBenchConfig, device: torch.device, budget_s: float = 1.5, most: int = 7) -> dict[str, Any]:
+    "One turn of a way of routing: see `timed`; no seconds where the account does not fit."
+    facts = dict(accounted=routing_bytes(config), operations=routing_operations(config))
+    if facts["accounted"] > 0.8 * free_bytes(device): return dict(seconds=[], peak=None, **facts)
+    with torch.device(device): call, leaves = routing_call(config)
+    def step():
+        for leaf in leaves: leaf.grad = None
+        call(*leaves).square().sum().backward()
+    return timed(step, device, budget_s, most) | facts
 
 # %% ../../nbs/show/33_bench.ipynb #f83ccb13
 class TextbookCapConv(nn.Module):

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # %% auto #0
 __all__ = ['STYLE', 'PALETTE', 'Figure', 'plain_log', 'canvas', 'error_against_cost', 'training_curves', 'kept_bytes',
-           'routing_costs', 'loss_and_lengths', 'error_ladder', 'feedback_curves', 'layer_profile']
+           'routing_costs', 'loss_and_lengths', 'error_ladder', 'feedback_curves', 'layer_profile', 'candidate_seconds']
 
 # %% ../../nbs/show/30_plots.ipynb #ab04c0bc
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
@@ -238,3 +238,25 @@ def layer_profile(frame: pd.DataFrame,  # network, module, height, parameters, o
         drawing.legend([Patch(color=colour) for colour in modules.values()], list(modules), loc="outside lower center", ncols=len(modules))
     return Figure(drawing, f"Bar charts of map height, parameters and multiply-adds of every layer of {' and '.join(networks)}.",
                   "Each layer's output height, parameters and multiply-adds per image, logarithmic; colours are the modules of Table 2.")
+
+# %% ../../nbs/show/30_plots.ipynb #e8a0918a
+def candidate_seconds(frame: pd.DataFrame,  # group, way, turns (a list of lists of seconds); one line per candidate
+                      what: str,            # what was timed, for the caption
+                     ) -> Figure:
+    "Seconds of every step of every candidate on a logarithmic axis, a panel for each group."
+    groups = list(frame.groupby("group", sort=False)) or [("", frame)]
+    rows = max(1, *(len(lines) for _, lines in groups))
+    drawing, axes = canvas(7.2, 0.9 + 0.36 * rows, len(groups), sharey=True, squeeze=False)
+    axes = list(axes[0])
+    if frame.empty: return _nothing(drawing, axes, f"{what}: nothing measured yet.")
+    for ax, (group, lines) in zip(axes, groups):
+        for place, (turns, color) in enumerate(zip(lines.turns, PALETTE)):
+            steps = pd.Series([second for turn in turns for second in turn])
+            ax.plot(steps, [place] * len(steps), "o", ms=4, color=color, alpha=0.5, mec="none")
+            ax.plot([steps.median()] * 2, [place - 0.3, place + 0.3], color=color, lw=2)
+        ax.set(xscale="log", xlabel="seconds", title=group, ylim=(rows - 0.5, -0.5))
+        ax.set_yticks(range(len(lines)), lines.way)
+        ax.margins(x=0.15)
+        plain_log(ax.xaxis)
+    return Figure(drawing, f"Marks on a logarithmic axis of seconds, a row for each of {', '.join(dict.fromkeys(frame.way))}.",
+                  f"{what}. Each mark is one step, the bar its candidate's median; all took turns.")

@@ -11,12 +11,13 @@ from great_tables import GT, loc, style
 from . import plots
 from .report import (Standing, Verdict, bytes_text, check_arguments, from_ledger, from_store, one_machine, provenance_table,
                                   seconds_text, themed)
-from ..study.config import RoutingBenchConfig, find_profile
+from ..study.config import BENCHES, find_profile
 from ..study.launch import benched
 from ..study.runs import Record, write_atomic
 
 # %% auto #0
-__all__ = ['WAYS', 'RULES', 'bench_frame', 'baseline', 'cost_table', 'largest_table', 'verdict', 'RoutingBench', 'routing_bench']
+__all__ = ['WAYS', 'RULES', 'bench_frame', 'baseline', 'cost_table', 'largest_table', 'verdict', 'Bench', 'collected',
+           'RoutingBench', 'routing_bench']
 
 # %% ../../nbs/show/36_routing_bench.ipynb #304e1d03
 WAYS = dict(reference="with votes", textbook="textbook loop", chunked="without votes", triton="without votes, fused")
@@ -103,13 +104,32 @@ def verdict(frame: pd.DataFrame) -> Verdict:
     counts = [line["verdict"] for line in lines]
     return Verdict(table, f"{counts.count('holds')} of {len(lines)} statements about routing without votes hold on this machine")
 
-# %% ../../nbs/show/36_routing_bench.ipynb #4705a130
-class RoutingBench:
-    "What `encapnet bench routing` measured, as tables and figures."
+# %% ../../nbs/show/36_routing_bench.ipynb #0987f4ac
+class Bench:
+    "What a bench measured on one machine."
     def __init__(self, profile: str, command: str, standing: Standing):
         self.profile, self.command, self.standing = find_profile(profile), command, standing
-        self.frame = bench_frame(standing.records)
         self.hardware = next((record.provenance["device"] for record in standing.records), "(not measured here)")
+
+    def provenance(self) -> GT: return provenance_table(self.command, self.profile, self.standing)
+    def write(self, reports: str | Path, frame: pd.DataFrame, figure: plots.Figure, name: str) -> list[Path]:
+        "Save the frame and the figure beside the page."
+        files = {f"tables/{self.profile.name}/{name}.csv": frame.to_csv(index=False, lineterminator="\n"),
+                 f"figures/{self.profile.name}/{name}.svg": figure.svg}
+        return [write_atomic(Path(reports)/path, content) for path, content in files.items()]
+
+def collected(bench: str, profile: str, missing: str, runs: str, reports: str, ledger: bool, retrain: bool) -> tuple[str, str, Standing]:
+    "Profile, command and records of a bench, measuring what is missing, or from the committed ledger. Raises UsageError, StudyError."
+    command = f"encapnet reproduce {bench} --profile {profile}" + (" --from-ledger" if ledger else "")
+    if ledger: return profile, command, one_machine(from_ledger(Path(reports)/"ledger"/f"{bench}.jsonl", BENCHES[bench][0]))
+    return profile, command, from_store(benched(bench, profile, runs), missing=missing, reports=reports, retrain=retrain)
+
+# %% ../../nbs/show/36_routing_bench.ipynb #4705a130
+class RoutingBench(Bench):
+    "What `encapnet bench routing` measured, as tables and figures."
+    def __init__(self, profile: str, command: str, standing: Standing):
+        super().__init__(profile, command, standing)
+        self.frame = bench_frame(standing.records)
 
     def _over(self, size: str, label: str, what: str, **fixed) -> plots.Figure:
         chosen = self.frame[self.frame.workload == "dynamic"]
@@ -123,16 +143,10 @@ class RoutingBench:
         full = self.frame[self.frame.workload != "DigitCaps"].lower.max()
         return self._over("batch", "batch", f"Dynamic routing, J = {full:,.0f}", higher=full)
     def verdict(self) -> Verdict: return verdict(self.frame)
-    def provenance(self) -> GT: return provenance_table(self.command, self.profile, self.standing)
-    def save(self, reports: str | Path) -> list[Path]:
-        files = {f"tables/{self.profile.name}/bench_routing.csv": self.frame.to_csv(index=False, lineterminator="\n"),
-                 f"figures/{self.profile.name}/bench_routing.svg": self.over_higher().svg}
-        return [write_atomic(Path(reports)/name, content) for name, content in files.items()]
+    def save(self, reports: str | Path) -> list[Path]: return self.write(reports, self.frame, self.over_higher(), "bench_routing")
 
 def routing_bench(profile: str = "quick", missing: str = "train", runs: str = "runs", reports: str = "reports", ledger: bool = False,
                   retrain: bool = False) -> RoutingBench:
     "Collect the bench, measuring what is missing. `ledger=True` reads the committed ledger and measures nothing. Raises UsageError."
-    check_arguments(routing_bench, locals())
-    command = f"encapnet reproduce bench_routing --profile {profile}" + (" --from-ledger" if ledger else "")
-    if ledger: return RoutingBench(profile, command, one_machine(from_ledger(Path(reports)/"ledger"/"bench_routing.jsonl", RoutingBenchConfig)))
-    return RoutingBench(profile, command, from_store(benched(profile, runs), missing=missing, reports=reports, retrain=retrain))
+    check_arguments(routing_bench, given := locals())
+    return RoutingBench(*collected("bench_routing", **given))

@@ -10,11 +10,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # %% auto #0
-__all__ = ['Positive', 'Modules', 'NetworkConfig', 'Sha256', 'TABLE1', 'EXPERIMENTS', 'SOFTMAX_AXIS', 'PROFILES', 'UsageError',
-           'StudyError', 'OutOfTime', 'nearest', 'Strict', 'CapNetConfig', 'VanillaCNNConfig', 'SixLayerEncapNetConfig',
-           'EncapNetConfig', 'ResNetConfig', 'FeedbackConfig', 'DataConfig', 'Schedule', 'Identified', 'RunConfig',
-           'MeasureConfig', 'RoutingBenchConfig', 'Row', 'find_row', 'Effort', 'Profile', 'find_profile', 'plan',
-           'measurements', 'routing_benches']
+__all__ = ['Positive', 'Modules', 'NetworkConfig', 'Sha256', 'TABLE1', 'EXPERIMENTS', 'SOFTMAX_AXIS', 'PROFILES', 'BENCHES',
+           'UsageError', 'StudyError', 'OutOfTime', 'nearest', 'Strict', 'CapNetConfig', 'VanillaCNNConfig',
+           'SixLayerEncapNetConfig', 'EncapNetConfig', 'ResNetConfig', 'FeedbackConfig', 'DataConfig', 'Schedule',
+           'Identified', 'RunConfig', 'MeasureConfig', 'BenchConfig', 'RoutingBenchConfig', 'TransportBenchConfig',
+           'CapConvBenchConfig', 'Row', 'find_row', 'Effort', 'Profile', 'find_profile', 'plan', 'measurements',
+           'routing_benches', 'transport_benches', 'capconv_benches']
 
 # %% ../../nbs/study/10_config.ipynb #eac6c01a
 class UsageError(ValueError):
@@ -187,10 +188,21 @@ class MeasureConfig(Identified):
     timed: tuple[Positive, ...] = (2, 8)            # batches at which time is taken
     budget_gib: Annotated[float, Field(gt=0)] = 12.0  # the paper's card
 
-class RoutingBenchConfig(Identified):
-    "One way of routing at one size, forward and backward, timed in turn with others."
+# %% ../../nbs/study/10_config.ipynb #858021e5
+class BenchConfig(Identified):
+    "One candidate of a bench."
     schema_version: Literal[1] = 1
-    experiment: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "bench_routing"
+    batch: Positive
+    hardware: str
+    rounds: Positive = 2      # how often its turn comes
+    trial: bool = False       # not a result to keep in the ledger
+
+    @property
+    def package(self) -> str | None: return None    # of another project, that it needs
+
+class RoutingBenchConfig(BenchConfig):
+    "One way of routing at one size, forward and backward."
+    experiment: Literal["bench_routing"] = "bench_routing"
     routing: Literal["dynamic", "em"] = "dynamic"
     backend: Literal["reference", "chunked", "triton", "textbook"]
     groups: Positive
@@ -198,11 +210,26 @@ class RoutingBenchConfig(Identified):
     dim: Positive
     higher: Positive
     higher_dim: Positive
-    batch: Positive
     iterations: Positive = 3
-    hardware: str
-    rounds: Positive = 2      # how often its turn comes
-    trial: bool = False       # not a result to keep in the ledger
+
+class TransportBenchConfig(BenchConfig):
+    "One Sinkhorn divergence between two batches, forward and backward."
+    experiment: Literal["bench_transport"] = "bench_transport"
+    backend: Literal["ours", "textbook", "pot", "geomloss"]
+    batch: Positive = 128
+    dim: Positive = 64
+    eps: Annotated[float, Field(ge=1e-3)] = 1.0
+    iterations: Annotated[int, Field(ge=3)] = 10
+
+    @property
+    def package(self) -> str | None: return {"pot": "ot", "geomloss": "geomloss"}.get(self.backend)
+
+class CapConvBenchConfig(BenchConfig):
+    "One training step of the 18-layer EncapNet."
+    experiment: Literal["bench_capconv"] = "bench_capconv"
+    backend: Literal["ours", "textbook", "compiled"]
+    groups: Positive = 32
+    batch: Positive = 32
 
 # %% ../../nbs/study/10_config.ipynb #7dfe6312
 class Row(Strict):
@@ -374,3 +401,18 @@ def routing_benches(hardware: str,       # what they are taken on
               for routing, batch, higher in sizes for backend in ("reference", *free)]
     digits = dict(layer, groups=36 * groups, positions=1, higher=10, batch=4 * groups)
     return chosen + [RoutingBenchConfig(row=f"digitcaps_{backend}", backend=backend, **digits) for backend in ("textbook", *free)]
+
+# %% ../../nbs/study/10_config.ipynb #04880019
+def transport_benches(hardware: str, groups: int = 32, cuda: bool = False, rounds: int = 2) -> list[TransportBenchConfig]:
+    "Every candidate, in the order of its turn."
+    sizes = dict(batch=4 * groups, dim=2 * groups, hardware=hardware, rounds=rounds, trial=groups != 32)
+    return [TransportBenchConfig(row=f"{backend}_l{iterations}", backend=backend, iterations=iterations, **sizes)
+            for iterations in (10, 100) for backend in ("ours", "textbook", "pot", "geomloss")]
+
+def capconv_benches(hardware: str, groups: int = 32, cuda: bool = False, rounds: int = 2) -> list[CapConvBenchConfig]:
+    "Every candidate, in the order of its turn."
+    return [CapConvBenchConfig(row=backend, backend=backend, groups=groups, batch=groups, hardware=hardware, trial=groups != 32,
+                               rounds=1 if backend == "compiled" else rounds) for backend in ("ours", "textbook", "compiled")]
+
+BENCHES = dict(bench_routing=(RoutingBenchConfig, routing_benches), bench_transport=(TransportBenchConfig, transport_benches),
+               bench_capconv=(CapConvBenchConfig, capconv_benches))

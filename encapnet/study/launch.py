@@ -4,7 +4,7 @@
 
 # %% ../../nbs/study/14_launch.ipynb #a3f35186
 from __future__ import annotations
-import json, os, signal, statistics, subprocess, sys, tempfile, time
+import importlib.util, json, os, signal, statistics, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from time import sleep
 from typing import Any
-from .config import (EXPERIMENTS, OutOfTime, RoutingBenchConfig, StudyError, UsageError, find_profile, measurements, nearest, plan,
-                                   routing_benches)
+from .config import (BENCHES, EXPERIMENTS, BenchConfig, OutOfTime, StudyError, UsageError, find_profile, measurements, nearest,
+                                   plan)
 from .runs import Run, State, UnknownSchema, finish, state, write_config
 
 # %% auto #0
@@ -109,7 +109,7 @@ def ensure(runs: list[Run],
           ) -> dict[str, State]:                     # key -> where each run stands now
     "See to it that runs are there. Raises StudyError (missing='fail'), OutOfTime (deadline), UsageError."
     todo = sorted(_todo(runs, missing, retrain), key=lambda run: state(run).name == "running")
-    benches, todo = [[run for run in todo if isinstance(run.config, RoutingBenchConfig) == bench] for bench in (True, False)]
+    benches, todo = [[run for run in todo if isinstance(run.config, BenchConfig) == bench] for bench in (True, False)]
     if benches: take_turns(benches, reports, deadline)
     if todo:
         from tqdm.auto import tqdm
@@ -189,9 +189,9 @@ def _turn(run: Run, taken: list[dict[str, Any]], say: Callable[[str], None]):
 def _finish_turns(run: Run, taken: list[dict[str, Any]], reports: str | Path | None):
     seconds = [value for turn in taken for value in turn["seconds"]]
     peaks = [turn["peak"] for turn in taken if turn["peak"] is not None]
-    outcome = dict(turns=[turn["seconds"] for turn in taken], peak=max(peaks, default=None), accounted=taken[0]["accounted"],
-                   operations=taken[0]["operations"], median=statistics.median(seconds) if seconds else None,
-                   low=min(seconds, default=None), high=max(seconds, default=None), n=len(seconds))
+    outcome = taken[0] | dict(turns=[turn["seconds"] for turn in taken], peak=max(peaks, default=None), n=len(seconds),
+                              median=statistics.median(seconds) if seconds else None, low=min(seconds, default=None), high=max(seconds, default=None))
+    del outcome["seconds"]
     with run.locked(): finish(run, outcome, run.config.hardware, None if run.config.trial else reports, seconds=round(sum(seconds), 1))
 
 # %% ../../nbs/study/14_launch.ipynb #d401b029
@@ -229,15 +229,16 @@ def measured(profile: str, runs: str | Path = "runs") -> list[Run]:
     "The measurements behind Table 1 on this machine, in the store."
     return [Run(runs, config) for config in measurements(_here()["device"], find_profile(profile).cost_groups)]
 
-def benched(profile: str, runs: str | Path = "runs") -> list[Run]:
-    "The candidates of `encapnet bench routing` on this machine, in the store."
-    width = find_profile(profile).cost_groups
-    return [Run(runs, config) for config in routing_benches(_here()["device"], width, _here().get("type") == "cuda", 2 if width == 32 else 1)]
+def benched(bench: str, profile: str, runs: str | Path = "runs") -> list[Run]:
+    "The candidates of a bench on this machine, in the store; without those whose package is not installed."
+    width, here = find_profile(profile).cost_groups, _here()
+    configs = BENCHES[bench][1](here["device"], width, here.get("type") == "cuda", 2 if width == 32 else 1)
+    return [Run(runs, config) for config in configs if not config.package or importlib.util.find_spec(config.package)]
 
 def needed(report: str, profile: str, seeds: int | None = None, data: str = "", data_root: str | Path | None = None,
            runs: str | Path = "runs") -> list[Run]:
     "Everything that a report rests on; nothing for a report that is no experiment."
-    if report == "bench_routing": return benched(profile, runs)
+    if report in BENCHES: return benched(report, profile, runs)
     if report not in EXPERIMENTS: return []
     if report != "table1": return planned(report, profile, seeds, data, data_root, runs)
     with ThreadPoolExecutor() as pool:              # two questions to processes that load torch, asked side by side

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
-from .config import Identified, MeasureConfig, RoutingBenchConfig, RunConfig, StudyError, Strict
+from .config import BenchConfig, Identified, MeasureConfig, RunConfig, StudyError, Strict
 
 # %% auto #0
-__all__ = ['SCHEMA', 'CHECKPOINTS', 'write_atomic', 'sweep', 'check_writable', 'code_closure', 'roots', 'code_of', 'code_hash',
-           'processor', 'provenance', 'UnknownSchema', 'Record', 'read_ledger', 'append_ledger', 'State', 'Run',
-           'write_config', 'finished', 'record_of', 'changed_code', 'changes', 'state', 'finish', 'ledger_path']
+__all__ = ['BENCH_MODULES', 'SCHEMA', 'CHECKPOINTS', 'write_atomic', 'sweep', 'check_writable', 'code_closure', 'roots',
+           'code_of', 'code_hash', 'processor', 'provenance', 'UnknownSchema', 'Record', 'read_ledger', 'append_ledger',
+           'State', 'Run', 'write_config', 'finished', 'record_of', 'changed_code', 'changes', 'state', 'finish',
+           'ledger_path']
 
 # %% ../../nbs/study/11_runs.ipynb #30a370e5
 def write_atomic(path: str | Path,      # where the file shall appear
@@ -154,9 +155,11 @@ def code_closure(roots: list[str],             # "package.module:symbol"
     return dict(sorted(found.items()))
 
 # %% ../../nbs/study/11_runs.ipynb #b6206204
+BENCH_MODULES = dict(bench_routing="bench", bench_transport="transport_bench", bench_capconv="capconv_bench")   # each with a function of its name
+
 def roots(config: Identified) -> list[str]:
     "Where a configuration's code begins."
-    if isinstance(config, RoutingBenchConfig): return ["encapnet.show.bench:bench_routing"]
+    if isinstance(config, BenchConfig): return [f"encapnet.show.{BENCH_MODULES[config.experiment]}:{config.experiment}"]
     network = f"encapnet.nn.networks:{config.network.kind}"
     if isinstance(config, MeasureConfig): return [network, "encapnet.show.bench:measure"]
     fed = ["encapnet.nn.networks:with_feedback"] if config.feedback else []
