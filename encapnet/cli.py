@@ -16,9 +16,9 @@ from .study.config import (BENCHES, EXPERIMENTS, PROFILES, BenchConfig, MeasureC
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'ProfileOption', 'DataOption', 'RootOption', 'RunsOption', 'ReportsOption', 'MinutesOption',
-           'DEFAULT_REPORTS', 'COSTS', 'Context', 'Taken', 'bench_app', 'say', 'notebooks', 'chosen_reports',
-           'reproduce', 'command_for', 'run_', 'taken_seconds', 'estimate', 'epochs_done', 'standing', 'status',
-           'data_list', 'data_fetch', 'data_verify', 'bench_routing', 'bench_transport', 'bench_capconv',
+           'DEFAULT_REPORTS', 'COSTS', 'Context', 'Taken', 'bench_app', 'JsonOption', 'say', 'notebooks',
+           'chosen_reports', 'reproduce', 'command_for', 'run_', 'taken_seconds', 'estimate', 'epochs_done', 'standing',
+           'status', 'data_list', 'data_fetch', 'data_verify', 'bench_routing', 'bench_transport', 'bench_capconv',
            'bench_measure', 'device', 'main', 'one_line']
 
 # %% ../nbs/40_cli.ipynb #2f289ecb
@@ -411,23 +411,23 @@ def _bench(bench: str, profile: str, runs: str, reports: str, max_minutes: float
             typer.echo(f"{run.config.row:32} {found['median']:9.4f} s ({found['low']:.4f} to {found['high']:.4f}, n = {found['n']})  {peak:>12}")
     say(f"medians, their range over all turns, peak memory above weights and inputs; `encapnet reproduce {bench}` draws them")
 
-_AS_JSON = Annotated[bool, typer.Option("--json", help="JSON lines.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines.")]
 
 @bench_app.command("routing")
-def bench_routing(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports", max_minutes: MinutesOption = None,
-                  as_json: _AS_JSON = False):
+def bench_routing(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports",
+                  max_minutes: MinutesOption = None, as_json: JsonOption = False):
     "Time and weigh dynamic and EM routing, with votes and without."
     _bench("bench_routing", profile, runs, reports, max_minutes, as_json)
 
 @bench_app.command("transport")
-def bench_transport(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports", max_minutes: MinutesOption = None,
-                    as_json: _AS_JSON = False):
+def bench_transport(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports",
+                    max_minutes: MinutesOption = None, as_json: JsonOption = False):
     "Time the Sinkhorn divergence beside a textbook's, POT's and geomloss's."
     _bench("bench_transport", profile, runs, reports, max_minutes, as_json)
 
 @bench_app.command("capconv")
-def bench_capconv(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports", max_minutes: MinutesOption = None,
-                  as_json: _AS_JSON = False):
+def bench_capconv(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports",
+                  max_minutes: MinutesOption = None, as_json: JsonOption = False):
     "Time and weigh a training step of the 18-layer EncapNet beside a textbook's, and compiled."
     _bench("bench_capconv", profile, runs, reports, max_minutes, as_json)
 

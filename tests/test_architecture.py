@@ -40,6 +40,8 @@ ARROWS = {
     "show.pages": ["study.config", "study.runs"],
     "show.report": ["show.plots", "study.config", "study.launch", "study.paper", "study.runs", "study.stats"],
     "show.routing_bench": ["show.plots", "show.report", "study.config", "study.launch", "study.runs"],
+    "show.transport_bench": ["nn.transport", "show.bench", "show.plots", "show.report", "show.routing_bench", "study.config", "study.runs"],
+    "show.capconv_bench": ["nn.*", "show.bench", "show.plots", "show.report", "show.routing_bench", "study.config", "study.runs"],
     "show.softmax_axis": ["show.plots", "show.report", "study.config", "study.launch", "study.runs", "study.stats"],
     "show.mechanism": ["show.plots", "show.report", "study.config", "study.paper", "study.runs"],
     "show.bench": ["nn.*", "study.config", "study.runs"],

@@ -123,8 +123,8 @@ class CapConvBench(Bench):
 
     def costs(self) -> GT: return cost_table(self.frame, self.hardware)
     def figure(self) -> plots.Figure:
-        ran = self.frame[self.frame.n > 0]
-        return plots.candidate_seconds(ran.assign(group=""), f"A training step of the 18-layer EncapNet, {self.hardware}")
+        ran = self.frame[self.frame.n > 0].assign(group="")
+        return plots.candidate_seconds(ran, f"A training step of the 18-layer EncapNet, {self.hardware}")
     def verdict(self) -> Verdict: return verdict(self.frame)
     def save(self, reports: str | Path) -> list[Path]:
         return self.write(reports, self.frame.drop(columns="turns"), self.figure(), "bench_capconv")
