@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from .capsules import list_capsules, squash
+from .feedback import Feedback
 from .layers import CapConv, CapFC, RoutedCapsules
 
 # %% auto #0
 __all__ = ['STRIDES', 'convolutions', 'stem', 'CapNet', 'VanillaCNN', 'SixLayerEncapNet', 'ModuleMaps', 'ModuleShapes',
-           'EncapModule', 'EncapNet', 'ResidualBlock', 'ResidualModule', 'ResNet', 'WithFeedback', 'LayerSummary',
-           'summary']
+           'EncapModule', 'EncapNet', 'ResidualBlock', 'ResidualModule', 'ResNet', 'WithFeedback', 'with_feedback',
+           'LayerSummary', 'summary']
 
 # %% ../../nbs/nn/07_networks.ipynb #fefd5da4
 def convolutions(widths: list[int],   # channels, the input's first
@@ -292,6 +293,12 @@ class WithFeedback(nn.Module):
         if not self.training: return self.network(x)
         scores, maps = self.network.maps(x)
         return scores, self.feedback(maps)
+
+def with_feedback(network: nn.Module,  # an `EncapNet` or a `ResNet`
+                  **options,           # of `Feedback`: connectivity, measure, ...
+                 ) -> WithFeedback:
+    "The network with an agreement unit on every module. Raises ValueError on settings that do not fit."
+    return WithFeedback(network, Feedback(network.shapes, network.capsule_channels, **options))
 
 # %% ../../nbs/nn/07_networks.ipynb #8af8275b
 class LayerSummary(NamedTuple):
