@@ -49,8 +49,15 @@ def _prepare(x, cost):  # what has to be done once per batch, in however many pr
     return x / length.masked_fill(length == 0, math.inf)
 
 def _compare(x, y, cost):
-    if cost == "l2": return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    with torch.autocast(x.device.type, enabled=False): return 1 - x @ y.mT
+    with torch.autocast(x.device.type, enabled=False): return _distances(x, y) if cost == "l2" else 1 - x @ y.mT
+
+def _distances(x, y):
+    if x.dtype == torch.float64: return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    dtype, x, y = x.dtype, x.double(), y.double()
+    lengths = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
+    squares = lengths - 2 * x @ y.mT
+    same = squares <= 1e-14 * lengths                         # nearer than float32 can tell
+    return squares.masked_fill(same, 1).sqrt().masked_fill(same, 0).to(dtype)
 
 # %% ../../nbs/nn/05_transport.ipynb #7f1eaf87
 _SAFE = 20.0  # how far scalings may drift, in logarithms, before they are absorbed: far from float32's 87
