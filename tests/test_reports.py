@@ -13,6 +13,7 @@ from browsing import Visit
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+ABLATION = ["table2", "table3_left", "table3_right", "fig4"]
 ROWS = ["(a)", "(b)", "(c)", "(d)", "(e)", "(f)", "(a) J = 512", "(b) J = 512"]
 
 
@@ -117,9 +118,12 @@ def test_a_data_root_replaces_the_embedded_images(tmp_path, name):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page", ["smoke/table1.html", "smoke/complexity.html", "smoke/softmax_axis.html", "smoke/fig1_fig3.html", "index.html"])
-def test_the_pages_open_offline(browser, study, axis, page):
-    path = (axis if "axis" in page else study) / "reports" / page
+@pytest.mark.parametrize("page", ["smoke/table1.html", "smoke/complexity.html", "smoke/softmax_axis.html", "smoke/fig1_fig3.html", "index.html"]
+    + [f"smoke/{name}.html" for name in ABLATION],
+)
+def test_the_pages_open_offline(browser, study, axis, ablation, page):
+    folder = axis if "axis" in page else ablation if Path(page).stem in ABLATION else study
+    path = folder / "reports" / page
     assert path.stat().st_size < 2_000_000
     with Visit(browser, path) as visit:
         assert (visit.asked, visit.said) == ([], [])
@@ -166,6 +170,39 @@ def test_the_softmax_axis_is_trained_watched_and_judged(axis):
     assert "not attempted" not in page and "direction " in page and "sha256" in page and "no run yet" not in page
     votes = (axis / "reports" / "tables" / "smoke" / "softmax_axis.csv").read_text().splitlines()
     assert len(votes) == 1 + 5 * 2 * 3, "rows, layers, epochs from 0 to 2"
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory):
+    "Figure 4's four rows, trained in this process; the tables that share two of them are shown with what is there."
+    import torch
+
+    from encapnet import data
+    from encapnet.study.config import plan
+    from encapnet.study.runs import Run
+    from encapnet.training import fit
+
+    folder = tmp_path_factory.mktemp("ablation")
+    torch.set_num_threads(1)
+    for config in plan("fig4", "smoke", {"synthetic": data.fingerprint("synthetic")}):
+        fit(Run(folder / "runs", config), bar=False)
+    reproduce(folder, "fig4")
+    reproduce(folder, "table3_left", "table3_right", "table2", "--missing", "show")
+    return folder
+
+
+def test_rows_are_trained_once_and_shown_wherever_they_belong(ablation):
+    trained = sorted(path.parts[-3] for path in done(ablation))
+    assert trained == ["7_skip_both", "a_resnet", "c_encapnet_ot", "c_resnet_ot"]
+    pages = {path.stem: path.read_text() for path in (ablation / "reports" / "smoke").glob("*.html")}
+    assert "EncapNet gains more than the ResNet" in pages["fig4"] and "not attempted" not in pages["fig4"]
+    assert pages["table3_left"].count(">not attempted<") == 8 and "9.83" in pages["table3_left"]
+    assert pages["table3_right"].count(">not attempted<") == 9 and "36,474,944" in pages["table2"]
+    curves = [json.loads(line) for line in next(ablation.glob("runs/*/c_encapnet_ot/*/metrics.jsonl")).read_text().splitlines()]
+    assert all(0 < row["divergence"] < 10 and row["train_loss"] > 0 for row in curves)
+    record = json.loads(next(path for path in done(ablation) if "c_encapnet_ot" in path.parts).read_text())
+    plain = json.loads(next(path for path in done(ablation) if "7_skip_both" in path.parts).read_text())
+    assert record["outcome"]["parameters"] == plain["outcome"]["parameters"] and record["outcome"]["feedback_parameters"] > 0
 
 
 def test_no_ledger_is_one_line(tmp_path):

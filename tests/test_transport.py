@@ -184,45 +184,8 @@ for plain, compiled in zip(*found): torch.testing.assert_close(compiled, plain)
 """
 
 
+@pytest.mark.slow
 def test_compiled():
     "In a process of its own: the compiler cannot look through the shape checks of the tests."
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-# Speed
-
-RACE = """
-import math, time
-import geomloss, ot, torch
-from encapnet.nn.transport import ground_cost, sinkhorn_divergence
-torch.set_num_threads(1)
-L = ITERATIONS
-x, y = (torch.randn(128, 64, generator=torch.Generator().manual_seed(seed)).requires_grad_() for seed in (0, 1))
-def pot(x, y):
-    def loss(*pair):
-        costs = ground_cost(*pair)
-        with torch.no_grad(): plan = ot.sinkhorn([], [], costs, 1.0, method="sinkhorn_log", numItermax=L, stopThr=0, warn=False)
-        return (plan * costs).sum()
-    return 2 * loss(x, y) - loss(x, x) - loss(y, y)
-schedule = dict(p=1, blur=1.0, diameter=1.0001, scaling=1.0001 ** (-1 / (L - 2)))
-ways = lambda x, y: sinkhorn_divergence(x, y, 1.0, L), pot, geomloss.SamplesLoss("sinkhorn", cost=ground_cost, backend="tensorized", **schedule)
-best = [math.inf] * 3
-for _ in range(9):
-    for i, way in enumerate(ways):
-        start = time.perf_counter()
-        way(x, y).backward()
-        best[i] = min(best[i], time.perf_counter() - start)
-print(*best)
-"""
-
-
-@needs_pot
-@needs_geomloss
-@pytest.mark.parametrize("iterations", [10, 100])
-def test_twice_as_fast_as_the_others(iterations):
-    "Best of interleaved rounds, forward and backward; with our cost, and POT spared its own gradient. In a process without shape checks."
-    done = subprocess.run([sys.executable, "-c", RACE.replace("ITERATIONS", str(iterations))], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    ours, *others = map(float, done.stdout.split())
-    assert min(others) > 2 * ours, (ours, others)

@@ -258,6 +258,7 @@ class ResidualModule(nn.Module):
         for block in self.blocks[1:]: output = block(output)
         return ModuleMaps(x, first, output)
 
+# %% ../../nbs/nn/07_networks.ipynb #5f5b17de
 class ResNet(_FourModules):
     "Table 2's ResNet; class scores are raw outputs. Raises ValueError on sizes that do not fit."
     def __init__(self,
@@ -331,6 +332,7 @@ def _summarise(network: nn.Module, module: str, name: str, layer: nn.Module, out
     dim = channels // network.groups if isinstance(layer, CapConv) else None
     return LayerSummary(module, name, tuple(size), dim, channels, parameters, weights * math.prod(size))
 
+# %% ../../nbs/nn/07_networks.ipynb #48aee67d
 @torch.no_grad()
 def summary(network: nn.Module) -> list[LayerSummary]:  # one line for each layer
     "Sizes, parameters and multiply-adds of an `EncapNet` or `ResNet`, layer by layer (Table 2); changes nothing."
