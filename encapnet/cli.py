@@ -411,6 +411,7 @@ def _bench(bench: str, profile: str, runs: str, reports: str, max_minutes: float
             typer.echo(f"{run.config.row:32} {found['median']:9.4f} s ({found['low']:.4f} to {found['high']:.4f}, n = {found['n']})  {peak:>12}")
     say(f"medians, their range over all turns, peak memory above weights and inputs; `encapnet reproduce {bench}` draws them")
 
+# %% ../nbs/40_cli.ipynb #836d59a8
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines.")]
 
 @bench_app.command("routing")

@@ -1,4 +1,4 @@
-"""The routing bench from outside: one turn in its own process, and what it refuses."""
+"""The benches from outside: one turn in its own process, and what it refuses."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from encapnet.study.config import RoutingBenchConfig
+from encapnet.study.config import CapConvBenchConfig, RoutingBenchConfig, TransportBenchConfig
 
 MAIN = "from encapnet.cli import main; main()"
 SIZES = dict(row="tiny", groups=2, positions=16, dim=4, higher=6, higher_dim=3, batch=2)
@@ -36,6 +36,26 @@ def test_one_turn(tmp_path, here, backend):
     assert found["accounted"] > 0 and found["operations"] > 0
     if sys.platform == "linux":
         assert isinstance(found["peak"], int)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TransportBenchConfig(row="tiny", backend="ours", batch=8, dim=3, iterations=3, hardware=""),
+        TransportBenchConfig(row="tiny", backend="textbook", batch=8, dim=3, iterations=3, hardware=""),
+        CapConvBenchConfig(row="tiny", backend="ours", groups=2, batch=2, hardware=""),
+        CapConvBenchConfig(row="tiny", backend="textbook", groups=2, batch=2, hardware=""),
+    ],
+    ids=lambda config: f"{config.experiment}-{config.backend}",
+)
+def test_one_turn_of_the_other_benches(tmp_path, here, config):
+    "The file says by its experiment which bench it belongs to."
+    path = tmp_path / "config.json"
+    path.write_text(config.model_copy(update=dict(hardware=here)).model_dump_json())
+    done = encapnet("bench", "measure", path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["seconds"]) >= 1 and min(found["seconds"]) > 0 and ("accounted" in found) == (config.experiment == "bench_capconv")
 
 
 def test_a_size_that_cannot_fit_is_told_by_its_account(tmp_path, here):
@@ -76,8 +96,9 @@ def test_bad_input(arguments, told):
     assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-def test_the_page_says_what_is_missing(tmp_path):
-    done = encapnet("reproduce", "bench_routing", "--profile", "smoke", "--missing", "show", "--runs", tmp_path / "runs", "--reports", tmp_path)
+@pytest.mark.parametrize(("bench", "missing"), [("bench_routing", 20), ("bench_transport", 4), ("bench_capconv", 3)])
+def test_the_page_says_what_is_missing(tmp_path, bench, missing):
+    done = encapnet("reproduce", bench, "--profile", "smoke", "--missing", "show", "--runs", tmp_path / "runs", "--reports", tmp_path)
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / "smoke" / "bench_routing.html").read_text(encoding="utf-8")
-    assert page.count("missing") >= 20 and "not measured" in page
+    page = (tmp_path / "smoke" / f"{bench}.html").read_text(encoding="utf-8")
+    assert page.count("missing") >= missing and "not measured" in page

@@ -90,13 +90,15 @@ def _ours(frame: pd.DataFrame, iterations: int) -> float:
     same = frame[(frame.iterations == iterations) & (frame.backend == "ours")]
     return same["median"].iloc[0] if len(same) else float("nan")
 
+def _milliseconds(seconds: float) -> str: return f"{1000 * seconds:,.0f}" if seconds >= 0.1 else f"{1000 * seconds:.3g}"
+
 def cost_table(frame: pd.DataFrame, hardware: str) -> GT:
     "Seconds of every candidate, and how many times ours they are."
     lines = []
     for line in frame.itertuples():
         ratio = line.median / _ours(frame, line.iterations)
-        lines.append(dict(group=f"L = {line.iterations}", way=line.way, milliseconds=f"{1000 * line.median:.3g}",
-                          spread=f"{1000 * line.low:.3g} to {1000 * line.high:.3g}", n=str(line.n),
+        lines.append(dict(group=f"L = {line.iterations}", way=line.way, milliseconds=_milliseconds(line.median),
+                          spread=f"{_milliseconds(line.low)} to {_milliseconds(line.high)}", n=str(line.n),
                           ratio="–" if line.backend == "ours" or pd.isna(ratio) else f"{ratio:.2f}×"))
     table = GT(pd.DataFrame(lines, columns=["group", "way", "milliseconds", "spread", "n", "ratio"]), id="transport-costs", groupname_col="group")
     table = table.cols_label(way="", milliseconds="median (ms)", spread="range (ms)", ratio="ours is faster by")

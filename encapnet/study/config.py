@@ -212,6 +212,7 @@ class RoutingBenchConfig(BenchConfig):
     higher_dim: Positive
     iterations: Positive = 3
 
+# %% ../../nbs/study/10_config.ipynb #b12d3b38
 class TransportBenchConfig(BenchConfig):
     "One Sinkhorn divergence between two batches, forward and backward."
     experiment: Literal["bench_transport"] = "bench_transport"
