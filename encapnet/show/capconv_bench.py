@@ -9,47 +9,22 @@ from typing import Any
 import pandas as pd
 import torch
 from great_tables import GT, loc, style
-from torch import Tensor, nn
-from ..nn.capsules import squash
-from ..nn.layers import CapConv
 from ..nn.losses import margin_loss
 from ..nn.networks import EncapNet
 from . import plots
-from .bench import free_bytes, step_bytes, timed
+from .bench import free_bytes, step_bytes, textbook_capconv, timed
 from .report import Standing, Verdict, bytes_text, check_arguments, seconds_text, themed
 from .routing_bench import Bench, collected
 from ..study.config import CapConvBenchConfig
 from ..study.runs import Record
 
 # %% auto #0
-__all__ = ['WAYS', 'TextbookCapConv', 'as_textbook', 'bench_capconv', 'capconv_frame', 'cost_table', 'verdict', 'CapConvBench',
-           'capconv_bench']
-
-# %% ../../nbs/show/38_capconv_bench.ipynb #43c2ce79
-class TextbookCapConv(CapConv):
-    "capConv with capsules copied to where they are contiguous, squashed, and copied back; parameters and results are `CapConv`'s."
-    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
-        if self.skip is not None: added = self.skip(x) if added is None else added + self.skip(x)
-        if self.coefficients == "master": return self._finish(self.master.norm, self.master.conv(x), added)
-        master, aide = (self._finish(branch.norm, branch.conv(x)) for branch in (self.master, self.aide))
-        one, other = {"v1": (master, aide), "v2": (aide, master), "v3": (master + aide,) * 2}[self.coefficients]
-        def weigh(m, v): return (m[:, :, None] * v.unflatten(1, (self.groups, -1))).flatten(1, 2)
-        return self._finish(self.norm, weigh(self.m1(one), master) + weigh(self.m2(other), aide), added)
-
-    def _finish(self, norm: nn.Module, s: Tensor, added: Tensor | None = None) -> Tensor:
-        x = norm(s if added is None else s + added).relu().unflatten(1, (self.groups, -1))
-        return squash(x.permute(0, 1, 3, 4, 2).contiguous()).permute(0, 1, 4, 2, 3).contiguous().flatten(1, 2)
-
-def as_textbook(network: nn.Module) -> nn.Module:
-    "The same network, its capConv layers written as a textbook would."
-    for layer in network.modules():
-        if type(layer) is CapConv: layer.__class__ = TextbookCapConv
-    return network
+__all__ = ['WAYS', 'bench_capconv', 'capconv_frame', 'cost_table', 'verdict', 'CapConvBench', 'capconv_bench']
 
 # %% ../../nbs/show/38_capconv_bench.ipynb #873e9874
 def bench_capconv(config: CapConvBenchConfig, device: torch.device, budget_s: float = 8.0, most: int = 5) -> dict[str, Any]:
     "One turn of a way of training: see `bench.timed`; no seconds where the account does not fit."
-    def build(): return (as_textbook if config.backend == "textbook" else lambda network: network)(EncapNet(groups=config.groups))
+    def build(): return (textbook_capconv if config.backend == "textbook" else lambda network: network)(EncapNet(groups=config.groups))
     accounted = step_bytes(build, config.batch)
     if accounted > 0.8 * free_bytes(device): return dict(seconds=[], peak=None, accounted=accounted)
     torch.manual_seed(0)
