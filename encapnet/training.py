@@ -73,8 +73,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             scores, divergence = self.outputs(x)
             loss = self.loss(scores, y)
-            (loss if divergence is None else loss + feedback.weight * divergence).backward()
-            self.optimizer.step()
+            (loss if divergence is None else loss + feedback.weight * divergence).backward(); self.optimizer.step()
             values.append(torch.stack([part.detach().float() for part in (loss, divergence) if part is not None]))
             if bar is not None: bar.update()
         return mean_loss(torch.stack(values).cpu(), number)       # one synchronisation an epoch, not one a step
@@ -82,8 +81,7 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, images: data.ImageSet, batch: int = 250) -> dict[str, float]:
         "Error in percent and mean loss over a set, without augmentation."
-        self.model.eval()
-        wrong, loss = 0, 0.0
+        self.model.eval(); wrong, loss = 0, 0.0
         for x, y in data.batches(images, batch, 0, 0, shuffle=False):
             scores, _ = self.outputs(x)
             wrong += (scores.argmax(1) != y).sum()

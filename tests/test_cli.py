@@ -11,7 +11,7 @@ import pytest
 from encapnet import data
 from encapnet.cli import command_for, epochs_done, main
 from encapnet.study import launch
-from encapnet.study.config import EXPERIMENTS, RunConfig, measurements, plan
+from encapnet.study.config import BENCHES, EXPERIMENTS, RunConfig, measurements, plan
 from encapnet.study.runs import Run, finish
 from encapnet.training import fit
 
@@ -147,7 +147,7 @@ def test_everything_is_announced_before_it_begins(ends, hashes):
     smoke(hashes, "d_cnn_parameters").write("config.json", smoke(hashes, "d_cnn_parameters").config.model_dump_json())
     code, told, said = ends("reproduce", "--all", "--profile", "smoke", "--missing", "fail")
     announced, failed = said.splitlines()
-    count = TRAINED + MEASURED + len(launch.benched("smoke"))
+    count = TRAINED + MEASURED + sum(len(launch.benched(name, "smoke")) for name in BENCHES)
     assert code == 1 and told == "" and "runs are not there" in failed
     assert announced == f"{count - 1} of {count} runs are to be made: about 0.0 minutes and {count - 1} that cannot be estimated"
 

@@ -24,8 +24,8 @@ from ..study.config import MeasureConfig, RoutingBenchConfig
 # %% auto #0
 __all__ = ['LiveBytes', 'step_bytes', 'step_line', 'saved_bytes', 'free_bytes', 'step_seconds', 'measure', 'model_bytes',
            'kept_bytes', 'kept_over_higher', 'built_sizes', 'textbook_routing', 'routing_call', 'routing_bytes',
-           'timed', 'routing_operations', 'largest_batch', 'largest_batches', 'bench_routing', 'TextbookCapConv',
-           'textbook_capconv']
+           'timed', 'routing_operations', 'largest_batch', 'largest_batches', 'matmul_rate', 'bench_routing',
+           'TextbookCapConv', 'textbook_capconv']
 
 # %% ../../nbs/show/33_bench.ipynb #84c33a02
 class LiveBytes(TorchDispatchMode):
@@ -249,6 +249,17 @@ def largest_batches() -> list[dict[str, Any]]:
             for routing in ("dynamic", "em") for backend in ("reference", "chunked")]
 
 # %% ../../nbs/show/33_bench.ipynb #5189cf21
+def matmul_rate(device: torch.device, size: int = 1024, times: int = 8) -> float:  # floating-point operations per second
+    "What the device reaches on large float32 matrix products, the best of several: the flat part of its roofline."
+    one, best = torch.rand(size, size, device=device), float("inf")
+    for _ in range(times):
+        if device.type == "cuda": torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        one @ one
+        if device.type == "cuda": torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
 def bench_routing(config: RoutingBenchConfig, device: torch.device, budget_s: float = 1.5, most: int = 7) -> dict[str, Any]:
     "One turn of a way of routing: see `timed`; no seconds where the account does not fit."
     facts = dict(accounted=routing_bytes(config), operations=routing_operations(config))
@@ -257,7 +268,7 @@ def bench_routing(config: RoutingBenchConfig, device: torch.device, budget_s: fl
     def step():
         for leaf in leaves: leaf.grad = None
         call(*leaves).square().sum().backward()
-    return timed(step, device, budget_s, most) | facts
+    return timed(step, device, budget_s, most) | facts | dict(roof=matmul_rate(device, 1024 if device.type == "cpu" else 4096))
 
 # %% ../../nbs/show/33_bench.ipynb #f83ccb13
 class TextbookCapConv(nn.Module):

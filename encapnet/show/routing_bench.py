@@ -30,10 +30,10 @@ def bench_frame(records: list[Record]) -> pd.DataFrame:
         workload = "DigitCaps" if config.positions == 1 else config.routing
         lines.append(dict(workload=workload, backend=config.backend, way=WAYS[config.backend], higher=config.higher, batch=config.batch,
                           lower=config.groups * config.positions, operations=found["operations"] * config.batch)
-                     | {name: found[name] for name in ("median", "low", "high", "n", "peak", "accounted")})
-    columns = "workload backend way higher batch lower operations median low high n peak accounted".split()
+                     | {name: found[name] for name in ("median", "low", "high", "n", "peak", "accounted")} | dict(roof=found.get("roof")))
+    columns = "workload backend way higher batch lower operations median low high n peak accounted roof".split()
     frame = pd.DataFrame(lines, columns=columns)
-    return frame.astype({name: float for name in ("median", "low", "high", "peak", "accounted")})
+    return frame.astype({name: float for name in ("median", "low", "high", "peak", "accounted", "roof")})
 
 def baseline(frame: pd.DataFrame, line) -> pd.Series | None:
     "The candidate with votes at the same size, if it was run."
@@ -53,16 +53,19 @@ def cost_table(frame: pd.DataFrame, hardware: str) -> GT:
         spread = f"<small>({seconds_text(line.low)} to {seconds_text(line.high)}; {line.n})</small>"
         lines.append(dict(workload=line.workload, higher=f"{line.higher:,}", batch=str(line.batch), way=line.way,
                           seconds=f"{seconds_text(line.median)} {spread}" if ran else "does not fit",
+                          roof=f"{100 * line.operations / line.median / line.roof:.0f} %" if ran and not pd.isna(line.roof) else "–",
                           faster="–" if other is None else _ratio(other["median"], line.median),
                           peak=bytes_text(line.peak) if ran else f"<i>{bytes_text(line.accounted)}</i>",
                           smaller="–" if other is None else _ratio(other["peak"] if not pd.isna(other["peak"]) else other["accounted"], line.peak)))
-    columns = ["workload", "higher", "batch", "way", "seconds", "faster", "peak", "smaller"]
+    columns = ["workload", "higher", "batch", "way", "seconds", "roof", "faster", "peak", "smaller"]
     table = GT(pd.DataFrame(lines, columns=columns), id="bench-costs", groupname_col="workload").cols_label(
-        higher="J", batch="batch", way="", seconds="seconds (range; n)", faster="faster by", peak="peak memory", smaller="smaller by")
-    table = table.fmt_passthrough(["seconds", "peak"], escape=False).cols_align("right", ["higher", "batch", "seconds", "faster", "peak", "smaller"])
+        higher="J", way="", seconds="seconds (range; n)", roof="of the roof", faster="faster by", peak="peak memory", smaller="smaller by")
+    right = [name for name in columns if name not in ("workload", "way")]
+    table = table.fmt_passthrough(["seconds", "peak"], escape=False).cols_align("right", right)
     table = table.tab_style(style.css("white-space: nowrap"), loc.body())
     return themed(table.tab_source_note(
         f"One forward and backward pass on {hardware}, float32, R = 3; medians, in parentheses the range over all turns and their number. "
+        "The roof is what large float32 matrix products reach in the same process; the share of it is by the model's operations per second. "
         "Ratios are to routing with votes at the same size in the same run. Peak memory above weights and inputs, each candidate in a process of "
         "its own; in italics by account, where that is more than 80 % of the memory that was free."))
 
