@@ -240,6 +240,11 @@ def _cost_table(study: Table1) -> GT:
         "moments, activations) by account, batch 128 and the largest batch that fits along the line through batches 16 and 128: at least so many."))
 
 # %% ../../nbs/show/32_report.ipynb #829b8b36
+def _steps(study: Table1) -> str:
+    "`1 to 7 steps`: how many were timed."
+    counts = sorted({len(taken) for cost in study.costs.values() for taken in cost.get("seconds", {}).values()}) or [0]
+    return f"{counts[0]} to {counts[-1]} steps" if counts[0] < counts[-1] else f"{counts[0]} step" + "s" * (counts[0] != 1)
+
 def _time_table(study: Table1) -> GT:
     lines, plain = [], study.costs.get("c_cnn_shape", {}).get("median_seconds", {}).get("2")
     for row in _cost_rows(study):
@@ -252,9 +257,9 @@ def _time_table(study: Table1) -> GT:
         row="", s2="batch 2", s8="batch 8", ratio="batch 2, in units of (c)", paper_seconds="paper (batch)").tab_spanner(
         "seconds per training step", ["s2", "s8", "ratio", "paper_seconds"])
     return themed(table.cols_align("right", ["s2", "s8", "ratio", "paper_seconds"]).tab_source_note(
-        f"Width G = {study.profile.cost_groups}. Median over steps of forward, backward and Adam on {study.hardware}, each row in a process of "
-        "its own, one after the other; a dash where the step does not fit or would take too long. The paper's times, on a Titan X, belong to "
-        "batch 2 for (a) and (b) by the authors' logs."))
+        f"Width G = {study.profile.cost_groups}. Medians over {_steps(study)} of forward, backward and Adam on {study.hardware}, each row in a "
+        "process of its own, one after the other; a dash where the step does not fit or would take too long. The paper's times, on a Titan X, "
+        "belong to batch 2 for (a) and (b) by the authors' logs."))
 
 # %% ../../nbs/show/32_report.ipynb #46e29982
 class Verdict:
