@@ -340,7 +340,7 @@ PROFILES = {profile.name: profile for profile in (
             cost_groups=2, deep=Effort(schedule=Schedule(epochs=2, learning_rate=2e-3, batch=16), train_images=32)),
     Profile(name="quick", about="4,000 real digits, two CPU cores, minutes", datasets=("digits",), groups=4,
             schedule=Schedule(epochs=5, learning_rate=4e-3, milestones=(4,), batch=32), seeds=1, train_images=4000, test_images=1000,
-            deep=Effort(schedule=Schedule(epochs=3, learning_rate=4e-3, batch=24), train_images=480)),
+            deep=Effort(schedule=Schedule(epochs=3, learning_rate=4e-3, batch=24), train_images=384)),
     Profile(name="short", about="CIFAR-10 on one data-centre GPU, half an hour", datasets=("cifar10",), groups=32,
             schedule=_scaled(30, 1e-3, 128), seeds=1),
     Profile(name="paper", about="the paper's settings: 600 epochs", datasets=("cifar10", "mnist"), groups=32,
