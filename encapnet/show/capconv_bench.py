@@ -22,7 +22,7 @@ from ..study.runs import Record
 __all__ = ['WAYS', 'bench_capconv', 'capconv_frame', 'cost_table', 'verdict', 'CapConvBench', 'capconv_bench']
 
 # %% ../../nbs/show/38_capconv_bench.ipynb #873e9874
-def bench_capconv(config: CapConvBenchConfig, device: torch.device, budget_s: float = 8.0, most: int = 5) -> dict[str, Any]:
+def bench_capconv(config: CapConvBenchConfig, device: torch.device, budget_s: float = 12.0, most: int = 5) -> dict[str, Any]:
     "One turn of a way of training: see `bench.timed`; no seconds where the account does not fit."
     def build(): return (textbook_capconv if config.backend == "textbook" else lambda network: network)(EncapNet(groups=config.groups))
     accounted = step_bytes(build, config.batch)
