@@ -85,18 +85,25 @@ def _error_lines(study: Ablation) -> list[dict[str, str]]:
         line["paper"] = f"{paper.TABLE3[name].cifar10:.2f}" if name in paper.TABLE3 else "–"
         line["parameters"] = f"{found.parameters.iloc[0]:,}" if len(found) else "–"
         line["feedback"] = f"{found.feedback_parameters.iloc[0]:,}" if len(found) else "–"
+        line["divergence"] = _fallen([curve for curve in found.divergences if curve])
         lines.append(line)
     return lines
 
+def _fallen(curves: list[list[float]]) -> str:
+    "From the first epoch to the last, in the mean over runs."
+    if not curves: return "–"
+    return " to ".join(seconds_text(sum(curve[place] for curve in curves) / len(curves)) for place in (0, -1))
+
 def _error_table(study: Ablation) -> GT:
     table = GT(pd.DataFrame(_error_lines(study)), id=f"{study.experiment}-errors").cols_label(
-        row="", design="design", paper="paper, CIFAR-10 (%)", parameters="network", feedback="feedback unit").tab_spanner(
+        row="", design="design", paper="paper, CIFAR-10 (%)", parameters="network", feedback="feedback unit",
+        divergence="divergence, first to last epoch").tab_spanner(
         "parameters", ["parameters", "feedback"])
     for dataset in study.datasets:
         labels = {dataset: "test error (%)", f"{dataset}_loss": "training loss"}
         table = table.tab_spanner(DATASET_TITLE.get(dataset, dataset), list(labels)).cols_label(**labels).fmt_passthrough(dataset, escape=False)
         table = table.cols_align("right", list(labels))
-    return themed(table.cols_align("right", ["paper", "parameters", "feedback"]).tab_source_note(
+    return themed(table.cols_align("right", ["paper", "parameters", "feedback", "divergence"]).tab_source_note(
         f"{_effort(study)} In parentheses the 95 % interval over test images, or over seeds where there are several. The training loss is the task's "
         "alone, after the last epoch. The feedback unit is there in training only."))
 
