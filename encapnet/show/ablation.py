@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 from great_tables import GT
 from . import plots
-from .report import (DATASET_TITLE, Standing, Verdict, check_arguments, clear_best, command_of, error_text, experiment_from_ledger,
-                                  from_store, judge, markdown, provenance_table, run_frame, seconds_text, themed)
+from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, clear_best, command_of, error_text,
+                                  experiment_from_ledger, from_store, judge, markdown, provenance_table, run_frame, seconds_text, themed)
 from ..study import paper
 from ..study.config import EXPERIMENTS, find_profile
 from ..study.launch import planned
 from ..study.runs import write_atomic
-from ..study.stats import Interval, direction, error_interval, exceeds, reduction
+from ..study.stats import Interval, direction, exceeds, reduction
 
 # %% auto #0
 __all__ = ['ABLATIONS', 'row_letter', 'Ablation', 'ablation']
@@ -26,7 +26,7 @@ def row_letter(row: str) -> str:
     "The paper's number or letter for a row of Table 3; a dash for one of ours."
     return paper.TABLE3[row].label if row in paper.TABLE3 else "–"
 
-class Ablation:
+class Ablation(Trained):
     "Rows of Table 3: what was trained, and what follows."
     def __init__(self, experiment: str, profile: str, command: str, standing: Standing):
         self.experiment, self.profile, self.command, self.standing = experiment, find_profile(profile), command, standing
@@ -34,13 +34,6 @@ class Ablation:
         self.runs["feedback_parameters"] = [record.outcome.get("feedback_parameters", 0) for record in standing.records]
         self.runs["divergences"] = [record.outcome.get("divergences") for record in standing.records]
         self.datasets = list(self.runs.dataset.unique())
-
-    def of(self, row: str, dataset: str) -> pd.DataFrame: return self.runs[(self.runs.row == row) & (self.runs.dataset == dataset)]
-
-    def interval(self, row: str, dataset: str) -> Interval | None:
-        "A row's error on a data set."
-        lines = self.of(row, dataset)
-        return error_interval(list(lines.error), int(lines.images.iloc[0])) if len(lines) else None
 
     def error_table(self) -> GT: return _error_table(self)
     def ladder(self) -> plots.Figure: return _ladder(self)
@@ -147,7 +140,8 @@ def _reductions(study: Ablation) -> Verdict:
             lines.append(about | dict(network=network, paper=f"{printed:.0f} %", ours=_percent(shares.get(network)), verdict=""))
         more = exceeds(shares["EncapNet"], shares["ResNet"]) if len(shares) == 2 else None
         said.append(_helps_more(shares["EncapNet"], more) if more else "not attempted")
-        lines.append(about | dict(network="EncapNet gains, and more than the ResNet", paper="17 points", ours=_percent(more), verdict=said[-1]))
+        lines.append(about | dict(network="EncapNet gains, and more than the ResNet", paper="17 points", ours=_percent(more, " points"),
+                                  verdict=said[-1]))
     frame = pd.DataFrame(lines, columns=["data", "network", "paper", "ours", "verdict"])
     table = GT(frame, id=f"{study.experiment}-reductions", groupname_col="data").cols_label(
         network="of the error of", paper="paper, CIFAR-10", ours="ours, 95 % interval", verdict="verdict")
@@ -161,7 +155,8 @@ def _helps_more(gain: Interval, more: Interval) -> str:
     said = [direction(gain), direction(more)]
     return next((word for word in said if "disagrees" in word), next((word for word in said if "agrees" not in word), "direction agrees"))
 
-def _percent(share: Interval | None) -> str: return "–" if share is None else f"{share.value:.0f} % ({share.low:.0f} to {share.high:.0f})"
+def _percent(share: Interval | None, unit: str = " %") -> str:
+    return "–" if share is None else f"{share.value:.0f}{unit} ({share.low:.0f} to {share.high:.0f})"
 
 # %% ../../nbs/show/35b_ablation.ipynb #47976c97
 def _save(study: Ablation, reports: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from ..study.stats import Interval, difference, direction, error_interval
 
 # %% auto #0
 __all__ = ['PAPER_COLUMN', 'DATASET_TITLE', 'Standing', 'from_store', 'from_ledger', 'experiment_from_ledger', 'error_text',
-           'bytes_text', 'seconds_text', 'clear_best', 'row_label', 'run_frame', 'Table1', 'check_arguments',
+           'bytes_text', 'seconds_text', 'clear_best', 'row_label', 'run_frame', 'Trained', 'Table1', 'check_arguments',
            'command_of', 'table1', 'one_machine', 'themed', 'Verdict', 'judge', 'markdown', 'provenance_table',
            'parameter_table', 'reduction_table', 'kept_table']
 
@@ -109,7 +109,18 @@ def run_frame(standing: Standing, label: Callable[[str], str] = row_label) -> pd
     return pd.DataFrame(lines, columns=columns)
 
 # %% ../../nbs/show/32_report.ipynb #d685df06
-class Table1:
+class Trained:
+    "What a study of trained rows can be asked; `runs` is its tidy frame, one line per run."
+    runs: pd.DataFrame
+
+    def of(self, row: str, dataset: str) -> pd.DataFrame: return self.runs[(self.runs.row == row) & (self.runs.dataset == dataset)]
+
+    def interval(self, row: str, dataset: str) -> Interval | None:
+        "A row's error on a data set."
+        lines = self.of(row, dataset)
+        return error_interval(list(lines.error), int(lines.images.iloc[0])) if len(lines) else None
+
+class Table1(Trained):
     "Table 1: what was trained, what it costs, and what follows."
     def __init__(self, profile: str, command: str, runs: Standing, costs: Standing):
         self.profile, self.command, self.standing, self.cost_standing = find_profile(profile), command, runs, costs
@@ -118,11 +129,6 @@ class Table1:
         self.datasets = list(self.runs.dataset.unique())
         self.costs = {record.row: record.outcome for record in costs.records}
         self.hardware = next((record.provenance["device"] for record in costs.records), "(not measured here)")
-
-    def interval(self, row: str, dataset: str) -> Interval | None:
-        "A row's error on a data set."
-        lines = self.runs[(self.runs.row == row) & (self.runs.dataset == dataset)]
-        return error_interval(list(lines.error), int(lines.images.iloc[0])) if len(lines) else None
 
     def error_table(self) -> GT: return _error_table(self)
     def cost_table(self) -> GT: return _cost_table(self)

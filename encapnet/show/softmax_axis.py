@@ -8,12 +8,11 @@ from pathlib import Path
 import pandas as pd
 from great_tables import GT, loc, style
 from . import plots
-from .report import (DATASET_TITLE, Standing, Verdict, check_arguments, command_of, error_text, from_ledger, from_store, markdown,
-                                  provenance_table, seconds_text, themed)
+from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, command_of, error_text, from_ledger, from_store,
+                                  markdown, provenance_table, seconds_text, themed)
 from ..study.config import EXPERIMENTS, RunConfig, find_profile
 from ..study.launch import planned
 from ..study.runs import Record, write_atomic
-from ..study.stats import Interval, error_interval
 
 # %% auto #0
 __all__ = ['AXIS', 'BEGINNING', 'LAYERS', 'SEEN', 'run_lines', 'vote_lines', 'SoftmaxAxis', 'softmax_axis', 'obstacles']
@@ -46,19 +45,12 @@ def vote_lines(standing: Standing) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["row", "dataset", "seed", "axis", "initialization", "layer", "epoch", "train_loss", *SEEN])
 
 # %% ../../nbs/show/35_softmax_axis.ipynb #65aaa0fe
-class SoftmaxAxis:
+class SoftmaxAxis(Trained):
     "Both axes of routing's softmax, from several beginnings: what trained, and what its votes were like."
     def __init__(self, profile: str, command: str, standing: Standing):
         self.profile, self.command, self.standing = find_profile(profile), command, standing
         self.runs, self.votes, self.rows = run_lines(standing), vote_lines(standing), EXPERIMENTS["softmax_axis"]
         self.datasets = list(self.runs.dataset.unique())
-
-    def of(self, row: str, dataset: str) -> pd.DataFrame: return self.runs[(self.runs.row == row) & (self.runs.dataset == dataset)]
-
-    def interval(self, row: str, dataset: str) -> Interval | None:
-        "A row's error on a data set."
-        lines = self.of(row, dataset)
-        return error_interval(list(lines.error), int(lines.images.iloc[0])) if len(lines) else None
 
     def trains(self, row: str, dataset: str) -> bool | None:
         "Whether a row's whole interval lies below the error of the best constant answer; None without a result."
