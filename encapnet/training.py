@@ -16,13 +16,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from . import data
 from .nn import losses, networks
+from .nn.trace import class_agreement, routes_classes
 from .study.config import FeedbackConfig, NetworkConfig, OutOfTime, RunConfig, Schedule, StudyError, find_profile
-from .study.runs import CHECKPOINTS, SCHEMA, Record, Run, UnknownSchema, append_ledger, changes, check_writable, code_hash
+from .study.runs import CHECKPOINTS, SCHEMA, Record, Run, UnknownSchema, append_ledger, changes, check_writable, code_hash, code_of
 from .study.runs import finish, ledger_path, processor, read_ledger, record_of, write_atomic, write_config
 
 # %% auto #0
 __all__ = ['pick_device', 'pin_threads', 'keep_memory', 'hardware', 'Trainer', 'build', 'rate', 'mean_loss', 'pixels_to_watch',
-           'diagnose', 'diagnostic_curves', 'pack', 'unpack', 'save', 'resume', 'count_parameters', 'fit']
+           'diagnose', 'diagnostic_curves', 'moments', 'agree', 'agreement_curves', 'pack', 'unpack', 'save', 'resume',
+           'save_moment', 'look_back', 'count_parameters', 'fit']
 
 # %% ../nbs/21_training.ipynb #3af4f9f9
 def pick_device() -> torch.device:
@@ -133,6 +135,32 @@ def diagnostic_curves(history: list[dict[str, Any]],   # of whole epochs
                 **{layer: {name: [float(f"{said[layer][name]:.6g}") for _, said in points] for name in names}
                    for layer, names in points[0][1].items()})
 
+# %% ../nbs/21_training.ipynb #654fdc07
+def moments(epochs: int) -> tuple[int, ...]:  # epochs, from 1
+    "When routing is looked at closely: the paper's four epochs (Fig. 2) and the last, or four as far apart in proportion; fewer in short trainings."
+    if epochs >= 300: return (1, 20, 80, 200, epochs)
+    return tuple(sorted({round(epochs ** (third / 3)) for third in range(4)}))
+
+def agree(trainer: Trainer, test: data.ImageSet, count: int = 128) -> dict[str, dict[str, list[float]]] | None:
+    "`class_agreement` on so many test images, every class with its share; None for a network whose classes are not routed."
+    if not routes_classes(trainer.model): return None
+    chosen = data.stratified(test.labels.cpu(), count).to(test.labels.device)
+    return class_agreement(trainer.model, pixels_to_watch(test, count), test.labels[chosen])
+
+def agreement_curves(history: list[dict[str, Any]],   # of whole epochs
+                     most: int = 64,                  # points of a curve, at least 2
+                    ) -> dict[str, Any]:              # {} without any
+    "Statistics over the epochs, [value, standard error] each, and the histograms at the moments; with five digits."
+    if not history or not history[0].get("agreement"): return {}
+    def short(values): return [float(f"{value:.5g}") for value in values]
+    rows = [history[place] for place in sorted({round(step * (len(history) - 1) / (most - 1)) for step in range(most)})]
+    close = [row for row in history if row["epoch"] in moments(len(history))]
+    def told(rows, which, bins):
+        names = [name for name in rows[0]["agreement"][which] if (name in ("share", "length")) == bins]
+        return {name: [short(row["agreement"][which][name]) for row in rows] for name in names}
+    return dict(epochs=[row["epoch"] for row in rows], moments=[row["epoch"] for row in close],
+                **{which: told(rows, which, False) | told(close, which, True) for which in history[0]["agreement"]})
+
 # %% ../nbs/21_training.ipynb #02373bb3
 def pack(trainer: Trainer, history: list[dict[str, Any]], code: str = "") -> bytes:
     "Weights, optimiser state, history and code hash as the content of a safetensors file."
@@ -196,6 +224,28 @@ def resume(run: Run, trainer: Trainer, say: Callable[[str], None]) -> list[dict[
     if passed_over: say(f"{run.name}: no checkpoint is left, training starts over" + (f" ({why})" if why else ""))
     return []
 
+# %% ../nbs/21_training.ipynb #bb1afa34
+def save_moment(run: Run, trainer: Trainer, epoch: int):
+    "Keep the weights after an epoch, for explorers."
+    tensors = {name: value.detach().cpu().contiguous() for name, value in trainer.model.state_dict().items()}
+    run.write(f"moment-{epoch:03}.safetensors", pack_tensors(tensors, dict(code=code_hash(run.code or {}))))
+
+def look_back(run: Run, classes: int, epoch: int) -> torch.nn.Module:
+    "The network of a run as it was after an epoch, in evaluation. Raises StudyError if its weights were not kept, are damaged or of other code."
+    path = run.path(f"moment-{epoch:03}.safetensors")
+    try: content = path.read_bytes()
+    except FileNotFoundError: raise StudyError(f"{run.name}: no weights were kept after epoch {epoch}") from None
+    except OSError as error: raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
+    model = build(run.config.network, classes, run.config.feedback)
+    try:
+        size = int.from_bytes(content[:8], "little")
+        code = json.loads(content[8:8 + size])["__metadata__"]["code"]
+        model.load_state_dict(parse_tensors(content))
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise StudyError(f"{path} is damaged ({(str(error).splitlines() or ['empty'])[0]})") from error
+    if code != code_hash(code_of(run.config)): raise StudyError(f"{run.name}: the weights after epoch {epoch} were made by other code")
+    return model.eval()
+
 # %% ../nbs/21_training.ipynb #f3e7c342
 def _prepare(run: Run, data_root, device: torch.device) -> tuple[data.ImageSet, data.ImageSet]:
     "The run's data, proven to be those of its configuration, on the device."
@@ -223,7 +273,7 @@ def _outcome(trainer: Trainer, history: list[dict], train: data.ImageSet, test: 
                 source=test.source, constant_error=_constant_error(test), errors=[round(row["error"], 4) for row in history],
                 losses=[float(f"{row['train_loss']:.6g}") for row in history],
                 **({"divergences": [float(f"{row['divergence']:.6g}") for row in history]} if "divergence" in last else {}),
-                **({"diagnostics": curves} if (curves := diagnostic_curves(history)) else {}))
+                **{name: found for name, found in (("diagnostics", diagnostic_curves(history)), ("agreement", agreement_curves(history))) if found})
 
 # %% ../nbs/21_training.ipynb #6d98cf9a
 def _number(value, least: float, default):
@@ -297,8 +347,10 @@ def _train(run, trainer, train, test, history, manifest, ledger, tell, deadline,
             row = dict(epoch=number + 1) | trainer.epoch(train, number, progress) | trainer.evaluate(test)
             if not math.isfinite(row["test_loss"]): raise StudyError(f"the test loss is {row['test_loss']} after epoch {number + 1}")
             if said := diagnose(trainer, train): row |= dict(diagnostics=said) | (dict(start=start) if start else {})
+            if said := agree(trainer, test): row |= dict(agreement=said)
             spent += time.perf_counter() - began
             run.write("metrics.jsonl", _lines([*history, row]))
+            if "agreement" in row and number + 1 in moments(epochs): save_moment(run, trainer, number + 1)
             save(run, trainer, [*history, row])
             history.append(row)                       # it counts when it is safe
             run.write("manifest.json", manifest | dict(seconds=round(spent, 3)))

@@ -24,7 +24,7 @@ ARROWS = {
     "nn.transport": [],
     "nn.feedback": ["nn.layers", "nn.transport"],
     "nn.networks": ["nn.capsules", "nn.layers", "nn.feedback"],
-    "nn.trace": ["nn.routing", "nn.layers", "nn.feedback"],
+    "nn.trace": ["nn.routing", "nn.layers", "nn.transport", "nn.feedback"],
     # the books
     "study.config": [],
     "study.runs": ["study.config"],
@@ -33,7 +33,7 @@ ARROWS = {
     "study.launch": ["study.config", "study.runs"],
     # the bridge
     "data": ["study.config", "study.runs"],
-    "training": ["nn.networks", "nn.feedback", "nn.losses", "data", "study.config", "study.runs"],
+    "training": ["nn.networks", "nn.feedback", "nn.losses", "nn.trace", "data", "study.config", "study.runs"],
     # the faces
     "show.plots": [],
     "show.explore": ["nn.trace", "show.plots", "study.config", "study.runs"],

@@ -105,6 +105,8 @@ CHANGES = [
     ("nn.kernels", "assign", those(CAPNET)),
     ("nn.layers", "RoutedCapsules", those(CAPNET)),
     ("nn.layers", "CapConv", those(ENCAPNET)),
+    ("nn.trace", "agreement", those(CAPNET, measuring=False)),
+    ("nn.trace", "trace", set()),
     ("nn.layers", "CapFC", those(ENCAPNET)),
     ("nn.capsules", "squash", those(CAPNET, ENCAPNET)),
     ("nn.capsules", "map_capsules", set()),

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from encapnet import data
-from encapnet.study.config import EXPERIMENTS, OutOfTime, Schedule, plan
+from encapnet.study.config import EXPERIMENTS, OutOfTime, Schedule, StudyError, plan
 from encapnet.study.runs import Run
-from encapnet.training import Trainer, fit
+from encapnet.training import Trainer, fit, look_back
 
 ROWS = list(EXPERIMENTS["table1"])
 
@@ -63,13 +63,36 @@ def outcome_of(folder, **patches):
 
 def test_watching_routing_changes_nothing(tmp_path):
     watched, told, tensors = outcome_of(tmp_path / "watched")
-    alone, silent, same = outcome_of(tmp_path / "alone", diagnose=lambda trainer, train: None)
-    assert [row.keys() - {"start", "diagnostics"} for row in told] == [row.keys() for row in silent]
+    nothing = dict(diagnose=lambda trainer, train: None, agree=lambda trainer, test: None)
+    alone, silent, same = outcome_of(tmp_path / "alone", **nothing)
+    assert [row.keys() - {"start", "diagnostics", "agreement"} for row in told] == [row.keys() for row in silent]
     assert [{name: row[name] for name in bare} for row, bare in zip(told, silent)] == silent
     assert tensors.keys() == same.keys() and all(torch.equal(tensors[name], same[name]) for name in tensors), "bit for bit"
     assert "start" in told[0] and "start" not in told[1] and "diagnostics" not in alone
-    assert {name: value for name, value in watched.items() if name != "diagnostics"} == alone
+    assert {name: value for name, value in watched.items() if name not in ("diagnostics", "agreement")} == alone
+    assert watched["agreement"]["moments"] == watched["agreement"]["epochs"] == [1, 2]
     assert watched["diagnostics"]["epochs"] == [0, 1, 2] and watched["diagnostics"]["classes"]["bias_share"][0] > 0.99
+
+
+def test_moments_can_be_gone_back_to(tmp_path):
+    outcome_of(tmp_path)
+    run = Run(tmp_path, config("higher_released", "softmax_axis", schedule=Schedule(epochs=2, learning_rate=1e-3, batch=64)))
+    first, last = (look_back(run, 10, epoch).state_dict() for epoch in (1, 2))
+    ended = {name[6:]: value for name, value in load_file(run.path("checkpoint.safetensors")).items() if name.startswith("model.")}
+    assert ended.keys() == last.keys() and all(torch.equal(ended[name], last[name]) for name in last)
+    assert not torch.equal(first["classes.transform"], last["classes.transform"])
+    with pytest.raises(StudyError, match="no weights were kept after epoch 3"):
+        look_back(run, 10, 3)
+    with pytest.raises(StudyError, match="moment-001.safetensors is damaged"):
+        look_back(run, 7, 1)
+    whole = run.path("moment-001.safetensors").read_bytes()
+    for damage in (b"", whole[:100], whole[:-8]):
+        run.path("moment-001.safetensors").write_bytes(damage)
+        with pytest.raises(StudyError, match="damaged"):
+            look_back(run, 10, 1)
+    run.path("moment-001.safetensors").write_bytes(whole)
+    with patch("encapnet.training.code_of", lambda config: {"other": "code"}), pytest.raises(StudyError, match="made by other code"):
+        look_back(run, 10, 1)
 
 
 def test_an_interrupted_run_has_watched_its_start(tmp_path):

@@ -49,7 +49,7 @@ def _chosen(c, chosen, u):
 # %% ../../nbs/nn/03_routing.ipynb #be69c6dc
 def _keys(v: Float[Tensor, "j b e"], transform: Float[Tensor, "j gf e"], dim: int) -> Float[Tensor, "bg {dim} j"]:
     "W_gj v_j for every group."
-    pulled = torch.bmm(v, transform.mT).flatten(1).t().contiguous()
+    pulled = torch.bmm(v, transform.mT).permute(1, 2, 0).contiguous().flatten(0, 1)
     return pulled.unflatten(0, (len(pulled) // dim, dim))
 
 def _turned(collected: Float[Tensor, "bg f j"], samples: int) -> Float[Tensor, "j {samples} gf"]:
@@ -233,7 +233,7 @@ def _fit(moments: Float[Tensor, "#j b g F"],     # M; or one for all j
 def _em_vote_free(u, activation, transform, beta_u, beta_a, iterations, temperature, backend, chosen):
     (samples, groups, positions, dim), (higher, size) = u.shape, transform.shape[1::2]
     n_features = dim * (dim + 1) // 2 + dim + 1
-    if positions * size <= n_features: return _em_votes(u, activation, transform, beta_u, beta_a, iterations, temperature, chosen)
+    if positions * size <= 2 * n_features: return _em_votes(u, activation, transform, beta_u, beta_a, iterations, temperature, chosen)
     parties = _parties(samples, groups * higher * n_features * u.element_size(), 48 * _cache(u.device)) or [slice(0, 0)]
     together = parties[0].stop * groups * size * u.element_size()
     step = max(1, _cache(u.device) // max(together, 1))
@@ -255,7 +255,7 @@ def _em_party(u, activation, clusters, iterations, temperature, backend, chosen)
         fits = [fit(moment, chunk, squares, centre, *betas, *schedule, last)
                 for moment, (chunk, squares, *betas) in zip(moments, clusters)]
         if last: break
-        keys = torch.cat([found[2] for found in fits]).flatten(1).t().contiguous().view(*features.shape[:2], features.shape[3], higher).mT
+        keys = torch.cat([found[2] for found in fits]).permute(1, 2, 3, 0).contiguous().mT
         collected = assign(features, keys, active, backend=backend).mT                         # (b, g, F, j)
         moments = collected.flatten(0, 2).t().contiguous().unflatten(1, collected.shape[:3]).split(len(transform))
     mean, log_active = (torch.cat(parts).transpose(0, 1) for parts in list(zip(*fits))[:2])

@@ -269,11 +269,14 @@ SOFTMAX_AXIS = tuple(_row(name, title, CapNetConfig(normalize=normalize, initial
 ))
 EXPERIMENTS["softmax_axis"] = {row.name: row for row in SOFTMAX_AXIS}
 
-# %% ../../nbs/study/10_config.ipynb #ac2f6b0b
+# %% ../../nbs/study/10_config.ipynb #1762924d
 def _experiment(*rows: Row) -> dict[str, Row]: return {row.name: row for row in rows}
 def _at_home(experiment: str, name: str, title: str) -> Row:
     return EXPERIMENTS[experiment][name].model_copy(update=dict(home=experiment, title=title))
 
+EXPERIMENTS["fig2"] = _experiment(_at_home("table1", "a_dynamic", "dynamic"), _at_home("table1", "b_em", "EM"),
+                                  _at_home("softmax_axis", "lower_scaled", "dynamic, softmax over lower"))
+EXPERIMENTS["polarisation"] = _experiment(_at_home("table1", "a512_dynamic", "dynamic"), _at_home("table1", "b512_em", "EM"))
 EXPERIMENTS["table3_left"] = _experiment(
     _row("1_master", "master (baseline)", EncapNetConfig(coefficients="master")),
     *(_row(f"{number}_aide_{source}", f"master/aide, {source}", EncapNetConfig(coefficients=source))
@@ -341,6 +344,8 @@ PROFILES = {profile.name: profile for profile in (
     Profile(name="quick", about="real digits (4,000; 384 for 18 layers), two CPU cores, minutes", datasets=("digits",), groups=4,
             schedule=Schedule(epochs=5, learning_rate=4e-3, milestones=(4,), batch=32), seeds=1, train_images=4000, test_images=1000,
             deep=Effort(schedule=Schedule(epochs=3, learning_rate=4e-3, batch=24), train_images=384)),
+    Profile(name="long", about="MNIST in full, two CPU cores, a quarter of an hour a run and more", datasets=("mnist",), groups=8,
+            schedule=_scaled(10, 1e-3, 128), seeds=3),
     Profile(name="short", about="CIFAR-10 on one data-centre GPU, half an hour", datasets=("cifar10",), groups=32,
             schedule=_scaled(30, 1e-3, 128), seeds=1),
     Profile(name="paper", about="the paper's settings: 600 epochs", datasets=("cifar10", "mnist"), groups=32,

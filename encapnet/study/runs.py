@@ -163,7 +163,8 @@ def roots(config: Identified) -> list[str]:
     network = f"encapnet.nn.networks:{config.network.kind}"
     if isinstance(config, MeasureConfig): return [network, "encapnet.show.bench:measure"]
     fed = ["encapnet.nn.networks:with_feedback"] if config.feedback else []
-    return [network, *fed, f"encapnet.nn.losses:{config.loss}_loss", "encapnet.training:Trainer", "encapnet.training:diagnose"]
+    looked_into = ["encapnet.training:agree"] if config.network.kind == "CapNet" else []
+    return [network, *fed, f"encapnet.nn.losses:{config.loss}_loss", "encapnet.training:Trainer", "encapnet.training:diagnose", *looked_into]
 
 def code_of(config: Identified) -> dict[str, str]:
     "Today's definitions behind a configuration's result."
