@@ -509,16 +509,17 @@ AUGMENTATIONS = {"none": 0, "mild": 2, "strong": 8}    # by how many of 32 pixel
 
 def augment(images: UInt8[Tensor, "b 3 h w"],
             kind: str,                     # "none", "mild" (+) or "strong" (++)
-            generator: torch.Generator,    # on the images' device; all randomness comes from it
+            generator: torch.Generator | None, # on the images' device; all randomness comes from it. None: nothing random, the middle of each image
             digits: bool,                  # digits are never mirrored
            ) -> Float[Tensor, "b 3 h w"]:  # in [0, 1], not normalised
     "Vary a batch of images, each with its own random numbers (Table 4's + and ++). Raises `UsageError`."
     if kind not in AUGMENTATIONS: raise UsageError(f"unknown augmentation {kind!r}: {nearest(kind, AUGMENTATIONS)}")
     pixels, (batch, _, height, width) = images.float() / 255, images.shape
     if kind == "none": return pixels
-    random = dict(generator=generator, device=images.device)
     margins = [side * AUGMENTATIONS[kind] // 32 for side in (height, width)]
     pixels = F.interpolate(pixels, size=(height + margins[0], width + margins[1]), mode="bilinear", antialias=True)
+    if generator is None: return pixels[:, :, margins[0] // 2:, margins[1] // 2:][:, :, :height, :width].clamp(0, 1)
+    random = dict(generator=generator, device=images.device)
     top, left = (torch.randint(margin + 1, (batch,), **random) for margin in margins)
     mirror = (torch.rand(batch, **random) < 0.5) & (not digits)
     pixels = crop(pixels, top, left, mirror, (height, width)).clamp(0, 1)   # interpolation rounds beyond 1
@@ -541,6 +542,7 @@ def batches(images: ImageSet,
             device: torch.device | str | None = None,   # None: where the images are
             shuffle: bool = True,
             drop_last: bool = False,                    # leave out a last batch that is not full
+            varied: bool = True,                        # at random; False: the middle of the images, for evaluation
            ) -> Iterator[tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]]:
     "One epoch: (images in [0, 1], labels), a function of (seed, epoch) alone. Raises `UsageError`."
     if batch < 1: raise UsageError(f"batch is {batch}; expected at least one image")
@@ -551,9 +553,9 @@ def batches(images: ImageSet,
     order = torch.randperm(len(images), generator=generator) if shuffle else torch.arange(len(images))
     chunks = order.to(images.images.device).split(batch)
     if drop_last and len(chunks[-1]) < batch: chunks = chunks[:-1]
-    return (_batch(images, chunk, augmentation, stream_seed("augmentation", seed, epoch, step))
+    return (_batch(images, chunk, augmentation, stream_seed("augmentation", seed, epoch, step) if varied else None)
             for step, chunk in enumerate(chunks))
 
-def _batch(images: ImageSet, chunk: Tensor, augmentation: str, seed: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator(images.images.device).manual_seed(seed)
+def _batch(images: ImageSet, chunk: Tensor, augmentation: str, seed: int | None) -> tuple[Tensor, Tensor]:
+    generator = None if seed is None else torch.Generator(images.images.device).manual_seed(seed)
     return augment(images.images[chunk], augmentation, generator, images.digits), images.labels[chunk]

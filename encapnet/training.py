@@ -82,9 +82,9 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, images: data.ImageSet, batch: int = 250) -> dict[str, float]:
-        "Error in percent and mean loss over a set, without augmentation."
+        "Error in percent and mean loss over a set: images in the size in which they are trained on, cut in the middle."
         self.model.eval(); wrong, loss = 0, 0.0
-        for x, y in data.batches(images, batch, 0, 0, shuffle=False):
+        for x, y in data.batches(images, batch, 0, 0, self.config.data.augmentation, shuffle=False, varied=False):
             scores, _ = self.outputs(x)
             wrong += (scores.argmax(1) != y).sum()
             loss += self.loss(scores, y).double() * len(y)
@@ -112,15 +112,18 @@ def mean_loss(values: Tensor,  # (steps, 1): the loss of the task; (steps, 2): a
     return dict(zip(("train_loss", "divergence"), values.double().mean(0).tolist()))
 
 # %% ../nbs/21_training.ipynb #ff128ecc
-def pixels_to_watch(train: data.ImageSet, count: int = 64) -> Tensor:  # (count, 3, 32, 32) in [0, 1]
-    "The training images on which routing is watched: the same ones in every epoch and every run."
-    chosen = data.stratified(train.labels.cpu(), count).to(train.images.device)
-    return data.augment(train.images[chosen], "none", torch.Generator(), train.digits)
+def pixels_to_watch(images: data.ImageSet,
+                    augmentation: str,   # of the training
+                    count: int = 64,
+                   ) -> tuple[Tensor, Tensor]:  # (count, 3, 32, 32) in [0, 1]; their labels
+    "Images on which routing is watched, as evaluation sees them: the same ones in every epoch and every run."
+    chosen = data.stratified(images.labels.cpu(), count).to(images.images.device)
+    return data.augment(images.images[chosen], augmentation, None, images.digits), images.labels[chosen]
 
 def diagnose(trainer: Trainer, train: data.ImageSet) -> dict[str, dict[str, float]] | None:
     "What a network with routed layers says of them (`CapNet.diagnostics`), in full precision; None from any other."
     if not hasattr(trainer.model, "diagnostics"): return None
-    if trainer.watched is None: trainer.watched = pixels_to_watch(train)
+    if trainer.watched is None: trainer.watched, _ = pixels_to_watch(train, trainer.config.data.augmentation)
     return trainer.model.diagnostics(trainer.watched)
 
 def diagnostic_curves(history: list[dict[str, Any]],   # of whole epochs
@@ -144,8 +147,7 @@ def moments(epochs: int) -> tuple[int, ...]:  # epochs, from 1
 def agree(trainer: Trainer, test: data.ImageSet, count: int = 128) -> dict[str, dict[str, list[float]]] | None:
     "`class_agreement` on so many test images, every class with its share; None for a network whose classes are not routed."
     if not routes_classes(trainer.model): return None
-    chosen = data.stratified(test.labels.cpu(), count).to(test.labels.device)
-    return class_agreement(trainer.model, pixels_to_watch(test, count), test.labels[chosen])
+    return class_agreement(trainer.model, *pixels_to_watch(test, trainer.config.data.augmentation, count))
 
 def agreement_curves(history: list[dict[str, Any]],   # of whole epochs
                      most: int = 64,                  # points of a curve, at least 2
