@@ -36,7 +36,11 @@ ARROWS = {
     "training": ["nn.networks", "nn.feedback", "nn.losses", "nn.trace", "data", "study.config", "study.runs"],
     # the faces
     "show.plots": [],
-    "show.explore": ["nn.trace", "show.plots", "study.config", "study.runs"],
+    "show.explore": ["study.config", "study.runs"],
+    "show.explore_routing": ["nn.networks", "nn.trace", "data", "training", "show.explore", "show.plots", "study.config", "study.runs"],
+    "show.explore_transport": ["nn.*", "data", "training", "show.explore", "show.plots", "study.config", "study.runs"],
+    "show.explore_capconv": ["nn.networks", "nn.trace", "data", "training", "show.explore", "show.plots", "study.config", "study.runs"],
+    "show.explore_runs": ["show.explore", "show.plots", "study.config", "study.runs", "study.stats"],
     "show.pages": ["study.config", "study.runs"],
     "show.report": ["show.plots", "study.config", "study.launch", "study.paper", "study.runs", "study.stats"],
     "show.routing_bench": ["show.plots", "show.report", "study.config", "study.launch", "study.runs"],
