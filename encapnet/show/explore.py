@@ -49,13 +49,14 @@ def script(name: str) -> str:  # JavaScript
 @lru_cache
 def style() -> str: return (resources.files("encapnet.show")/"explorers"/"explorer.css").read_text(encoding="utf-8")
 
+_EXPORT = '\nexport default { render({ model, el }) { el.classList.add("explorer"); draw(model, el); } };\n'
+
 class Picture(anywidget.AnyWidget):
     "What a script draws from `data`. A subclass names its script: `class Votes(Picture, drawn_by=\"routing\")`."
     data = traitlets.Dict().tag(sync=True)
 
-    def __init_subclass__(cls, drawn_by: str, **more):
-        cls._esm = script(drawn_by) + '\nexport default { render({ model, el }) { el.classList.add("explorer"); draw(model, el); } };\n'
-        cls._css = style()
+    def __init_subclass__(cls, drawn_by: str | None = None, **more):
+        if drawn_by is not None: cls._esm, cls._css = script(drawn_by) + _EXPORT, style()       # None: a class that traitlets makes of its own
         super().__init_subclass__(**more)
 
 class Page:

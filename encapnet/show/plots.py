@@ -43,11 +43,11 @@ def plain_log(axis, unit: float = 1.0):
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}"))
     axis.set_minor_formatter(NullFormatter())
 
-def canvas(width: float = 7.0, height: float = 3.2, columns: int = 1, **more):
+def canvas(width: float = 7.0, height: float = 3.2, columns: int = 1, rows: int = 1, **more):
     "An empty canvas and its axes; inches."
     with matplotlib.rc_context(STYLE):
         drawing = Canvas(figsize=(width, height))
-        return drawing, drawing.subplots(1, columns, **more)
+        return drawing, drawing.subplots(rows, columns, **more)
 
 # %% ../../nbs/show/30_plots.ipynb #34cd3c4c
 def _nothing(drawing: Canvas, axes, caption: str) -> Figure:

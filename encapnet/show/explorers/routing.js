@@ -101,7 +101,7 @@ function draw(model, element) {
   let entry, votes, more;
 
   const controls = node("div", { class: "row", role: "group", "aria-label": "Routing" });
-  const picture = pixels("The image", 128), couplings = pixels("Coefficients of the chosen class over the lower capsules", 300);
+  const picture = pixels("The image", 128), couplings = pixels("Coefficients of the chosen class over the lower capsules", 270);
   const couplingScale = node("div"), lengths = node("div"), histogram = node("div"), pose = node("div"), said = node("p", { class: "said", "aria-live": "polite" });
   const couplingTitle = node("h4");
   element.append(controls, node("div", { class: "row" }, panel("Image", picture),
@@ -149,7 +149,9 @@ function draw(model, element) {
     const found = (entry.kind === "em" ? em : dynamic)(votes, n, classes, dim, { ...state, ...more });
     const { chosen } = state, now = found.lengths[found.lengths.length - 1], said_ = agreement(votes, n, classes, dim, chosen, found.capsules);
     const side = Math.round(Math.sqrt(n / entry.groups)), map = Float64Array.from({ length: n }, (_, i) => found.coefficients[i * classes + chosen]);
-    const [low, high] = tiles(couplings, map, entry.groups, side, side);
+    let least = Infinity;
+    for (const value of map) least = Math.min(least, value);
+    const [low, high] = tiles(couplings, map, entry.groups, side, side, { low: least, across: entry.groups <= 4 ? 2 : entry.groups <= 9 ? 3 : 8 });
     couplingTitle.textContent = `Coefficients c of class ${entry.names[chosen]}: ${entry.groups} channels of ${side} × ${side}`;
     couplingScale.replaceChildren(scale(CIVIDIS, low, high, "c"));
 
@@ -179,7 +181,8 @@ function draw(model, element) {
       before.forEach((value, e) => bars.dot(e, value, { fill: "none", stroke: "currentColor", r: 3 }));
       const a = Math.hypot(...v), b = Math.hypot(...before);
       const cosine = a * b ? v.reduce((sum, value, e) => sum + value * before[e], 0) / (a * b) : 0;
-      parts.push(key([INK[0], "now"], ["transparent; border: 1px solid; border-radius: 50%", "of the image unmoved"]), node("p", { class: "said" }, `turned by ${brief(Math.acos(Math.min(Math.max(cosine, -1), 1)) * 180 / Math.PI)}°, ${brief(b ? a / b : 0)} times as long`));
+      parts.push(key([INK[0], "now"], ["transparent; border: 1px solid; border-radius: 50%", "of the image unmoved"]));
+      if (entry.moved) parts.push(node("p", { class: "said" }, `turned by ${brief(Math.acos(Math.min(Math.max(cosine, -1), 1)) * 180 / Math.PI)}°, ${brief(b ? a / b : 0)} times as long`));
     }
     const curve = (entry.equivariance || model.get("data").equivariance?.[entry.network]);
     if (curve) {
