@@ -47,7 +47,7 @@ def put(visit, label, value):
 
 
 def routed(entry, iterations, temperature=1.0, axis="higher"):
-    "What Python makes of a page's votes: higher capsules and how active they are. Each vote is a lower capsule of its own, its transform the identity."
+    "What Python makes of a page's votes, capsules and how active they are: each lower capsule is the number 1, and its votes are its transform."
     cast = torch.from_numpy(unpacked(entry["votes"])).double()                       # (i, j, e)
     if entry["kind"] == "em":
         transform = cast[:, :, None]                                                # (g = i, j, d = 1, e): the capsule is the number 1
