@@ -4,7 +4,7 @@
 
 # %% ../../nbs/show/30_plots.ipynb #81498573
 from __future__ import annotations
-import io
+import io, itertools
 import matplotlib
 import pandas as pd
 import seaborn as sns
@@ -14,7 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # %% auto #0
 __all__ = ['STYLE', 'PALETTE', 'Figure', 'plain_log', 'canvas', 'error_against_cost', 'training_curves', 'kept_bytes',
-           'routing_costs', 'loss_and_lengths', 'error_ladder', 'feedback_curves', 'layer_profile', 'candidate_seconds']
+           'routing_costs', 'loss_and_lengths', 'error_ladder', 'feedback_curves', 'agreement_histograms',
+           'polarisation_curves', 'layer_profile', 'candidate_seconds']
 
 # %% ../../nbs/show/30_plots.ipynb #ab04c0bc
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
@@ -209,6 +210,100 @@ def feedback_curves(frame: pd.DataFrame,  # row, fed (with feedback), network, s
     with matplotlib.rc_context(STYLE): drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return Figure(drawing, f"Two line plots. {about}.", f"{about}, logarithmic. Means over seeds, bands from the least to the most. "
                   "The loss is the task's alone: what feedback adds is drawn on the right.")
+
+# %% ../../nbs/show/30_plots.ipynb #3ec30f6f
+def _agreement_panel(ax, bars: pd.DataFrame, outline: pd.DataFrame, shades=("0.74", PALETTE[0], PALETTE[3])):
+    "One histogram; returns the axis of lengths and what the legend shows."
+    filled = bars[bars.share > 0]
+    grey = ax.bar(bars.left + 0.05, bars.share, width=0.1, color=shades[0], lw=0)
+    right = ax.twinx()
+    blue, = right.plot(filled.left + 0.05, filled.length, "o-", color=shades[1], ms=2.2, lw=1.2)
+    if outline.empty: return right, [grey, blue]
+    edges = [*outline.left, outline.left.iloc[-1] + 0.1]
+    return right, [grey, blue, ax.stairs(outline.share, edges, color=shades[2], lw=1.1, ls=(0, (3, 1)))]
+
+def _share_axes(grid, rights, rows: list[str]):
+    "One scale for shares, one for each row's lengths; numbers at the outer edges only."
+    most = max(ax.get_ylim()[1] for ax in grid.flat)
+    for line, (axes, lengths) in zip(rows, zip(grid, rights)):
+        top = max([ax.get_ylim()[1] for ax in lengths if ax] or [1])
+        for place, (ax, right) in enumerate(zip(axes, lengths)):
+            ax.set(ylim=(0, most), xlim=(-1.03, 1.03), xticks=[-1, 0, 1])
+            ax.tick_params(labelleft=not place)
+            if not right: continue
+            right.set_ylim(0, top)
+            right.grid(visible=False)
+            right.spines["right"].set(visible=True, color=PALETTE[0])
+            right.tick_params(axis="y", colors=PALETTE[0], labelright=place == grid.shape[1] - 1)
+        axes[0].set_ylabel(f"{line}\ncapsules (%)")
+
+# %% ../../nbs/show/30_plots.ipynb #700c837a
+def _not_yet(about: str) -> Figure:
+    drawing, ax = canvas(7.2, 3.0)
+    return _nothing(drawing, [ax], f"{about}: no run yet.")
+
+def agreement_histograms(frame: pd.DataFrame,   # row, moment, left, share (%), length; one line per row, moment and bin
+                         theirs: pd.DataFrame,  # row, moment (of ours, under which it is drawn), epoch (of theirs), left, share
+                         which: str,            # whose votes: "the true class"
+                         dataset: str,
+                        ) -> Figure:
+    "Shares of lower capsules and mean length of their votes by cosine, at moments of training."
+    about = f"Cosine of lower capsules' votes and the capsule of {which}, over moments of training on {dataset}"
+    rows, moments = list(frame.row.unique()), sorted(frame.moment.unique())
+    if frame.empty: return _not_yet(about)
+    with matplotlib.rc_context(STYLE):
+        drawing = Canvas(figsize=(7.6, 0.9 + 1.45 * len(rows)))
+        grid, handles = drawing.subplots(len(rows), len(moments), sharex=True, squeeze=False), []
+        rights = [[None] * len(moments) for _ in rows]
+        for (at, row), (place, moment) in itertools.product(enumerate(rows), enumerate(moments)):
+            bars = frame[(frame.row == row) & (frame.moment == moment)]
+            outline = theirs[(theirs.row == row) & (theirs.moment == moment)]
+            if bars.empty: continue
+            rights[at][place], shown = _agreement_panel(grid[at][place], bars, outline)
+            handles = max(handles, shown, key=len)
+            if not at: grid[0][place].set_title(f"epoch {moment}")
+        _share_axes(grid, rights, rows)
+        for ax in grid[-1]: ax.set_xlabel("cosine")
+        rights[len(rows) // 2][-1].set_ylabel("mean length |V| of a vote", color=PALETTE[0])
+        epochs = ", ".join(f"{epoch}" for epoch in dict.fromkeys(theirs.epoch))
+        words = ["share of lower capsules (left axis)", "mean length of their votes (right axis)", f"the authors' share, epochs {epochs}"]
+        drawing.legend(handles, words[:len(handles)], loc="outside lower center", ncols=3)
+    return Figure(drawing, f"Histograms, a row for each of {', '.join(rows)}, a column for each of epochs {', '.join(map(str, moments))}. {about}.",
+                  f"{about}. Bars: share of lower capsules in each of 20 bins. Line: mean length of their votes in the bin, none where it is empty.")
+
+# %% ../../nbs/show/30_plots.ipynb #986a8ba2
+def polarisation_curves(frame: pd.DataFrame,   # row, statistic, epoch, value, low, high
+                        printed: pd.DataFrame, # row, statistic, value: what the paper prints for the end of training
+                        dataset: str,
+                       ) -> Figure:
+    "Statistics of agreement over epochs, a panel for each, a line with its band for each row."
+    about = f"How votes agree, epoch by epoch on {dataset}"
+    if frame.empty: return _not_yet(about)
+    statistics, rows = list(frame.statistic.unique()), list(frame.row.unique())
+    with matplotlib.rc_context(STYLE):
+        drawing = Canvas(figsize=(7.6, 0.6 + 2.0 * -(-len(statistics) // 3)))
+        panels = drawing.subplots(-(-len(statistics) // 3), 3, sharex=True, squeeze=False).flat
+        for ax, statistic in itertools.zip_longest(panels, statistics):
+            if statistic is None:
+                ax.set_axis_off()
+                continue
+            for number, row in enumerate(rows):
+                lines = frame[(frame.row == row) & (frame.statistic == statistic)].sort_values("epoch")
+                color = PALETTE[number]
+                ax.plot(lines.epoch, lines.value, ("o-", "s--", "^:")[number % 3], color=color, ms=3.5, lw=1.3, label=row)
+                ax.fill_between(lines.epoch, lines.low, lines.high, color=color, alpha=0.18, lw=0)
+                for value in printed[(printed.row == row) & (printed.statistic == statistic)].value:
+                    ax.plot([1], [value], marker=4, transform=ax.get_yaxis_transform(), color=color, ms=8, clip_on=False, ls="",
+                            label=f"the paper, {row}")
+            ax.set_title(statistic)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.tick_params(labelbottom=True)
+        for ax in drawing.axes[-3:]: ax.set_xlabel("epoch")
+        found = {label: handle for ax in drawing.axes for handle, label in zip(*ax.get_legend_handles_labels())}
+        drawing.legend(found.values(), found.keys(), loc="outside lower center", ncols=4)
+    marks = " Triangles at the right edge: what the paper prints." if len(printed) else ""
+    return Figure(drawing, f"Line plots over epochs: {', '.join(statistics)}. {about}.",
+                  f"{about}: {'; '.join(statistics)}. Bands are 95 % intervals.{marks}")
 
 # %% ../../nbs/show/30_plots.ipynb #18a94bbc
 def layer_profile(frame: pd.DataFrame,  # network, module, height, parameters, operations; one line per layer, in order

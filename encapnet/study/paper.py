@@ -4,12 +4,17 @@
 
 # %% ../../nbs/study/13_paper.ipynb #b4769084
 from __future__ import annotations
+import csv
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
 from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['TABLE1', 'TRANSFORM', 'COEFFICIENTS', 'SPATIAL', 'LOWER_DIM', 'HIGHER_DIM', 'HIGHER', 'TABLE1_CLAIMS', 'TABLE3',
-           'REDUCTIONS', 'TABLE3_LEFT_CLAIMS', 'TABLE3_RIGHT_CLAIMS', 'Table1Row', 'mib', 'reduction_factors', 'Claim',
-           'Table3Row']
+           'REDUCTIONS', 'TABLE3_LEFT_CLAIMS', 'TABLE3_RIGHT_CLAIMS', 'FIG2_EPOCHS', 'FIG2_PRINTED', 'FIG2_CLAIMS',
+           'Table1Row', 'mib', 'reduction_factors', 'Claim', 'Table3Row', 'AuthorsBin', 'fig2_authors',
+           'authors_histogram', 'authors_statistics', 'TrendClaim']
 
 # %% ../../nbs/study/13_paper.ipynb #7b4c6883
 class Table1Row(NamedTuple):
@@ -101,4 +106,58 @@ TABLE3_RIGHT_CLAIMS = (
       for row in ("d1_no_bias_fix", "d2_through_plan", "d3_no_extractor", "d4_vanilla_generator", "d5_l2")),
     Claim("two_over_one", "two units beat one: (8) errs less than (c)", "8_two_ots", "c_encapnet_ot"),
     Claim("encapnet_over_resnet", "EncapNet errs less than a ResNet of its depth", "7_skip_both", "a_resnet"),
+)
+
+# %% ../../nbs/study/13_paper.ipynb #0e2c3681
+FIG2_EPOCHS = (1, 20, 80, 200)            # of the figure's columns
+FIG2_PRINTED = dict(dissimilar=dict(dynamic=37.0, em=20.0), similar_length=dict(dynamic=0.01, em=0.02))   # percent; |V_ij|
+
+class AuthorsBin(NamedTuple):
+    "One bar of the authors' own histograms of dynamic routing."
+    higher: str     # target_j: the capsule of the true class; non_target: another one
+    epoch: int
+    left: float     # the bin's lower edge, a cosine; bins are 0.1 wide
+    share: float    # of the lower capsules, in percent
+    length: float   # mean |V_ij|; 0 in an empty bin
+
+@cache
+def fig2_authors() -> tuple[AuthorsBin, ...]:
+    "Figure 2's dynamic row. Source: public history of the authors' repository hli2020/nn_encapsulation, re-binned to the figure's 21 bins."
+    with resources.files("encapnet.study").joinpath("fig2_authors.csv").open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        return tuple(AuthorsBin(row["higher_capsule"], int(row["epoch"]), float(row["cosine_bin_left"]), float(row["share_percent"]),
+                                float(row["mean_vote_length"])) for row in rows)
+
+def authors_histogram(higher: str = "target_j", epoch: int = 200) -> list[AuthorsBin]:
+    "One panel, lowest bin first. Raises KeyError if the authors have none."
+    found = [one for one in fig2_authors() if (one.higher, one.epoch) == (higher, epoch)]
+    if not found: raise KeyError(f"no histogram of {higher!r} at epoch {epoch}: {sorted({(one.higher, one.epoch) for one in fig2_authors()})}")
+    return found
+
+# %% ../../nbs/study/13_paper.ipynb #b1c91815
+def authors_statistics(higher: str = "target_j", epoch: int = 200, dim: int = HIGHER_DIM) -> dict[str, float]:
+    "Polarisation at the middles of the bins, and share (%) and length of the end bins: `dissimilar` is the lowest, `similar` the highest below 1."
+    bars = authors_histogram(higher, epoch)
+    square = sum(one.share * min(one.left + 0.05, 1.0)**2 for one in bars) / sum(one.share for one in bars)
+    low, high = bars[0], bars[-2]
+    return dict(polarisation=(square - 1 / dim) / (1 - 1 / dim), dissimilar=low.share, similar=high.share, dissimilar_length=low.length,
+                similar_length=high.length)
+
+# %% ../../nbs/study/13_paper.ipynb #0d4f911a
+class TrendClaim(NamedTuple):
+    "A statistic that is said to be higher in one place than in another."
+    id: str
+    statement: str
+    statistic: str
+    higher: tuple[str, str]    # routing, and the "first" or the "last" moment
+    lower: tuple[str, str]
+
+_TITLE = dict(dynamic="dynamic", em="EM")
+FIG2_CLAIMS: Sequence[TrendClaim] = (
+    *(TrendClaim(f"{what}_grows_{routing}", f"{words} ({title})", what, (routing, "last"), (routing, "first"))
+      for what, words in (("polarisation", "polarisation grows with training"), ("similar", "the share of similar capsules grows"),
+                          ("dissimilar", "the share of dissimilar capsules grows")) for routing, title in _TITLE.items()),
+    TrendClaim("em_more_polarised", "EM is more polarised than dynamic routing", "polarisation", ("em", "last"), ("dynamic", "last")),
+    TrendClaim("fewer_dissimilar_em", "fewer capsules are dissimilar with EM (%)", "dissimilar", ("dynamic", "last"), ("em", "last")),
+    TrendClaim("longer_similar_em", "similar capsules have longer votes with EM", "similar_length", ("em", "last"), ("dynamic", "last")),
 )

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['Interval', 'error_interval', 'difference', 'direction', 'reduction', 'exceeds']
+__all__ = ['Interval', 'mean_interval', 'error_interval', 'difference', 'direction', 'reduction', 'exceeds']
 
-# %% ../../nbs/study/12_stats.ipynb #a079aa0e
+# %% ../../nbs/study/12_stats.ipynb #27e7377c
 class Interval(NamedTuple):
     "A value and the 95 % interval around it."
     value: float
@@ -20,6 +20,21 @@ class Interval(NamedTuple):
     seeds: int
     source: str   # "seeds" or "test images"
 
+def mean_interval(values: Sequence[float],    # of any statistic, one per seed
+                  error: float = math.nan,    # standard error over test images, which a single seed goes by
+                  confidence: float = 0.95,
+                 ) -> Interval:
+    "Mean with its interval: Student's t over seeds, the normal distribution over test images for a single seed."
+    from scipy import stats
+    if not values: raise ValueError("an interval needs at least one value")
+    n, mean = len(values), sum(values) / len(values)
+    if n == 1:
+        half = error * stats.norm.ppf((1 + confidence) / 2)
+        return Interval(mean, mean - half, mean + half, 1, "test images")
+    spread = math.sqrt(sum((value - mean)**2 for value in values) / (n - 1) / n)
+    half = spread * stats.t.ppf((1 + confidence) / 2, n - 1)
+    return Interval(mean, mean - half, mean + half, n, "seeds")
+
 def error_interval(errors: Sequence[float],   # one error in percent per seed
                    images: int,               # size of the test set
                    confidence: float = 0.95,
@@ -27,14 +42,10 @@ def error_interval(errors: Sequence[float],   # one error in percent per seed
     "Mean error with its interval: Student's t over seeds, Wilson over test images for a single seed."
     from scipy import stats
     if not errors or images < 1: raise ValueError("an interval needs at least one error and one test image")
-    n, mean = len(errors), sum(errors) / len(errors)
-    if n == 1:
-        wrong = round(mean * images / 100)
-        low, high = stats.binomtest(wrong, images).proportion_ci(confidence, method="wilson")
-        return Interval(mean, 100 * low, 100 * high, 1, "test images")
-    spread = math.sqrt(sum((error - mean)**2 for error in errors) / (n - 1) / n)
-    half = spread * stats.t.ppf((1 + confidence) / 2, n - 1)
-    return Interval(mean, mean - half, mean + half, n, "seeds")
+    if len(errors) > 1: return mean_interval(errors, confidence=confidence)
+    wrong = round(errors[0] * images / 100)
+    low, high = stats.binomtest(wrong, images).proportion_ci(confidence, method="wilson")
+    return Interval(errors[0], 100 * low, 100 * high, 1, "test images")
 
 # %% ../../nbs/study/12_stats.ipynb #a47dde7f
 def difference(better: Sequence[float],  # errors in percent, one per seed
