@@ -58,7 +58,7 @@ def _seed_count(profile: str, seeds: int | None) -> int:
     return count
 
 # %% ../nbs/40_cli.ipynb #94ab5e07
-DEFAULT_REPORTS = ("table1", "complexity")
+DEFAULT_REPORTS = ("table1", "complexity", "fig2")
 
 def notebooks() -> dict[str, Path]:
     "The report notebooks by name. Raises UsageError outside a clone of the repository."
@@ -76,7 +76,7 @@ def chosen_reports(names: list[str], everything: bool) -> dict[str, Path]:
 
 # %% ../nbs/40_cli.ipynb #f1a6001d
 @app.command()
-def reproduce(reports_: Annotated[list[str] | None, typer.Argument(metavar="[REPORT]...", help="Default: table1 complexity.")] = None,
+def reproduce(reports_: Annotated[list[str] | None, typer.Argument(metavar="[REPORT]...", help="Default: table1 complexity fig2.")] = None,
               profile: ProfileOption = "quick",
               seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0 up; default: the profile's.")] = None,
               missing: Annotated[str, typer.Option(help="What to do about missing runs: train, show or fail.")] = "train",

@@ -48,6 +48,7 @@ ARROWS = {
     "show.capconv_bench": ["nn.*", "show.bench", "show.plots", "show.report", "show.routing_bench", "study.config", "study.runs"],
     "show.softmax_axis": ["show.plots", "show.report", "study.config", "study.launch", "study.runs", "study.stats"],
     "show.ablation": ["show.plots", "show.report", "study.config", "study.launch", "study.paper", "study.runs", "study.stats"],
+    "show.agreement": ["show.plots", "show.report", "study.config", "study.launch", "study.paper", "study.runs", "study.stats"],
     "show.architecture": ["nn.networks", "show.plots", "show.report", "study.runs"],
     "show.mechanism": ["show.plots", "show.report", "study.config", "study.paper", "study.runs"],
     "show.bench": ["nn.*", "study.config", "study.runs"],

@@ -215,11 +215,11 @@ def feedback_curves(frame: pd.DataFrame,  # row, fed (with feedback), network, s
 def _agreement_panel(ax, bars: pd.DataFrame, outline: pd.DataFrame, shades=("0.74", PALETTE[0], PALETTE[3])):
     "One histogram; returns the axis of lengths and what the legend shows."
     filled = bars[bars.share > 0]
-    grey = ax.bar(bars.left + 0.05, bars.share, width=0.1, color=shades[0], lw=0)
+    edges = [*bars.left, bars.left.iloc[-1] + 0.1]
+    grey = ax.stairs(bars.share, edges, color=shades[0], fill=True, lw=0)
     right = ax.twinx()
-    blue, = right.plot(filled.left + 0.05, filled.length, "o-", color=shades[1], ms=2.2, lw=1.2)
+    blue, = right.plot(filled.left + 0.05, filled.length, "-" if len(filled) > 2 else "o-", color=shades[1], ms=2.5, lw=1.3)
     if outline.empty: return right, [grey, blue]
-    edges = [*outline.left, outline.left.iloc[-1] + 0.1]
     return right, [grey, blue, ax.stairs(outline.share, edges, color=shades[2], lw=1.1, ls=(0, (3, 1)))]
 
 def _share_axes(grid, rights, rows: list[str]):
@@ -229,12 +229,15 @@ def _share_axes(grid, rights, rows: list[str]):
         top = max([ax.get_ylim()[1] for ax in lengths if ax] or [1])
         for place, (ax, right) in enumerate(zip(axes, lengths)):
             ax.set(ylim=(0, most), xlim=(-1.03, 1.03), xticks=[-1, 0, 1])
-            ax.tick_params(labelleft=not place)
+            ax.tick_params(left=not place, labelleft=not place)
+            ax.grid(visible=False)
             if not right: continue
             right.set_ylim(0, top)
             right.grid(visible=False)
             right.spines["right"].set(visible=True, color=PALETTE[0])
-            right.tick_params(axis="y", colors=PALETTE[0], labelright=place == grid.shape[1] - 1)
+            last = place == grid.shape[1] - 1
+            right.tick_params(axis="y", colors=PALETTE[0], right=last, labelright=last)
+            if last: right.set_ylabel("mean |V|", color=PALETTE[0])
         axes[0].set_ylabel(f"{line}\ncapsules (%)")
 
 # %% ../../nbs/show/30_plots.ipynb #700c837a
@@ -264,9 +267,8 @@ def agreement_histograms(frame: pd.DataFrame,   # row, moment, left, share (%), 
             if not at: grid[0][place].set_title(f"epoch {moment}")
         _share_axes(grid, rights, rows)
         for ax in grid[-1]: ax.set_xlabel("cosine")
-        rights[len(rows) // 2][-1].set_ylabel("mean length |V| of a vote", color=PALETTE[0])
         epochs = ", ".join(f"{epoch}" for epoch in dict.fromkeys(theirs.epoch))
-        words = ["share of lower capsules (left axis)", "mean length of their votes (right axis)", f"the authors' share, epochs {epochs}"]
+        words = ["share of lower capsules (left)", "mean length |V| of their votes (right)", f"authors' share, epochs {epochs}"]
         drawing.legend(handles, words[:len(handles)], loc="outside lower center", ncols=3)
     return Figure(drawing, f"Histograms, a row for each of {', '.join(rows)}, a column for each of epochs {', '.join(map(str, moments))}. {about}.",
                   f"{about}. Bars: share of lower capsules in each of 20 bins. Line: mean length of their votes in the bin, none where it is empty.")
@@ -289,6 +291,7 @@ def polarisation_curves(frame: pd.DataFrame,   # row, statistic, epoch, value, l
                 continue
             for number, row in enumerate(rows):
                 lines = frame[(frame.row == row) & (frame.statistic == statistic)].sort_values("epoch")
+                if lines.empty: continue
                 color = PALETTE[number]
                 ax.plot(lines.epoch, lines.value, ("o-", "s--", "^:")[number % 3], color=color, ms=3.5, lw=1.3, label=row)
                 ax.fill_between(lines.epoch, lines.low, lines.high, color=color, alpha=0.18, lw=0)
