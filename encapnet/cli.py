@@ -4,7 +4,7 @@
 
 # %% ../nbs/40_cli.ipynb #0331c6c4
 from __future__ import annotations
-import json, math, os, shlex, statistics, sys, time
+import json, math, os, shlex, signal, statistics, sys, time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -434,7 +434,11 @@ def bench_capconv(profile: ProfileOption = "quick", runs: RunsOption = "runs", r
 
 # %% ../nbs/40_cli.ipynb #77a9932b
 @bench_app.command("measure", hidden=True)
-def bench_measure(config: Path):
+def bench_measure(config: Annotated[Path | None, typer.Argument()] = None):
+    if config is None: _measure_in_turn()
+    else: typer.echo(json.dumps(_measured(config)))
+
+def _measured(config: Path) -> dict:
     from importlib import import_module
     from encapnet.study.runs import roots
     from encapnet.training import hardware, keep_memory, pick_device, pin_threads
@@ -445,8 +449,26 @@ def bench_measure(config: Path):
     device = pick_device()
     if (here := hardware(device)) != chosen.hardware: raise StudyError(f"this timing is for {chosen.hardware}, this is {here}")
     module, function = roots(chosen)[0].split(":")
-    try: typer.echo(json.dumps(getattr(import_module(module), function)(chosen, device)))
+    try: return getattr(import_module(module), function)(chosen, device)
     except (RuntimeError, ImportError) as error: raise StudyError(str(error)) from error    # no memory, no such device, no such package
+
+def _measure_in_turn():
+    "Each line that comes in names a configuration to measure, in a fork of this process; it has loaded what takes long, and computed nothing."
+    import encapnet.show.bench, encapnet.training  # noqa: F401, E401
+    for line in sys.stdin:
+        if not (child := os.fork()):
+            code = 1
+            try: main(["bench", "measure", line.strip()])
+            except SystemExit as ended: code = ended.code
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        try: _, status = os.waitpid(child, 0)
+        except KeyboardInterrupt:
+            os.kill(child, signal.SIGKILL)
+            raise
+        typer.echo(json.dumps(dict(ended=os.waitstatus_to_exitcode(status))))
 
 # %% ../nbs/40_cli.ipynb #406b24a9
 @app.command()

@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from encapnet.study.config import CapConvBenchConfig, RoutingBenchConfig, TransportBenchConfig
+from encapnet.study.config import CapConvBenchConfig, RoutingBenchConfig, StudyError, TransportBenchConfig, UsageError
 
 MAIN = "from encapnet.cli import main; main()"
 SIZES = dict(row="tiny", groups=2, positions=16, dim=4, higher=6, higher_dim=3, batch=2)
@@ -102,3 +103,23 @@ def test_the_page_says_what_is_missing(tmp_path, bench, missing):
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "smoke" / f"{bench}.html").read_text(encoding="utf-8")
     assert page.count("missing") >= missing and "not measured" in page
+
+
+def test_one_process_measures_in_turn_and_lives_through_failures(tmp_path, here):
+    from encapnet.study.launch import _measuring
+
+    (tmp_path / "good").mkdir()
+    (tmp_path / "large").mkdir()
+    good = written(tmp_path / "good", backend="chunked", hardware=here)
+    large = written(tmp_path / "large", backend="reference", hardware=here, batch=2**30)
+    elsewhere = tmp_path / "elsewhere.json"
+    elsewhere.write_text(Path(good).read_text().replace(here, "another processor"))
+    with _measuring() as measure:
+        first = measure(str(good))
+        assert first["seconds"] and min(first["seconds"]) > 0
+        with pytest.raises(StudyError, match="this timing is for another processor"):
+            measure(str(elsewhere))
+        with pytest.raises(UsageError, match="nowhere"):
+            measure(str(tmp_path / "nowhere.json"))
+        assert measure(str(large))["seconds"] == [], "too large for this machine by account"
+        assert measure(str(good))["accounted"] == first["accounted"]

@@ -260,7 +260,7 @@ def matmul_rate(device: torch.device, size: int = 1024, times: int = 8) -> float
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
 
-def bench_routing(config: RoutingBenchConfig, device: torch.device, budget_s: float = 1.5, most: int = 7) -> dict[str, Any]:
+def bench_routing(config: RoutingBenchConfig, device: torch.device, budget_s: float = 2.0, most: int = 9) -> dict[str, Any]:
     "One turn of a way of routing: see `timed`; no seconds where the account does not fit."
     facts = dict(accounted=routing_bytes(config), operations=routing_operations(config))
     if facts["accounted"] > 0.8 * free_bytes(device): return dict(seconds=[], peak=None, **facts)

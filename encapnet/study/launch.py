@@ -24,11 +24,11 @@ __all__ = ['ENTRY', 'MISSING', 'WAIT_SECONDS', 'PATIENCE_S', 'PAPER_SETS', 'call
 ENTRY = "from encapnet.cli import main; main()"
 
 @contextmanager
-def _child(arguments: Iterable[str]) -> Iterator[tuple[subprocess.Popen, Any]]:
+def _child(arguments: Iterable[str], **more) -> Iterator[tuple[subprocess.Popen, Any]]:
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen([sys.executable, "-c", ENTRY, *arguments], stdout=subprocess.PIPE, stderr=errors, text=True,
-                                 env=environment, start_new_session=True)
+                                 env=environment, start_new_session=True, **more)
         try: yield child, errors
         finally:
             if child.poll() is None:
@@ -47,11 +47,16 @@ def call(*arguments: str, tell=lambda event: None) -> list[Any]:  # the JSON val
             tell(events[-1])
         code = child.wait()
         errors.seek(0)
-        lines = [line.strip() for line in errors.read().splitlines() if line.strip()]
+        said = errors.read()
     if code == 0: return events
+    raise _failure(code, said)
+
+def _failure(code: int, said: str) -> StudyError | UsageError:
+    "What a child process ended with, as the error that it was."
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     ended = f"it ended with code {code}" if code > 0 else f"it was killed by signal {-code}"
     why = lines[-1].removeprefix("encapnet: ") if lines else ended
-    raise {2: UsageError, 75: OutOfTime}.get(code, StudyError)(why)
+    return {2: UsageError, 75: OutOfTime}.get(code, StudyError)(why)
 
 # %% ../../nbs/study/14_launch.ipynb #18859003
 _KNOWN: dict[str, str] = json.loads(os.environ.get("ENCAPNET_KNOWN", "{}"))     # found out by the process that started this one
@@ -158,6 +163,27 @@ def _failed(run: Run, why: str, say: Callable[[str], None]) -> bool:
     except StudyError as error: say(f"{run.name}: {error}")
     return True
 
+# %% ../../nbs/study/14_launch.ipynb #afc98dad
+@contextmanager
+def _measuring() -> Iterator[Callable[[str], dict[str, Any]]]:
+    "A function that measures what a configuration file says, in a process of its own; raises as `call` does."
+    if sys.platform != "linux":
+        yield lambda path: call("bench", "measure", path)[-1]
+        return
+    with _child(["bench", "measure"], stdin=subprocess.PIPE) as (child, errors), child.stdin: yield partial(_measure, child, errors.fileno())
+
+def _measure(child: subprocess.Popen, errors: int, path: str) -> dict[str, Any]:
+    before, result = os.fstat(errors).st_size, None
+    try: print(path, file=child.stdin, flush=True)
+    except OSError: raise _failure(child.wait(), os.pread(errors, 2**20, 0).decode(errors="replace")) from None
+    for line in child.stdout:
+        try: event = json.loads(line)
+        except ValueError: continue                          # a library that prints
+        if "ended" not in event: result = event
+        elif event["ended"] == 0: return result
+        else: raise _failure(event["ended"], os.pread(errors, 2**20, before).decode(errors="replace"))
+    raise _failure(child.wait(), os.pread(errors, 2**20, before).decode(errors="replace"))
+
 # %% ../../nbs/study/14_launch.ipynb #5ac6ece0
 PATIENCE_S = 15.0        # seconds measured of one candidate after which it has no further turn
 
@@ -168,22 +194,22 @@ def take_turns(runs: list[Run],
     "Time every candidate, round after round, and enter the results. One that fails is marked and left out. Raises OutOfTime."
     from tqdm.auto import tqdm
     turns: dict[Run, list[dict[str, Any]]] = {run: [] for run in runs}
-    with tqdm(total=sum(run.config.rounds for run in runs), unit="turn", disable=None) as bar:
+    with tqdm(total=sum(run.config.rounds for run in runs), unit="turn", disable=None) as bar, _measuring() as measure:
         for number in range(max(run.config.rounds for run in runs)):
             for run, taken in turns.items():
                 if number >= run.config.rounds or len(taken) < number: continue
                 if deadline is not None and time.monotonic() > deadline: raise OutOfTime("time is up before all had their turns; nothing is kept")
                 bar.set_description(run.name)
                 if not (number and (not taken[-1]["seconds"] or sum(map(sum, (turn["seconds"] for turn in taken))) > PATIENCE_S)):
-                    _turn(run, taken, partial(bar.write, file=sys.stderr))
+                    _turn(run, taken, measure, partial(bar.write, file=sys.stderr))
                 bar.update()
     for run, taken in turns.items():
         if taken: _finish_turns(run, taken, reports)
 
-def _turn(run: Run, taken: list[dict[str, Any]], say: Callable[[str], None]):
+def _turn(run: Run, taken: list[dict[str, Any]], measure: Callable[[str], dict[str, Any]], say: Callable[[str], None]):
     try:
         write_config(run, say)
-        taken.append(call("bench", "measure", str(run.path("config.json")))[-1])
+        taken.append(measure(str(run.path("config.json"))))
     except (StudyError, UsageError) as error: _failed(run, str(error), say)
 
 def _finish_turns(run: Run, taken: list[dict[str, Any]], reports: str | Path | None):
