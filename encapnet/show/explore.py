@@ -15,12 +15,14 @@ import anywidget
 import numpy as np
 import torch
 import traitlets
-from ..study.config import EXPERIMENTS, RunConfig, StudyError
-from ..study.runs import Run, state
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from ..study.config import EXPERIMENTS, Row, RunConfig, StudyError
+from ..study.runs import CHECKPOINTS, Run, code_hash, code_of, state
 
 # %% auto #0
-__all__ = ['packed', 'unpacked', 'script', 'style', 'Picture', 'Page', 'Offer', 'stored', 'kept_epochs', 'offer', 'missing',
-           'moved', 'explained']
+__all__ = ['packed', 'unpacked', 'script', 'style', 'Picture', 'Page', 'Offer', 'stored', 'kept_epochs', 'last_epoch', 'offer',
+           'missing', 'filled', 'settled', 'moved', 'explained']
 
 # %% ../../nbs/show/31_explore.ipynb #8c804473
 def packed(values,                  # numbers: an array or a tensor
@@ -91,25 +93,66 @@ def kept_epochs(run: Run) -> tuple[int, ...]:
     "The epochs after which a run's weights were kept."
     return tuple(sorted(int(path.stem.split("-")[1]) for path in run.folder.glob("moment-*.safetensors") if path.stem.split("-")[1].isdigit()))
 
-def offer(run: Run, load: Callable[[Run, int], torch.nn.Module]) -> Offer:
+def last_epoch(run: Run) -> tuple[int, ...]:
+    "The epoch of a run's checkpoint; none without one."
+    return (run.config.schedule.epochs,) if run.path(CHECKPOINTS[0]).exists() else ()
+
+def offer(run: Run,
+          load: Callable[[Run, int], torch.nn.Module],
+          kept: Callable[[Run], tuple[int, ...]] = kept_epochs,  # after which epochs `load` knows weights; or `last_epoch`
+         ) -> Offer:
     "A run of the store as something to be shown."
-    found, epochs, config = state(run), kept_epochs(run), run.config
+    found, epochs, config = state(run), kept(run), run.config
     why = ("" if epochs else "no weights of its epochs were kept") if found.name == "fresh" else ": ".join(filter(None, (found.name, found.why)))
     title = f"{run.name}, {config.profile}, {config.data.name}, seed {config.seed}" + f" ({found.name})" * (found.name != "fresh")
     return Offer(title, lambda epoch: load(run, epoch), epochs or (0,), why, config.data.name)
 
-def missing(experiments: list[str], have: list[Run], profile: str = "quick") -> list[Offer]:
+def missing(experiments: list[str], have: list[Run], profile: str = "quick",
+            wanted: Callable[[Row], bool] = lambda row: True,  # which rows an explorer could show
+           ) -> list[Offer]:
     "Rows that nobody has trained yet, with the command that does."
     known, told = {(run.config.experiment, run.config.row, run.config.profile) for run in have}, {}
     for experiment in experiments:
         for name, row in EXPERIMENTS[experiment].items():
             place = (row.home or experiment, name)
-            if (*place, profile) in known or place in told: continue
+            if (*place, profile) in known or place in told or not wanted(row): continue
             command = f"encapnet run {'/'.join(place)} --profile {profile}"
             told[place] = Offer(f"{'/'.join(place)}, {profile} (missing)", _nothing, why=f"not trained yet: `{command}` trains it")
     return list(told.values())
 
 def _nothing(epoch: int): raise StudyError("this network was never trained")
+
+# %% ../../nbs/show/31_explore.ipynb #fa7138b2
+def filled(run: Run,
+           model: torch.nn.Module,   # built from the run's configuration
+          ) -> torch.nn.Module:
+    "The network with the weights of a run's checkpoint, in evaluation. Raises StudyError if there is none, if it is damaged, another run's or of other code."
+    path = run.path(CHECKPOINTS[0])
+    try: content = path.read_bytes()
+    except FileNotFoundError: raise StudyError(f"{run.name}: there is no checkpoint") from None
+    except OSError as error: raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        header = json.loads(json.loads(content[8:8 + int.from_bytes(content[:8], "little")])["__metadata__"]["run"])
+        key, code = header["key"], header["code"]
+        model.load_state_dict({name[6:]: value for name, value in parse_tensors(content).items() if name.startswith("model.")})
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise StudyError(f"{path} is damaged ({(str(error).splitlines() or ['empty'])[0]})") from error
+    if key != run.config.key: raise StudyError(f"{path} belongs to run {key}")
+    if code != code_hash(code_of(run.config)): raise StudyError(f"{run.name}: its checkpoint was made by other code")
+    return model.eval()
+
+# %% ../../nbs/show/31_explore.ipynb #50faabe7
+@torch.no_grad()
+def settled(model: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:
+    "The network, its batch normalisation having averaged over one batch, in evaluation."
+    norms = {module: module.momentum for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    try:
+        for norm in norms:
+            norm.reset_running_stats(); norm.momentum = None        # None: plain averages
+        model.train()(images)
+    finally:
+        for norm, momentum in norms.items(): norm.momentum = momentum
+    return model.eval()
 
 # %% ../../nbs/show/31_explore.ipynb #6db5f808
 def moved(images: torch.Tensor,        # (b, channels, h, w)
