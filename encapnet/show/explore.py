@@ -126,7 +126,7 @@ def _nothing(epoch: int): raise StudyError("this network was never trained")
 def filled(run: Run,
            model: torch.nn.Module,   # built from the run's configuration
           ) -> torch.nn.Module:
-    "The network with the weights of a run's checkpoint, in evaluation. Raises StudyError if there is none, if it is damaged, another run's or of other code."
+    "The network with the weights of a run's checkpoint, in evaluation. Raises StudyError if it is absent, damaged, another run's or of other code."
     path = run.path(CHECKPOINTS[0])
     try: content = path.read_bytes()
     except FileNotFoundError: raise StudyError(f"{run.name}: there is no checkpoint") from None
