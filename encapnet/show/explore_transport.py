@@ -204,6 +204,7 @@ def plans_over_blur(pair: Pair,
     last.set(xscale="log", xlabel="blur $\\varepsilon$", ylabel="divergence", ylim=limits)
     last.legend(loc="best")
     told = ", ".join(f"{eps:g}" for eps in blurs)
+    left = f"the plan after {iterations} iterations, rows and columns sorted by class"
     return Figure(drawing, f"Plans for a blur of {told}, and the divergence over the blur, which goes from {ends[0]:.3g} to {ends[1]:.3g}.",
-                  f"{pair.title}, {cost} cost. Left: the plan after {iterations} iterations, rows and columns sorted by class. Right: the divergence at "
-                  "convergence over the blur; dashed: optimal transport by assignment; dotted: the mean over all pairs.")
+                  f"{pair.title}, {cost} cost. Left: {left}. Right: the divergence at convergence over the blur; dashed: "
+                  "optimal transport by assignment; dotted: the mean over all pairs.")
