@@ -93,6 +93,7 @@ def kept_epochs(run: Run) -> tuple[int, ...]:
     "The epochs after which a run's weights were kept."
     return tuple(sorted(int(path.stem.split("-")[1]) for path in run.folder.glob("moment-*.safetensors") if path.stem.split("-")[1].isdigit()))
 
+# %% ../../nbs/show/31_explore.ipynb #7ea8408f
 def last_epoch(run: Run) -> tuple[int, ...]:
     "The epoch of a run's checkpoint; none without one."
     return (run.config.schedule.epochs,) if run.path(CHECKPOINTS[0]).exists() else ()

@@ -162,13 +162,14 @@ def layers_still(model: nn.Module,
         maps = image if name == "image" else getattr(mix, name)
         ax.set_axis_off()
         ax.set_title(name if maps is not None else f"no {name}")
-        if maps is not None: ax.imshow(maps.mean(0) if name == "image" else lengths(maps, groups)[0, 0], cmap="cividis", interpolation="nearest")
-    numbers, places = torch.tensor([mixture(each) for each in found.values()]), range(1, len(found) + 1)
-    for values, name, style, colour in zip(numbers.T, ("|m1|", "|m2|"), ("o-", "s--"), PALETTE):
+        if maps is None: continue
+        ax.imshow((maps.mean(0) if name == "image" else lengths(maps, groups)[0, 0]).numpy(), cmap="cividis", interpolation="nearest")
+    numbers, places = torch.tensor([mixture(each) for each in found.values()]).T.numpy(), range(1, len(found) + 1)
+    for values, name, style, colour in zip(numbers, ("|m1|", "|m2|"), ("o-", "s--"), PALETTE):
         axes[4].plot(places, values, style, color=colour, ms=3, lw=1.2, label=name)
     axes[4].set(xlabel="layer", ylabel="mean", ylim=(0, None))
     axes[4].legend()
-    axes[5].plot(places, 100 * numbers[:, 2], "o-", color=PALETTE[2], ms=3, lw=1.2)
+    axes[5].plot(places, 100 * numbers[2], "o-", color=PALETTE[2], ms=3, lw=1.2)
     axes[5].set(xlabel="layer", ylabel="aide's share (%)", ylim=(0, 100))
     return Figure(drawing, f"A capsule channel of {chosen} in {title}, and over {len(found)} layers the mean coefficients and the aide's share.",
                   f"{title}. Left: the image, and the first capsule channel of {chosen} as lengths of capsules (each on a scale of its own). "

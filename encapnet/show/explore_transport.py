@@ -190,16 +190,16 @@ def plans_over_blur(pair: Pair,
     blurs, matrices = list(blurs), costs(pair, cost)
     drawing, axes = canvas(8.6, 2.5, len(blurs) + 1, width_ratios=[1] * len(blurs) + [1.7])
     for ax, eps in zip(axes, blurs):
-        ax.imshow(len(pair.x) * sinkhorn_plan(matrices[0], eps, iterations), cmap="cividis", vmin=0, interpolation="nearest")
+        ax.imshow((len(pair.x) * sinkhorn_plan(matrices[0], eps, iterations)).numpy(), cmap="cividis", vmin=0, interpolation="nearest")
         ax.set(title=f"$\\varepsilon$ = {eps:g}", xticks=[], yticks=[])
         ax.grid(False)
     curve, ends = converged(matrices) @ _SIGNS, (assigned(matrices), uniform(matrices))
     last = axes[-1]
-    last.plot(BLURS, curve, color=PALETTE[0], lw=1.5)
+    last.plot(BLURS.numpy(), curve.numpy(), color=PALETTE[0], lw=1.5)
     for height, words, colour, style in zip(ends, ("optimal transport", "uniform plan"), (PALETTE[2], PALETTE[1]), ("--", ":")):
         last.axhline(height, color=colour, ls=style, lw=1.2, label=words)
     nearest = [int((BLURS.log() - math.log(eps)).abs().argmin()) for eps in blurs]
-    last.plot(BLURS[nearest], curve[nearest], "o", color=PALETTE[3], ms=4)
+    last.plot(BLURS[nearest].numpy(), curve[nearest].numpy(), "o", color=PALETTE[3], ms=4)
     limits = (min(0, *ends) - 0.02 * max(ends), 1.1 * max(*curve.tolist(), *ends, 1e-3))
     last.set(xscale="log", xlabel="blur $\\varepsilon$", ylabel="divergence", ylim=limits)
     last.legend(loc="best")
