@@ -107,20 +107,20 @@ def _spelled(values) -> dict[str, Any]:
     one = packed(values)
     return one | dict(bytes=base64.b64encode(one["bytes"]).decode())
 
-def entries(pairs: list[Pair]) -> list[dict[str, Any]]:
-    "What the script draws of each pair; all pairs are solved as one batch."
+def entries(pairs: list[Pair], curves: bool = True) -> list[dict[str, Any]]:
+    "What the script draws of each pair; all pairs are solved as one batch. Curves take a second, the rest does not."
     names = ("cosine", "l2")
     matrices = torch.stack([costs(pair, name) for pair in pairs for name in names])
-    curves = (converged(matrices.flatten(0, 1)).unflatten(1, (-1, 3)) @ _SIGNS).T.unflatten(0, (len(pairs), -1))
+    found = (converged(matrices.flatten(0, 1)).unflatten(1, (-1, 3)) @ _SIGNS).T if curves else torch.zeros(len(matrices), 0)
     def known(three, curve): return dict(matrices=_spelled(three), divergence=curve.tolist(), transport=assigned(three), uniform=uniform(three))
     return [dict(title=pair.title, about=pair.about, samples=len(pair.x), partner=pair.partner.tolist(),
                  costs={name: known(*both) for name, *both in zip(names, three, curve)},
                  points=_spelled(torch.stack([pair.x, pair.y])) if pair.x.shape[1] == 2 else None)
-            for pair, three, curve in zip(pairs, matrices.unflatten(0, (len(pairs), -1)), curves)]
+            for pair, three, curve in zip(pairs, matrices.unflatten(0, (-1, 2)), found.unflatten(0, (-1, 2)))]
 
-def sent(pairs: list[Pair]) -> dict[str, Any]:
+def sent(pairs: list[Pair], curves: bool = True) -> dict[str, Any]:
     "The data of the script."
-    return dict(entries=entries(pairs), eps=BLURS.tolist())
+    return dict(entries=entries(pairs, curves), eps=BLURS.tolist())
 
 # %% ../../nbs/show/31c_explore_transport.ipynb #db7e0cea
 def _untrained(epoch: int = 0) -> torch.nn.Module:
@@ -164,7 +164,9 @@ class TransportExplorer(ipywidgets.VBox):
 
     def _show(self, _=None):
         one = self.offers[self.network.value]
-        try: self.picture.data = sent(look(one, self.data_root) + clouds())
+        try:
+            pairs = look(one, self.data_root) + clouds()
+            for curves in (False, True): self.picture.data = sent(pairs, curves)        # what is there at once is shown at once
         except (StudyError, UsageError) as error:
             text = html.escape(f"{one.title} cannot be shown: {error}. The picture is still that of the network before.")
             self.status.value = f'<p role="status" style="margin:2px 0;color:#d55e00">{text}</p>'
