@@ -187,6 +187,7 @@ def _chosen(chosen: Tensor | Sequence[int] | None, images: Tensor) -> Tensor:
         raise ValueError(f"expected the higher capsules of {len(images)} images, (b,) or (b, k); got shape {tuple(chosen.shape)}")
     return chosen.to(images.device, torch.long).view(len(images), -1)
 
+# %% ../../nbs/nn/08_trace.ipynb #62e89376
 @torch.no_grad()
 def trace(model: nn.Module,
           images: Float[Tensor, "b channels h w"],

@@ -158,8 +158,7 @@ class RoutingControls(widgets.VBox):
         self.bar.max, self.bar.value = steps, step
 
 # %% ../../nbs/show/31b_explore_routing.ipynb #22d31b62
-def _said(text: str, wrong: bool = False) -> str:
-    return f'<p role="status" style="margin:2px 0{";color:#d55e00" * wrong}">{escape(text)}</p>'
+def _said(text: str, wrong: bool = False) -> str: return f'<p role="status" style="margin:2px 0{";color:#d55e00" * wrong}">{escape(text)}</p>'
 
 class RoutingExplorer(widgets.VBox):
     "Network, image and its position are chosen above; what routing makes of the votes, in the picture."
@@ -229,6 +228,7 @@ def measure(self: RoutingExplorer):
     self.curves[self.title] = equivariance(self.model, pixels, labels)
     self.show()
 
+# %% ../../nbs/show/31b_explore_routing.ipynb #028238ad
 def _learn(explorer: RoutingExplorer):
     controls = explorer.controls
     controls.bar.layout.display = ""
@@ -274,15 +274,15 @@ def routing_still(shown: list[tuple[str, nn.Module]], image: torch.Tensor, label
         c, side = found.coefficients[-1, 0, 0], round(found.lower.shape[2] ** 0.5)
         across = min(len(c), 8)
         padded = torch.nn.functional.pad(c.view(-1, across, side, side), (0, 1, 0, 1), value=float("nan"))
-        mesh = maps.imshow(padded.transpose(1, 2).flatten(2).flatten(0, 1)[:-1, :-1], cmap="cividis")
+        mesh = maps.imshow(padded.transpose(1, 2).flatten(2).flatten(0, 1)[:-1, :-1].numpy(), cmap="cividis")
         drawing.colorbar(mesh, ax=maps, location="bottom", label=f"c, {len(c)} channels of {side} x {side}", shrink=0.9).ax.locator_params(nbins=4)
         maps.grid(False)
         maps.set(xticks=[], yticks=[])
         maps.set_title(title, loc="left")
         histogram = agreement_histogram(found.votes[:, 0], found.higher[-1, :, 0])
-        bars.bar([-0.95 + 0.1 * k for k in range(20)], 100 * histogram.share, 0.09, color="0.6")
+        bars.bar([-0.95 + 0.1 * k for k in range(20)], 100 * histogram.share.numpy(), 0.09, color="0.6")
         bars.set(xlabel="cosine of vote and capsule", ylabel="lower capsules (%)", xlim=(-1, 1))
-        lengths.bar(range(len(names)), found.lengths[-1, 0], color=[PALETTE[1] if j == label else PALETTE[0] for j in range(len(names))])
+        lengths.bar(range(len(names)), found.lengths[-1, 0].tolist(), color=[PALETTE[1] if j == label else PALETTE[0] for j in range(len(names))])
         size = "activation a" if model.classes.routing == "em" else "length |v|"
         lengths.set(xlabel="class", ylabel=size, xticks=range(len(names)), xticklabels=names)
     return Figure(drawing, f"Coefficients, votes and class capsules of one image, for {', '.join(title for title, _ in shown)}.",
