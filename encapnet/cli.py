@@ -19,7 +19,7 @@ __all__ = ['app', 'data_app', 'ProfileOption', 'DataOption', 'RootOption', 'Runs
            'DEFAULT_REPORTS', 'COSTS', 'Context', 'Taken', 'bench_app', 'JsonOption', 'say', 'notebooks',
            'chosen_reports', 'reproduce', 'command_for', 'run_', 'taken_seconds', 'estimate', 'epochs_done', 'standing',
            'status', 'data_list', 'data_fetch', 'data_verify', 'bench_routing', 'bench_transport', 'bench_capconv',
-           'bench_measure', 'device', 'main', 'one_line']
+           'bench_measure', 'device', 'explorers', 'explore', 'main', 'one_line']
 
 # %% ../nbs/40_cli.ipynb #2f289ecb
 app = typer.Typer(name="encapnet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -483,6 +483,37 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         typer.echo(f"encapnet {encapnet.__version__}")
         raise typer.Exit
+
+# %% ../nbs/40_cli.ipynb #c42a7ec9
+def explorers() -> dict[str, Path]:
+    "The explorers' notebooks by name. Raises UsageError outside a clone of the repository."
+    for folder in (Path.cwd(), Path(encapnet.__file__).resolve().parents[1]):
+        found = sorted((folder/"nbs"/"explore").glob("*.ipynb"))
+        if found: return {path.stem: path for path in found}
+    raise UsageError("no explorers here: run encapnet in a clone of its repository (nbs/explore/ was looked for)")
+
+@app.command()
+def explore(name: Annotated[str, typer.Argument(metavar="[NAME]", help="Which explorer; default: their list.")] = "",
+            lab: Annotated[bool, typer.Option("--lab", help="In JupyterLab, with the code, instead of Voilà.")] = False,
+            port: Annotated[int, typer.Option(help="Where to listen on 127.0.0.1; default: a free port.", min=0, max=65535, show_default=False)] = 0,
+            browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in the browser.")] = True,
+            data_root: RootOption = "", runs: RunsOption = "runs", reports: ReportsOption = "reports"):
+    "Play with routing, transport, capConv and runs in the browser."
+    from encapnet.show import serve
+    known, root = explorers(), _root(data_root)
+    if name and name not in known: raise UsageError(f"no explorer {name!r}; {nearest(name, known)}")
+    given = dict(runs=runs, reports=reports, data_root=root)
+    whole = {key: os.path.abspath(os.path.expanduser(value)) if value else "" for key, value in given.items()}
+    try:
+        with serve.ended_by_signals(), serve.serving(list(known.values()), name, lab, port, **whole) as (url, server):
+            typer.echo(url)
+            sys.stdout.flush()
+            if lab: say("notebooks are copies, which go when this command ends: Run, then Run All Cells, begins; Ctrl-C ends")
+            else: say("Ctrl-C ends")
+            if browser and not serve.open_browser(url): say(f"no browser found: open {url} in one")
+            server.wait()
+            raise StudyError(f"the server ended by itself, with code {server.returncode}")
+    except KeyboardInterrupt: raise SystemExit(130) from None      # that is how it is meant to end: nothing to say
 
 # %% ../nbs/40_cli.ipynb #aaa206af
 def main(arguments: list[str] | None = None):

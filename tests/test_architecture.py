@@ -42,6 +42,7 @@ ARROWS = {
     "show.explore_capconv": ["nn.networks", "nn.trace", "data", "training", "show.explore", "show.plots", "study.config", "study.runs"],
     "show.explore_runs": ["show.explore", "show.plots", "study.config", "study.runs", "study.stats"],
     "show.pages": ["study.config", "study.runs"],
+    "show.serve": ["show.pages", "study.config"],
     "show.report": ["show.plots", "study.config", "study.launch", "study.paper", "study.runs", "study.stats"],
     "show.routing_bench": ["show.plots", "show.report", "study.config", "study.launch", "study.runs"],
     "show.transport_bench": ["nn.transport", "show.bench", "show.plots", "show.report", "show.routing_bench", "study.config", "study.runs"],

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 import anywidget
 import numpy as np
-import torch
 import traitlets
 from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
 from ..study.config import EXPERIMENTS, Row, RunConfig, StudyError
 from ..study.runs import CHECKPOINTS, Run, code_hash, code_of, state
 
@@ -29,6 +27,7 @@ def packed(values,                  # numbers: an array or a tensor
            coarse: bool = False,    # a byte for each, as text: for pages
           ) -> dict[str, Any]:      # shape, type, bytes, and scale: what one step of a coarse number stands for
     "An array as explorers' scripts take it."
+    import torch                         # here and below: not before it is needed, an explorer of runs never does
     array = np.ascontiguousarray(torch.as_tensor(values).detach().cpu().numpy(), dtype=np.float32)
     if not coarse: return dict(shape=list(array.shape), type="float32", bytes=array.tobytes())
     step = float(np.abs(array).max(initial=0)) / 127 or 1.0
@@ -81,13 +80,13 @@ class Offer:
     why: str = ""                               # the reason why not; "" if it can be shown
     data: str = "digits"                        # which images it knows
 
-def stored(runs: str | Path, kind: str) -> Iterator[Run]:  # "CapNet"
+def stored(runs: str | Path, kind: str = "") -> Iterator[Run]:  # "CapNet"; "": any
     "The runs of a store, fresh or not, whose network is of a kind; folders that are no runs are passed over."
     for path in sorted(Path(runs).glob("*/*/*/config.json")):
         try: config = RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError): continue
         run = Run(runs, config)
-        if config.network.kind == kind and run.folder == path.parent: yield run
+        if kind in ("", config.network.kind) and run.folder == path.parent: yield run
 
 def kept_epochs(run: Run) -> tuple[int, ...]:
     "The epochs after which a run's weights were kept."
@@ -128,6 +127,7 @@ def filled(run: Run,
            model: torch.nn.Module,   # built from the run's configuration
           ) -> torch.nn.Module:
     "The network with the weights of a run's checkpoint, in evaluation. Raises StudyError if it is absent, damaged, another run's or of other code."
+    from safetensors.torch import load as parse_tensors
     path = run.path(CHECKPOINTS[0])
     try: content = path.read_bytes()
     except FileNotFoundError: raise StudyError(f"{run.name}: there is no checkpoint") from None
@@ -143,14 +143,14 @@ def filled(run: Run,
     return model.eval()
 
 # %% ../../nbs/show/31_explore.ipynb #50faabe7
-@torch.no_grad()
 def settled(model: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:
     "The network, its batch normalisation having averaged over one batch, in evaluation."
+    import torch
     norms = {module: module.momentum for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)}
     try:
         for norm in norms:
             norm.reset_running_stats(); norm.momentum = None        # None: plain averages
-        model.train()(images)
+        with torch.no_grad(): model.train()(images)
     finally:
         for norm, momentum in norms.items(): norm.momentum = momentum
     return model.eval()
@@ -163,6 +163,7 @@ def moved(images: torch.Tensor,        # (b, channels, h, w)
           larger: float = 1.0,         # factor
          ) -> torch.Tensor:
     "Images rotated, shifted and scaled about their middle. Raises ValueError unless the factor is positive."
+    import torch
     if not larger > 0: raise ValueError(f"an image can be made larger by a positive factor only, got {larger}")
     height, width = images.shape[2:]
     angle = torch.tensor(turn * torch.pi / 180)
@@ -179,6 +180,7 @@ def explained(before: torch.Tensor,  # (n, e): capsules of images as they are
               ridge: float = 1e-3,   # of the fit, in shares of the mean square
              ) -> tuple[float, float]:
     "Eqn 1: held-out share of variance explained by one linear map, and by none; every second image is held out. Raises ValueError on fewer than 4."
+    import torch
     if len(before) < 4: raise ValueError(f"an index needs at least 4 images, got {len(before)}")
     before, after = before.double(), after.double()
     known, held = slice(0, None, 2), slice(1, None, 2)

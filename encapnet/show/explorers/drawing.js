@@ -184,3 +184,38 @@ function gently(work) {
 
 // An element is drawn into once; what it says of itself can be read by tests and by scripts of the reader's own.
 function tell(element, facts) { element.dataset.facts = JSON.stringify(facts, (_, value) => (typeof value === "number" ? Number(value.toPrecision(7)) : value)); }
+
+// More controls: text, yes or no.
+function field({ label, value = "", input }) {
+  const box = node("input", { type: "search", value, "aria-label": label, onkeydown: keep, oninput: () => input(box.value) });
+  return node("label", { class: "control" }, node("span", {}, label), box);
+}
+
+function check({ label, value, change, disabled = false }, ...words) {
+  const box = node("input", { type: "checkbox", checked: value, disabled, "aria-label": label, onkeydown: keep, onchange: () => change(box.checked) });
+  return node("label", { class: "check" }, box, ...(words.length ? words : [label]));
+}
+
+// What a reader takes along.
+function download(name, type, content) {
+  const address = URL.createObjectURL(new Blob([content], { type }));
+  const link = node("a", { href: address, download: name, style: "display:none" });
+  document.body.append(link); link.click(); link.remove();
+  setTimeout(() => URL.revokeObjectURL(address), 10000);
+}
+
+function csv(rows) { // lists of cells
+  const cell = (value) => { const text = value === undefined || value === null ? "" : String(value); return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text; };
+  return rows.map((row) => row.map(cell).join(",") + "\r\n").join("");
+}
+
+function standalone(drawn, title, entries = []) { // a chart as a file: black on white, with its key: [colour, words, dashes]
+  const [, , width, height] = drawn.getAttribute("viewBox").split(" ").map(Number), line = 15, whole = height + 22 + line * entries.length;
+  const root = drawn.cloneNode(true), across = Math.max(width, 40 + 6.2 * Math.max(title.length, ...entries.map(([, words]) => words.length)));
+  for (const [name, value] of Object.entries({ xmlns: SVG, viewBox: `0 -22 ${across} ${whole + 4}`, width: across, height: whole + 4, color: "black" })) root.setAttribute(name, value);
+  root.prepend(node("svg:style", {}, "text{font:11px sans-serif;fill:black}.grid{stroke:black;stroke-opacity:.12}.axis{stroke:black;stroke-opacity:.6;fill:none}"),
+    node("svg:rect", { x: 0, y: -22, width: across, height: whole + 4, fill: "white" }), node("svg:text", { x: 10, y: -7 }, title));
+  entries.forEach(([paint, words, dashes], k) => root.append(
+    node("svg:path", { d: `M10 ${height + line * k + 6}h20`, stroke: paint, "stroke-width": 2.5, "stroke-dasharray": dashes }), node("svg:text", { x: 36, y: height + line * k + 10 }, words)));
+  return `<?xml version="1.0" encoding="UTF-8"?>\n${new XMLSerializer().serializeToString(root)}\n`;
+}
