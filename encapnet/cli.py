@@ -16,10 +16,10 @@ from .study.config import (BENCHES, EXPERIMENTS, PROFILES, BenchConfig, MeasureC
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'ProfileOption', 'DataOption', 'RootOption', 'RunsOption', 'ReportsOption', 'MinutesOption',
-           'DEFAULT_REPORTS', 'COSTS', 'Context', 'Taken', 'bench_app', 'JsonOption', 'say', 'notebooks',
+           'DEFAULT_REPORTS', 'PAGED', 'COSTS', 'Context', 'Taken', 'bench_app', 'JsonOption', 'say', 'notebooks',
            'chosen_reports', 'reproduce', 'command_for', 'run_', 'taken_seconds', 'estimate', 'epochs_done', 'standing',
            'status', 'data_list', 'data_fetch', 'data_verify', 'bench_routing', 'bench_transport', 'bench_capconv',
-           'bench_measure', 'device', 'explorers', 'explore', 'main', 'one_line']
+           'bench_measure', 'device', 'explore', 'main', 'one_line']
 
 # %% ../nbs/40_cli.ipynb #2f289ecb
 app = typer.Typer(name="encapnet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -60,12 +60,16 @@ def _seed_count(profile: str, seeds: int | None) -> int:
 # %% ../nbs/40_cli.ipynb #94ab5e07
 DEFAULT_REPORTS = ("table1", "complexity", "fig2")
 
-def notebooks() -> dict[str, Path]:
-    "The report notebooks by name. Raises UsageError outside a clone of the repository."
+PAGED = ("routing", "transport")   # explorers that work without a kernel, too
+
+def notebooks(kind: str = "reports") -> dict[str, Path]:
+    "The notebooks of a folder of nbs/ by name; reports, with the explorers that have a page. Raises UsageError outside a clone of the repository."
     for folder in (Path.cwd(), Path(encapnet.__file__).resolve().parents[1]):
-        found = sorted((folder/"nbs"/"reports").glob("*.ipynb"))
-        if found: return {path.stem: path for path in found}
-    raise UsageError("no report notebooks here: run encapnet in a clone of its repository (nbs/reports/ was looked for)")
+        found = sorted((folder/"nbs"/kind).glob("*.ipynb"))
+        if not found: continue
+        paged = {f"explore_{name}": path for name in PAGED if (path := folder/"nbs"/"explore"/f"{name}.ipynb").exists()}
+        return {path.stem: path for path in found} | (paged if kind == "reports" else {})
+    raise UsageError(f"no notebooks here: run encapnet in a clone of its repository (nbs/{kind}/ was looked for)")
 
 def chosen_reports(names: list[str], everything: bool) -> dict[str, Path]:
     "The notebooks that are asked for: by name, all of them, or the default ones."
@@ -92,7 +96,7 @@ def reproduce(reports_: Annotated[list[str] | None, typer.Argument(metavar="[REP
     if missing not in launch.MISSING: raise UsageError(f"no such --missing {missing!r}; {nearest(missing, launch.MISSING)}")
     if not from_ledger: _root(data_root)
     given = dict(profile=profile, seeds=seeds, missing=missing, data=data, data_root=data_root, runs=runs, reports=reports,
-                 ledger=from_ledger, retrain=retrain)
+                 ledger=from_ledger, retrain=retrain, offline=True)
     settings = {name: {key: value for key, value in given.items() if key in pages.parameters(path)} for name, path in chosen.items()}
     for name, path in chosen.items(): pages.check_parameters(path, settings[name])
     if not from_ledger:
@@ -485,13 +489,6 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 # %% ../nbs/40_cli.ipynb #c42a7ec9
-def explorers() -> dict[str, Path]:
-    "The explorers' notebooks by name. Raises UsageError outside a clone of the repository."
-    for folder in (Path.cwd(), Path(encapnet.__file__).resolve().parents[1]):
-        found = sorted((folder/"nbs"/"explore").glob("*.ipynb"))
-        if found: return {path.stem: path for path in found}
-    raise UsageError("no explorers here: run encapnet in a clone of its repository (nbs/explore/ was looked for)")
-
 @app.command()
 def explore(name: Annotated[str, typer.Argument(metavar="[NAME]", help="Which explorer; default: their list.")] = "",
             lab: Annotated[bool, typer.Option("--lab", help="In JupyterLab, with the code, instead of Voilà.")] = False,
@@ -500,7 +497,7 @@ def explore(name: Annotated[str, typer.Argument(metavar="[NAME]", help="Which ex
             data_root: RootOption = "", runs: RunsOption = "runs", reports: ReportsOption = "reports"):
     "Play with routing, transport, capConv and runs in the browser."
     from encapnet.show import serve
-    known, root = explorers(), _root(data_root)
+    known, root = notebooks("explore"), _root(data_root)
     if name and name not in known: raise UsageError(f"no explorer {name!r}; {nearest(name, known)}")
     given = dict(runs=runs, reports=reports, data_root=root)
     whole = {key: os.path.abspath(os.path.expanduser(value)) if value else "" for key, value in given.items()}

@@ -147,7 +147,7 @@ def test_no_repository(refused, monkeypatch, workplace):
     import encapnet
 
     monkeypatch.setattr(encapnet, "__file__", str(workplace / "site/encapnet/__init__.py"))
-    refused("no report notebooks here: run encapnet in a clone of its repository", "reproduce")
+    refused("no notebooks here: run encapnet in a clone of its repository", "reproduce")
 
 
 @pytest.mark.parametrize(
