@@ -333,6 +333,7 @@ class Profile(Strict):
         "What a network gets."
         return self.deep if self.deep and network.kind in ("EncapNet", "ResNet") else self
 
+# %% ../../nbs/study/10_config.ipynb #cc8665a2
 def _scaled(epochs, rate, batch):
     return Schedule(epochs=epochs, learning_rate=rate, batch=batch,
                     milestones=tuple(sorted({m for share in (2, 3, 4) if 0 < (m := round(epochs * share / 6)) < epochs})))
