@@ -76,7 +76,7 @@ WORDS = [
     ("reproduse", "No such command 'reproduse'. Did you mean 'reproduce'?"),
     ("reproduce tabel1", "no report 'tabel1'; expected one of: bench_capconv, bench_routing, bench_transport, "),
     ("reproduce tabel1", "(did you mean 'table1'?)"),
-    ("reproduce --profile qick", "no profile 'qick'; expected one of: smoke, quick, short, paper (did you mean 'quick'?)"),
+    ("reproduce --profile qick", "no profile 'qick'; expected one of: smoke, quick, long, short, paper (did you mean 'quick'?)"),
     ("reproduce complexity --profile qick", "did you mean 'quick'"),
     ("reproduce complexity --profile qick --seeds 1 --from-ledger", "did you mean 'quick'"),
     ("reproduce --seeds 0", "seeds must be at least 1 and at most 1000, got 0"),

@@ -120,7 +120,7 @@ def tiny(tell: Callable[[int, int], None] = lambda step, steps: None,  # how far
 class RoutingControls(widgets.VBox):
     "What the kernel is asked for: a network at some epoch, an image, and how it lies."
     def __init__(self, offers: list[Offer]):
-        wide = dict(style=dict(description_width="5.5em"))
+        wide = dict(style=dict(description_width="6.5em"))
         self.network = widgets.Dropdown(description="Network", layout=dict(width="34em"), **wide)
         self.epoch = widgets.SelectionSlider(options=[("–", 0)], description="Epoch", **wide)
         self.image = widgets.IntSlider(0, 0, 0, description="Image", **wide)
