@@ -244,6 +244,7 @@ def _learn(explorer: RoutingExplorer):
 # %% ../../nbs/show/31b_explore_routing.ipynb #031b6bb8
 def routing_page(shown: list[tuple[str, nn.Module, tuple[int, ...]]],  # titles, networks, and the rotations of each image in degrees
                  images: torch.Tensor, labels: torch.Tensor, names: tuple[str, ...],
+                 watched: tuple[torch.Tensor, torch.Tensor] | None = None, # images and labels to take the equivariance index over; None: no index
                 ) -> Page:
     "The explorer for a page on disk. Raises ValueError if there is nothing to show."
     if not shown or not len(images): raise ValueError("a page needs at least one network and one image")
@@ -251,7 +252,8 @@ def routing_page(shown: list[tuple[str, nn.Module, tuple[int, ...]]],  # titles,
                         turn=turn, moved=turn != 0, picture=f"{place}: {names[label]}")
                for title, model, turns in shown for place, (image, label) in enumerate(zip(images, labels)) for turn in turns]
     start = next(number for number, one in enumerate(entries) if one["turn"] == 0)
-    return Page("routing", dict(entries=[entries[start], *entries[:start], *entries[start + 1:]]))
+    curves = {title: equivariance(model, *watched) for title, model, turns in shown if len(turns) > 1} if watched else {}
+    return Page("routing", dict(entries=[entries[start], *entries[:start], *entries[start + 1:]], equivariance=curves))
 
 _SHOWN = {"table1/a_dynamic": "dynamic", "table1/b_em": "EM", "softmax_axis/lower_scaled": "dynamic, softmax over lower"}
 
