@@ -29,85 +29,100 @@ def coefficients_reference(queries: Float[Tensor, "b g p f"], keys: Float[Tensor
     return logits.softmax(-1) if normalize == "higher" else logits.flatten(1, 2).softmax(1).view_as(logits)
 
 # %% ../../nbs/nn/02_kernels.ipynb #0a81c870
-def _blocks(pairs: int, positions: int, size: int, budget: int) -> list[tuple[slice, slice]]:
-    "Slices of pairs and of positions whose coefficients, `size` bytes for each position, fit the budget (one position always does)."
-    together = max(1, budget // max(positions * size, 1))
-    part = max(1, min(positions, budget // max(size, 1)))
-    return [(slice(pair, min(pair + together, pairs)), slice(position, min(position + part, positions)))
-            for pair in range(0, pairs, together) for position in range(0, positions, part)]
+def _blocks(pairs: int, lines: int, size: int, budget: int) -> list[tuple[slice, slice]]:
+    "Slices of pairs and of their lines whose coefficients, `size` bytes for each line, fit the budget (one line always does)."
+    together = max(1, budget // max(lines * size, 1))
+    part = max(1, min(lines, budget // max(size, 1)))
+    return [(slice(pair, min(pair + together, pairs)), slice(line, min(line + part, lines)))
+            for pair in range(0, pairs if size else 0, together) for line in range(0, lines, part)]
 
 def _budget(device: torch.device) -> int:
     return 2**22 if device.type == "cpu" else 2**26
 
-def _scratch(queries, keys, budget, pieces) -> tuple[list[tuple[slice, slice]], Callable[..., Tensor]]:
+def _scratch(queries, keys, budget, pieces, lower=False) -> tuple[list[tuple[slice, slice]], Callable[..., Tensor]]:
     "The blocks, and a function that gives a block's place in one of several pieces of scratch memory."
-    higher = keys.shape[2]
-    blocks = _blocks(len(keys), queries.shape[1], higher * keys.element_size(), budget or _budget(keys.device))
+    lines, length = (keys.shape[2], queries.shape[1]) if lower else (queries.shape[1], keys.shape[2])
+    blocks = _blocks(len(keys), lines, length * keys.element_size(), budget or _budget(keys.device))
     shapes = [(rows.stop - rows.start, part.stop - part.start) for rows, part in blocks]
-    space = keys.new_empty(pieces, max((rows * part for rows, part in shapes), default=0) * higher)
+    space = keys.new_empty(pieces, max((rows * part for rows, part in shapes), default=0) * length)
     def place(rows, part, piece=0):
-        shape = rows.stop - rows.start, part.stop - part.start, higher
-        return space[piece, :shape[0] * shape[1] * higher].view(shape)
+        pairs, some = rows.stop - rows.start, part.stop - part.start
+        return space[piece, :pairs * some * length].view(pairs, *((length, some) if lower else (some, length)))
     return blocks, place
 
 # %% ../../nbs/nn/02_kernels.ipynb #4a857bb0
-def _coefficients(queries, keys, normalizer, place, rows, part):
-    logits = torch.bmm(queries[rows, part], keys[rows], out=place(rows, part))
-    if normalizer is None: return torch.softmax(logits, -1, out=logits)
-    return logits.sub_(normalizer[rows, None]).exp_()
-
-def _normalizer(queries, keys, groups, blocks, place):
-    "For \"lower\": the logarithm of each j's denominator, over the samples' groups and positions."
-    total = keys.new_full((len(keys), keys.shape[2]), -torch.inf)
-    for rows, part in blocks:
-        logits = torch.bmm(queries[rows, part], keys[rows], out=place(rows, part))
-        total[rows] = torch.logaddexp(total[rows], logits.logsumexp(1))
-    return total.unflatten(0, (len(keys) // groups, groups)).logsumexp(1)
-
 def collect(queries: Float[Tensor, "n p f"],
             keys: Float[Tensor, "n f j"],
             values: Float[Tensor, "n p e"],
             groups: int = 0,              # softmax over j; else over the p of so many consecutive n: "lower"
             budget: int | None = None,    # bytes of coefficients alive at any time
-           ) -> tuple[Float[Tensor, "n e j"], Float[Tensor, "samples j"] | None]: # Eqn 1's z; the denominators' logarithms of "lower"
+           ) -> tuple[Float[Tensor, "n e j"], Float[Tensor, "2 n j"] | None]: # Eqn 1's z; the normalizer of "lower"
     "Eqn 1 forward, coefficients computed block by block and forgotten."
-    blocks, place = _scratch(queries, keys, budget, 1)
-    normalizer = _normalizer(queries, keys, groups, blocks, place) if groups else None
-    rowwise = normalizer.repeat_interleave(groups, 0) if groups else None
+    blocks, place = _scratch(queries, keys, budget, 1, lower=groups > 0)
     out = (values.new_empty if blocks else values.new_zeros)(len(keys), values.shape[2], keys.shape[2])
+    if groups: return _collect_lower(queries, keys, values, out, groups, blocks, place)
     for rows, part in blocks:
-        c = _coefficients(queries, keys, rowwise, place, rows, part)
-        out[rows].baddbmm_(values[rows, part].mT, c, beta=float(part.start > 0))
-    return out, normalizer
+        c = torch.bmm(queries[rows, part], keys[rows], out=place(rows, part))
+        out[rows].baddbmm_(values[rows, part].mT, torch.softmax(c, -1, out=c), beta=float(part.start > 0))
+    return out, None
 
-# %% ../../nbs/nn/02_kernels.ipynb #5ca4ef72
+# %% ../../nbs/nn/02_kernels.ipynb #970a6c38
+def _collect_lower(queries, keys, values, out, groups, blocks, place):
+    if not blocks: return out, keys.new_zeros(2, len(keys), keys.shape[2])
+    peak, total = keys.new_empty(2, len(keys), keys.shape[2])
+    for rows, part in blocks:
+        logits = torch.bmm(queries[rows], keys[rows, :, part], out=place(rows, part))
+        peak[rows, part] = logits.amax(1)
+        weights = logits.sub_(peak[rows, None, part]).exp_()
+        total[rows, part] = weights.sum(1)
+        out[rows, :, part] = values[rows].mT @ weights
+    factor = (peak + total.log()).unflatten(0, (len(keys) // groups, groups)).softmax(1).flatten(0, 1) / total
+    return out.mul_(factor[:, None]), torch.stack([peak, factor])
+
+# %% ../../nbs/nn/02_kernels.ipynb #e8b893f7
 def collect_backward(gradient: Float[Tensor, "n e j"],             # of the loss by z
                      queries: Float[Tensor, "n p f"],
                      keys: Float[Tensor, "n f j"],
                      values: Float[Tensor, "n p e"],
                      out: Float[Tensor, "n e j"] | None,           # z, which "lower" needs
-                     normalizer: Float[Tensor, "samples j"] | None, # as `collect` gave it
+                     normalizer: Float[Tensor, "2 n j"] | None,    # as `collect` gave it
                      groups: int = 0,
                      recollect: bool = False,                      # compute z again on the way, since it was not kept
                      budget: int | None = None,
                     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: # gradients of the loss by queries, keys, values; z
     "Eqn 1 backward."
+    if groups: return _collect_lower_backward(gradient, queries, keys, values, out, normalizer, groups, budget)
     blocks, place = _scratch(queries, keys, budget, 2)
     to_queries, to_keys, to_values = (torch.empty_like(x) if blocks else torch.zeros_like(x) for x in (queries, keys, values))
     if recollect: out = torch.zeros_like(gradient)
-    rowwise = normalizer.repeat_interleave(groups, 0) if groups else None
-    inner = (out * gradient).sum(1).unflatten(0, (len(keys) // groups, groups)).sum(1).repeat_interleave(groups, 0) if groups else None
     for rows, part in blocks:
-        c = _coefficients(queries, keys, rowwise, place, rows, part)
-        given = torch.bmm(c, gradient[rows].mT)
+        c = torch.bmm(queries[rows, part], keys[rows], out=place(rows, part))
+        given = torch.bmm(torch.softmax(c, -1, out=c), gradient[rows].mT)
         slope = torch.bmm(values[rows, part], gradient[rows], out=place(rows, part, 1))
-        slope -= inner[rows, None] if groups else (values[rows, part] * given).sum(-1, keepdim=True)
-        slope *= c
+        slope.sub_((values[rows, part] * given).sum(-1, keepdim=True)).mul_(c)
         to_values[rows, part] = given
         to_queries[rows, part] = torch.bmm(slope, keys[rows].mT)
         to_keys[rows].baddbmm_(queries[rows, part].mT, slope, beta=float(part.start > 0))
         if recollect: out[rows].baddbmm_(values[rows, part].mT, c)
     return to_queries, to_keys, to_values, out
+
+# %% ../../nbs/nn/02_kernels.ipynb #1fa9d8f2
+def _collect_lower_backward(gradient, queries, keys, values, out, normalizer, groups, budget):
+    blocks, place = _scratch(queries, keys, budget, 2, lower=True)
+    to_queries, to_keys, to_values = (torch.empty_like(x) if blocks else torch.zeros_like(x) for x in (queries, keys, values))
+    peak, factor = normalizer
+    inner = (out * gradient).sum(1).unflatten(0, (len(keys) // groups, groups)).sum(1).repeat_interleave(groups, 0)
+    given, pulled = gradient * factor[:, None], keys * factor[:, None]
+    for rows, part in blocks:
+        logits = torch.bmm(queries[rows], keys[rows, :, part], out=place(rows, part))
+        weights = logits.sub_(peak[rows, None, part]).exp_()
+        slope = torch.bmm(values[rows], gradient[rows, :, part], out=place(rows, part, 1))
+        slope.sub_(inner[rows, None, part]).mul_(weights)
+        more = float(part.start > 0)
+        to_values[rows].baddbmm_(weights, given[rows, :, part].mT, beta=more)
+        to_queries[rows].baddbmm_(slope, pulled[rows, :, part].mT, beta=more)
+        to_keys[rows, :, part] = queries[rows].mT @ slope
+    return to_queries, to_keys.mul_(factor[:, None]), to_values, out
 
 # %% ../../nbs/nn/02_kernels.ipynb #ccf5274b
 BACKENDS = "chunked", "triton", "reference"

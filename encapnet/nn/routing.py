@@ -6,13 +6,13 @@
 from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from .capsules import squash
-from .kernels import BACKENDS, assign, check_choice, full_precision, vote_free
+from .kernels import BACKENDS, check_choice, full_precision, vote_free
 from .kernels import coefficients as coefficients_of
 
 # %% auto #0
@@ -188,80 +188,196 @@ def _quadratic(x: Tensor, dim: int = -1) -> Tensor:
     d = x.shape[dim]
     return torch.cat([x.narrow(dim, m, 1) * x.narrow(dim, m, d - m) for m in range(d)], dim)
 
-def _features(x: Float[Tensor, "b g p d"]) -> Float[Tensor, "b g p F"]:
+def _features(x: Float[Tensor, "g b p d"]) -> Float[Tensor, "g b p F"]:
     "phi(x) = [vech(x x^T), x, 1]."
     return torch.cat([_quadratic(x), x, torch.ones_like(x[..., :1])], -1)
 
-def _squares(weight: Float[Tensor, "j g d e"]) -> Float[Tensor, "j gq e"]:
+def _squares(weight: Float[Tensor, "j g d e"]) -> Float[Tensor, "j g q e"]:
     "What the square of W^T x makes of each product of `_quadratic`; mixed products occur twice."
     once = torch.eye(weight.shape[2], dtype=weight.dtype, device=weight.device)
     twice = torch.cat([2 - once[m, m:] for m in range(weight.shape[2])])
-    return (_quadratic(weight, 2) * twice[:, None]).flatten(1, 2)
+    return _quadratic(weight, 2) * twice[:, None]
 
-# %% ../../nbs/nn/03_routing.ipynb #b31188fc
-def _fit(moments: Float[Tensor, "#j b g F"],     # M; or one for all j
-         transform: Float[Tensor, "j g f e"],
-         squares: Float[Tensor, "j gq e"],
-         centre: Float[Tensor, "b g f"],         # each group's mean capsule, with the bias's 1
-         beta_u: Float[Tensor, "j"],
-         beta_a: Float[Tensor, "j"],
-         share: float,
-         inverse_temperature: float,
-         last: bool,
-        ) -> tuple[Tensor, ...]:                 # mean (j, b, e), log a (j, b) and, unless it is the last time, Theta (j, b, g, F)
-    "M-step and the next E-step's keys, for some higher capsules."
-    dim = moments.shape[3] - squares.shape[1] // transform.shape[1] - 1
-    moments, weight = moments.expand(len(transform), -1, -1, -1), transform[:, :, :dim]
-    second, first, mass = moments.split([moments.shape[3] - dim - 1, dim, 1], 3)
-    total = mass.sum(2) + MASS_FLOOR                                                    # (j, b, 1)
-    offset = (centre.transpose(0, 1) @ transform).transpose(1, 2)                       # (j, b, g, e), as all that follow
-    inner = (first.transpose(1, 2) @ weight).transpose(1, 2)
-    mean = (inner + mass * offset).sum(2) / total
-    delta = offset - mean[:, :, None]
-    spread = torch.bmm(second.flatten(2), squares) + ((2 * inner + mass * delta) * delta).sum(2)
-    variance = (spread / total).clamp(min=0) + VARIANCE_FLOOR
-    log_active = _log_activation(mass.sum((2, 3)), variance.log(), beta_u[:, None], beta_a[:, None], share, inverse_temperature)
-    if last: return mean, log_active
-    precision = 1 / variance
-    pulled = delta * precision[:, :, None]
-    constant = (log_active - 0.5 * variance.log().sum(-1))[:, :, None] - 0.5 * (delta * pulled).sum(-1)
-    quadratic = torch.bmm(precision, squares.mT).view(second.shape)
-    linear = (pulled.transpose(1, 2) @ weight.mT).transpose(1, 2)
-    return mean, log_active, torch.cat([-0.5 * quadratic, -linear, constant[..., None]], 3)
+# %% ../../nbs/nn/03_routing.ipynb #4f60bea2
+class _Clusters(NamedTuple):
+    "What some higher capsules are made of; or the loss's gradients by it."
+    transform: Float[Tensor, "j g f e"]
+    weight: Float[Tensor, "j g d e"]     # the transform without its bias
+    squares: Float[Tensor, "j g q e"]
+    beta_u: Float[Tensor, "j"]
+    beta_a: Float[Tensor, "j"]
 
-# %% ../../nbs/nn/03_routing.ipynb #3aa8ca20
+    def parts(self, x: Float[Tensor, "j g b F"]) -> tuple[Tensor, ...]:
+        "What of it belongs to phi's products, to x, and to the 1."
+        return x.split([self.squares.shape[2], self.weight.shape[2], 1], 3)
+
+def _clusters(transform: Tensor, squares: Tensor, *betas: Tensor, dim: int, size: int) -> list[_Clusters]:
+    "Chunks of so many clusters, as views."
+    return [_Clusters(*parts) for parts in zip(*(x.split(size) for x in (transform, transform[:, :, :dim], squares, *betas)))]
+
+def _delta(centre: Float[Tensor, "g b f"], mean: Float[Tensor, "j b e"], w: _Clusters) -> Float[Tensor, "j g b e"]:
+    "How far each group's mean vote lies from the clusters' means."
+    return (centre @ w.transform).sub_(mean[:, None])
+
+# %% ../../nbs/nn/03_routing.ipynb #6c58a9b0
+def _m_step(moments: Float[Tensor, "#j g b F"],    # M; or one for all j
+            centre: Float[Tensor, "g b f"],        # each group's mean capsule, with the bias's 1
+            w: _Clusters,
+           ) -> tuple[Tensor, ...]:                # mean and variance (j, b, e), mass (j, b)
+    "Eqn 5."
+    second, first, mass = w.parts(moments.expand(len(w.transform), -1, -1, -1))
+    offset, inner, whole = centre @ w.transform, first @ w.weight, mass.sum(1)
+    total = whole + MASS_FLOOR
+    mean = torch.addcmul(inner, mass, offset).sum(1) / total
+    delta = offset.sub_(mean[:, None])
+    spread = inner.mul_(2).addcmul_(mass, delta).mul_(delta)
+    spread = spread.flatten(0, 1).baddbmm_(second.flatten(0, 1), w.squares.flatten(0, 1)).view_as(delta).sum(1)
+    return mean, (spread / total).clamp_(min=0) + VARIANCE_FLOOR, whole[..., 0]
+
+# %% ../../nbs/nn/03_routing.ipynb #eefe354b
+def _by_pair(x: Float[Tensor, "j g b F"]) -> Float[Tensor, "gb F j"]:
+    return x.flatten(1).t().contiguous().unflatten(0, (x.shape[1] * x.shape[2], x.shape[3]))
+
+def _by_cluster(x: Float[Tensor, "gb F j"], groups: int) -> Float[Tensor, "j {groups} b F"]:
+    return x.flatten(0, 1).t().contiguous().view(x.shape[2], groups, len(x) // groups, x.shape[1])
+
+def _theta(centre, clusters: Sequence[_Clusters], mean, variance, log_active) -> Float[Tensor, "gb F j"]:
+    "Eqn 6 for all clusters: the next E-step's keys."
+    size, width = len(clusters[0].transform), clusters[0].squares.shape[2] + clusters[0].weight.shape[2] + 1
+    theta = mean.new_empty(len(mean), *centre.shape[:2], width)
+    for w, m, v, a, out in zip(clusters, *(x.split(size) for x in (mean, variance, log_active, theta))):
+        delta, precision = _delta(centre, m, w), 1 / v
+        pulled = delta * precision[:, None]
+        constant = (a - 0.5 * v.log().sum(-1))[:, None] - 0.5 * torch.linalg.vecdot(delta, pulled)
+        torch.cat([(-0.5 * precision)[:, None] @ w.squares.mT, pulled.neg_() @ w.weight.mT, constant[..., None]], 3, out=out)
+    return _by_pair(theta)
+
+# %% ../../nbs/nn/03_routing.ipynb #eb4492e4
+def _theta_backward(to_theta, delta, variance, w: _Clusters, to: _Clusters) -> tuple[Tensor, Tensor, Tensor]:
+    "Eqn 6 backward: the gradients by delta, the variance and log a; those by weights are added to `to`."
+    to_second, to_first, to_constant = w.parts(to_theta)
+    precision, to_log = 1 / variance, to_constant.sum(1)[..., 0]
+    to.weight.sub_(to_first.mT @ (delta * precision[:, None]))
+    to.squares.sub_(to_second.mT @ (0.5 * precision)[:, None])
+    pulled, along = to_first @ w.weight, to_constant * delta
+    to_precision = torch.add(pulled, along, alpha=0.5).mul_(delta).flatten(0, 1)
+    to_precision = to_precision.baddbmm_(to_second.flatten(0, 1), w.squares.flatten(0, 1), alpha=0.5).view_as(delta).sum(1)
+    return along.add_(pulled).mul_(-precision[:, None]), (to_precision * precision - 0.5 * to_log[..., None]) * precision, to_log
+
+def _activation_backward(to_log, log_active, mass, variance, share, inverse_temperature, w: _Clusters, to: _Clusters) -> tuple[Tensor, Tensor]:
+    "The cost of a cluster, backward: the gradients by mass and variance."
+    to_score = -torch.expm1(log_active) * to_log * inverse_temperature
+    to_cost = -to_score * mass / share
+    to.beta_a.add_(to_score.sum(1)); to.beta_u.add_(to_cost.sum(1), alpha=variance.shape[2])
+    return -to_score * (w.beta_u[:, None] * variance.shape[2] + 0.5 * variance.log().sum(-1)) / share, 0.5 * to_cost[..., None] / variance
+
+# %% ../../nbs/nn/03_routing.ipynb #959219f0
+def _m_step_backward(to_mean, to_variance, to_mass, mean, variance, mass, delta, w: _Clusters, out: Tensor) -> tuple[Tensor, Tensor]:
+    "Eqn 5 backward, as far as it goes without M: the gradient by M, in `out`; those by the spread and by m times the mean."
+    total, above = (mass + MASS_FLOOR)[..., None], variance - VARIANCE_FLOOR
+    to_spread = torch.where(above > 0, to_variance, 0) / total
+    to_sum = (to_mean - 2 * MASS_FLOOR * mean * to_spread) / total      # what the spread sends to the mean cancels but for the floor
+    to_mass = to_mass - (to_spread * above).sum(-1)
+    to_inner = torch.addcmul(to_sum[:, None], delta, 2 * to_spread[:, None])
+    constant = torch.linalg.vecdot(delta, torch.addcmul(to_sum[:, None], delta, to_spread[:, None])) + to_mass[:, None]
+    torch.cat([to_spread[:, None] @ w.squares.mT, to_inner @ w.weight.mT, constant[..., None]], 3, out=out)
+    return to_spread, to_sum
+
+def _weights_backward(moments, centre, mean, to_delta, to_spread, to_sum, w: _Clusters, to: _Clusters) -> Float[Tensor, "g b f"]:
+    "Eqn 5 backward, the rest: the gradient by centre; those by weights are added to `to`."
+    (second, first, mass), delta = w.parts(moments.expand(len(mean), -1, -1, -1)), _delta(centre, mean, w)
+    to.squares.add_(second.mT @ to_spread[:, None])
+    to.weight.add_(first.mT @ torch.addcmul(to_sum[:, None], delta, 2 * to_spread[:, None]))
+    to_offset = (first @ w.weight).addcmul_(mass, delta).mul_(2 * to_spread[:, None]).addcmul_(mass, to_sum[:, None])
+    if to_delta is not None: to_offset += to_delta
+    to.transform.add_(centre.mT @ to_offset)
+    return (to_offset @ w.transform.mT).sum(0)
+
+# %% ../../nbs/nn/03_routing.ipynb #5bb96bc1
+class _EM(torch.autograd.Function):
+    "From features and active features (g, b, p, F) to means (j, b, e), log a (j, b) and, without gradient, the last E-step's keys."
+    @staticmethod
+    def forward(ctx, features, active, centre, transform, squares, beta_u, beta_a, size, schedule, backend):
+        (groups, samples, positions, width), higher = features.shape, len(transform)
+        clusters = _clusters(transform, squares, beta_u, beta_a, dim=width - squares.shape[2] - 1, size=size)
+        share, (collect, _) = groups * positions / higher, vote_free(backend)
+        mean, variance = features.new_empty(2, len(schedule), higher, samples, transform.shape[3])
+        mass, log_active = features.new_empty(2, len(schedule), higher, samples)
+        keys = features.new_zeros(1).expand(groups * samples, width, higher)
+        moments = [(active.sum(2) / higher)[None]] * len(clusters)                 # responsibilities are all 1 / n_higher
+        for step, inverse_temperature in enumerate(schedule):
+            state = [x[step].split(size) for x in (mean, variance, mass, log_active)]
+            for w, moment, *places in zip(clusters, moments, *state):
+                m, v, total = _m_step(moment, centre, w)
+                a = _log_activation(total, v.log(), w.beta_u[:, None], w.beta_a[:, None], share, inverse_temperature)
+                for place, value in zip(places, (m, v, total, a)): place.copy_(value)
+            if step + 1 < len(schedule):
+                keys = _theta(centre, clusters, mean[step], variance[step], log_active[step])
+                moments = _by_cluster(collect(features.flatten(0, 1), keys, active.flatten(0, 1))[0], groups).split(size)
+        ctx.save_for_backward(features, active, centre, mean, variance, mass, log_active, transform, squares, beta_u, beta_a)
+        ctx.options = size, schedule, share, backend
+        ctx.mark_non_differentiable(keys)
+        return mean[-1], log_active[-1], keys
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, to_mean, to_log, _):
+        with full_precision(to_mean.device): return *_em_backward(to_mean, to_log, *ctx.saved_tensors, *ctx.options), None, None, None
+
+# %% ../../nbs/nn/03_routing.ipynb #35180b66
+def _em_backward(to_mean, to_log, features, active, centre, mean, variance, mass, log_active, transform, squares, beta_u, beta_a,
+                 size, schedule, share, backend):
+    "The loss's gradients by features, active features, centre and what the clusters are made of."
+    (groups, samples, _, width), weights = features.shape, (transform, squares, beta_u, beta_a)
+    queries, values = features.flatten(0, 1), active.flatten(0, 1)
+    to_queries, to_values, to_centre, *to_weights = (torch.zeros_like(x) for x in (queries, values, centre, *weights))
+    chunks = list(zip(*(_clusters(*x, dim=width - squares.shape[2] - 1, size=size) for x in (weights, to_weights))))
+    state = [list(zip(*(x[step].split(size) for x in (mean, variance, mass, log_active)))) for step in range(len(schedule))]
+    to_theta, arriving = None, list(zip(to_mean.split(size), to_log.split(size)))
+    for step in reversed(range(len(schedule))):
+        to_moments, waiting = features.new_empty(len(transform), groups, samples, width), []
+        for k, ((w, to), (m, v, total, a), out) in enumerate(zip(chunks, state[step], to_moments.split(size))):
+            delta = _delta(centre, m, w)
+            if to_theta is None: to_delta, to_v, (to_m, to_a) = None, 0, arriving[k]
+            else:
+                to_delta, to_v, to_a = _theta_backward(to_theta[k], delta, v, w, to)
+                to_m = -to_delta.sum(1)
+            to_total, more = _activation_backward(to_a, a, total, v, share, schedule[step], w, to)
+            waiting.append((m, to_delta, *_m_step_backward(to_m, to_v + more, to_total, m, v, total, delta, w, out)))
+        if step:
+            to_moments = _by_pair(to_moments)
+            keys = _theta(centre, [w for w, _ in chunks], mean[step - 1], variance[step - 1], log_active[step - 1])
+            found = vote_free(backend)[1](to_moments, queries, keys, values, None, None, recollect=True)
+            del to_moments, keys, to_theta
+            to_queries += found[0]; to_values += found[2]
+            to_theta, moments = (_by_cluster(x, groups).split(size) for x in (found[1], found[3]))
+            del found
+        else:
+            to_values += (to_moments.sum(0) / len(transform)).flatten(0, 1)[:, None]
+            moments = [(active.sum(2) / len(transform))[None]] * len(chunks)
+        for (w, to), moment, parts in zip(chunks, moments, waiting): to_centre += _weights_backward(moment, centre, *parts, w, to)
+    return to_queries.view_as(features), to_values.view_as(active), to_centre, *to_weights
+
+# %% ../../nbs/nn/03_routing.ipynb #f53a13e8
 def _em_vote_free(u, activation, transform, beta_u, beta_a, iterations, temperature, backend, chosen):
     (samples, groups, positions, dim), (higher, size) = u.shape, transform.shape[1::2]
-    n_features = dim * (dim + 1) // 2 + dim + 1
-    if positions * size <= 2 * n_features: return _em_votes(u, activation, transform, beta_u, beta_a, iterations, temperature, chosen)
-    parties = _parties(samples, groups * higher * n_features * u.element_size(), 48 * _cache(u.device)) or [slice(0, 0)]
-    together = parties[0].stop * groups * size * u.element_size()
-    step = max(1, _cache(u.device) // max(together, 1))
-    chunks = [x.split(step) for x in (transform.transpose(0, 1), beta_u, beta_a)]
-    clusters = list(zip(chunks[0], [_squares(chunk[:, :, :dim]) for chunk in chunks[0]], *chunks[1:]))
-    routed = [_em_party(u[party], activation[party], clusters, iterations, temperature, backend, chosen) for party in parties]
+    width = dim * (dim + 1) // 2 + dim + 1
+    if positions * size <= 2 * width: return _em_votes(u, activation, transform, beta_u, beta_a, iterations, temperature, chosen)
+    by_higher = transform.transpose(0, 1).contiguous()
+    weights = by_higher, _squares(by_higher[:, :, :dim]), beta_u, beta_a
+    schedule = [_inverse_temperature(temperature, step) for step in range(iterations)]
+    parties = _parties(samples, groups * higher * width * u.element_size(), 24 * _cache(u.device)) or [slice(0, 0)]
+    together = max(1, _cache(u.device) // max(parties[0].stop * groups * size * u.element_size(), 1))      # clusters in a chunk
+    routed = []
+    for party in parties:
+        some = u[party].transpose(0, 1).contiguous()
+        centre = some.mean(2, keepdim=True)
+        features = _features(some - centre)
+        active = (activation[party].transpose(0, 1)[..., None] * features).contiguous()
+        mean, log_active, keys = _EM.apply(features, active, _with_one(centre, by_higher)[:, :, 0], *weights, together, schedule, backend)
+        r = None if chosen is None else coefficients_of(features, keys.view(groups, -1, width, higher).mT, chosen).transpose(0, 1)
+        routed.append((mean.transpose(0, 1), log_active.exp().t(), r))
     return tuple(torch.cat(parts) if parts[0] is not None else None for parts in zip(*routed))
-
-def _em_party(u, activation, clusters, iterations, temperature, backend, chosen):
-    "EM routing of some samples to the higher capsules of all chunks: means, activations, responsibilities of the chosen."
-    transform, higher = clusters[0][0], sum(len(chunk) for chunk, *_ in clusters)
-    centre, share = u.mean(2, keepdim=True), u.shape[1] * u.shape[2] / higher
-    features, keys = _features(u - centre), None
-    active, centre = activation[..., None] * features, _with_one(centre, transform)[:, :, 0]
-    moments = [(active.sum(2) / higher)[None]] * len(clusters)                 # responsibilities are all 1 / n_higher
-    fit = _fit if len(clusters) == 1 else partial(checkpoint, _fit, use_reentrant=False, preserve_rng_state=False)
-    for step in range(iterations):
-        last, schedule = step + 1 == iterations, (share, _inverse_temperature(temperature, step))
-        fits = [fit(moment, chunk, squares, centre, *betas, *schedule, last)
-                for moment, (chunk, squares, *betas) in zip(moments, clusters)]
-        if last: break
-        keys = torch.cat([found[2] for found in fits]).permute(1, 2, 3, 0).contiguous().mT
-        collected = assign(features, keys, active, backend=backend).mT                         # (b, g, F, j)
-        moments = collected.flatten(0, 2).t().contiguous().unflatten(1, collected.shape[:3]).split(len(transform))
-    mean, log_active = (torch.cat(parts).transpose(0, 1) for parts in list(zip(*fits))[:2])
-    if chosen is None: return mean, log_active.exp(), None
-    if keys is None: keys = torch.zeros_like(features[:, :, :1]).expand(-1, -1, higher, -1)
-    return mean, log_active.exp(), coefficients_of(features, keys, chosen)
 
 # %% ../../nbs/nn/03_routing.ipynb #bba3e239
 def em_routing(u: Float[Tensor, "b g p d"],              # lower capsules
