@@ -4,7 +4,7 @@
 
 # %% ../nbs/40_cli.ipynb #0331c6c4
 from __future__ import annotations
-import json, math, os, shlex, signal, statistics, sys, time
+import json, math, os, shlex, signal, statistics, sys, time, traceback
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -464,6 +464,7 @@ def _measure_in_turn():
             code = 1
             try: main(["bench", "measure", line.strip()])
             except SystemExit as ended: code = ended.code
+            except BaseException: traceback.print_exc()       # os._exit says nothing
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()

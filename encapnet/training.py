@@ -8,6 +8,7 @@ import ctypes, json, math, os, sys, time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 import torch
 from safetensors.torch import load as parse_tensors, save as pack_tensors
@@ -38,7 +39,8 @@ def pin_threads(count: int | None = None) -> int:  # how many are used; None: on
     return torch.get_num_threads()
 
 def keep_memory():
-    "Let glibc keep what is freed for the next step: memory handed back has to be cleared by the system when it comes again, at each step."
+    "Let glibc keep what is freed, unless the environment tells it something: memory handed back has to be cleared by the system when it comes again."
+    if any(name.startswith("MALLOC_") for name in os.environ): return
     with suppress(AttributeError, OSError):     # other systems have their own ways
         adjust = ctypes.CDLL(None).mallopt
         adjust(-1, 2**31 - 1)                   # M_TRIM_THRESHOLD
@@ -164,11 +166,11 @@ def agreement_curves(history: list[dict[str, Any]],   # of whole epochs
                 **{which: told(rows, which, False) | told(close, which, True) for which in history[0]["agreement"]})
 
 # %% ../nbs/21_training.ipynb #02373bb3
-def pack(trainer: Trainer, history: list[dict[str, Any]], code: str = "") -> bytes:
-    "Weights, optimiser state, history and code hash as the content of a safetensors file."
+def pack(trainer: Trainer, history: list[dict[str, Any]], code: str = "", optimizer: bool = True) -> bytes:
+    "Weights, optimiser state if asked for, history and code hash as the content of a safetensors file."
     # The header holds one entry: safetensors writes several in no fixed order, and equal states shall be equal files.
     tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
-    for index, moments in trainer.optimizer.state_dict()["state"].items():
+    for index, moments in trainer.optimizer.state_dict()["state"].items() if optimizer else ():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     header = dict(schema_version=SCHEMA, key=trainer.config.key, code=code, history=history)
     return pack_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, dict(run=json.dumps(header)))
@@ -183,13 +185,17 @@ def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(f"damaged ({(str(error).splitlines() or ['empty'])[0]})") from error
 
+def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "Of a checkpoint's tensors the network's, by their own names."
+    return {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
+
 # %% ../nbs/21_training.ipynb #9944cc21
 def unpack(trainer: Trainer, content: bytes, code: str = "") -> list[dict[str, Any]]:
     "Put a checkpoint's state into a trainer; returns the history. Raises StudyError if it is damaged, another run's or of other code."
     header, tensors = _parse(content)
     if header["key"] != trainer.config.key: raise StudyError(f"belongs to run {header['key']}")
     if header["code"] != code: raise StudyError("made by other code")
-    model = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
+    model = _weights(tensors)
     here = trainer.model.state_dict()
     # Looked at before anything is loaded: a trainer is filled whole or left as it was.
     if {name: value.shape for name, value in model.items()} != {name: value.shape for name, value in here.items()}:
@@ -226,26 +232,28 @@ def resume(run: Run, trainer: Trainer, say: Callable[[str], None]) -> list[dict[
     if passed_over: say(f"{run.name}: no checkpoint is left, training starts over" + (f" ({why})" if why else ""))
     return []
 
-# %% ../nbs/21_training.ipynb #bb1afa34
+# %% ../nbs/21_training.ipynb #afef3049
 def save_moment(run: Run, trainer: Trainer, epoch: int):
     "Keep the weights after an epoch, for explorers."
-    tensors = {name: value.detach().cpu().contiguous() for name, value in trainer.model.state_dict().items()}
-    run.write(f"moment-{epoch:03}.safetensors", pack_tensors(tensors, dict(code=code_hash(run.code or {}))))
+    run.write(f"moment-{epoch:03}.safetensors", pack(trainer, [], code_hash(run.code or {}), optimizer=False))
 
-def look_back(run: Run, classes: int, epoch: int) -> torch.nn.Module:
-    "The network of a run as it was after an epoch, in evaluation. Raises StudyError if its weights were not kept, are damaged or of other code."
-    path = run.path(f"moment-{epoch:03}.safetensors")
-    try: content = path.read_bytes()
-    except FileNotFoundError: raise StudyError(f"{run.name}: no weights were kept after epoch {epoch}") from None
+@lru_cache(16)
+def _class_count(name: str, data_root) -> int: return len(data.load(name, "test", data_root).classes)
+
+def look_back(run: Run, epoch: int, data_root: str | os.PathLike | None = None) -> torch.nn.Module:
+    "A network as it was after an epoch, in evaluation. Raises StudyError if weights were not kept, are damaged, another run's or of other code."
+    last, lost = epoch == run.config.schedule.epochs, f"{run.name}: no weights were kept after epoch {epoch}"
+    path = run.path(CHECKPOINTS[0] if last else f"moment-{epoch:03}.safetensors")
+    try: header, tensors = _parse(path.read_bytes())
+    except FileNotFoundError: raise StudyError(lost) from None
     except OSError as error: raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
-    model = build(run.config.network, classes, run.config.feedback)
-    try:
-        size = int.from_bytes(content[:8], "little")
-        code = json.loads(content[8:8 + size])["__metadata__"]["code"]
-        model.load_state_dict(parse_tensors(content))
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise StudyError(f"{path} is damaged ({(str(error).splitlines() or ['empty'])[0]})") from error
-    if code != code_hash(code_of(run.config)): raise StudyError(f"{run.name}: the weights after epoch {epoch} were made by other code")
+    except StudyError as error: raise StudyError(f"{path}: {error}") from error
+    if header["key"] != run.config.key: raise StudyError(f"{path}: belongs to run {header['key']}")
+    if header["code"] != code_hash(code_of(run.config)): raise StudyError(f"{run.name}: the weights after epoch {epoch} were made by other code")
+    if last and len(header["history"]) != epoch: raise StudyError(lost)
+    model = build(run.config.network, _class_count(run.config.data.name, data_root), run.config.feedback)
+    try: model.load_state_dict(_weights(tensors))
+    except RuntimeError as error: raise StudyError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
     return model.eval()
 
 # %% ../nbs/21_training.ipynb #f3e7c342
@@ -352,7 +360,7 @@ def _train(run, trainer, train, test, history, manifest, ledger, tell, deadline,
             if said := agree(trainer, test): row |= dict(agreement=said)
             spent += time.perf_counter() - began
             run.write("metrics.jsonl", _lines([*history, row]))
-            if "agreement" in row and number + 1 in moments(epochs): save_moment(run, trainer, number + 1)
+            if "agreement" in row and number + 1 in moments(epochs)[:-1]: save_moment(run, trainer, number + 1)
             save(run, trainer, [*history, row])
             history.append(row)                       # it counts when it is safe
             run.write("manifest.json", manifest | dict(seconds=round(spent, 3)))

@@ -11,12 +11,13 @@ from encapnet.nn.routing import dynamic_routing, em_routing
 from encapnet.nn.trace import agreement_histogram
 from encapnet.show.explore import unpacked
 from encapnet.show.explore_routing import routing_page, untrained
+from encapnet.training import pixels_to_watch
 
 
 @pytest.fixture(scope="module")
 def page():
     digits = data.load("digits", "test", None, 40)
-    pixels = data.augment(digits.images, "mild", None, True)
+    pixels, _ = pixels_to_watch(digits, "mild", len(digits))
     shown = [(title, untrained(pixels, groups=2, **options), turns) for title, options, turns in (
         ("dynamic", {}, (-30, 0, 30)), ("EM", dict(routing="em"), (0,)), ("lower", dict(normalize="lower"), (0,)))]
     return routing_page(shown, pixels[[3, 14]], digits.labels[[3, 14]], digits.classes)

@@ -14,13 +14,12 @@ from typing import Any
 import anywidget
 import numpy as np
 import traitlets
-from safetensors import SafetensorError
 from ..study.config import EXPERIMENTS, Row, RunConfig, StudyError
-from ..study.runs import CHECKPOINTS, Run, code_hash, code_of, state
+from ..study.runs import CHECKPOINTS, Run, state
 
 # %% auto #0
-__all__ = ['packed', 'unpacked', 'script', 'style', 'Picture', 'Page', 'Offer', 'stored', 'kept_epochs', 'last_epoch', 'offer',
-           'missing', 'filled', 'settled', 'moved', 'explained']
+__all__ = ['packed', 'unpacked', 'script', 'style', 'Picture', 'Page', 'Offer', 'stored', 'kept_epochs', 'offer', 'missing',
+           'said', 'settled', 'moved', 'explained']
 
 # %% ../../nbs/show/31_explore.ipynb #8c804473
 def packed(values,                  # numbers: an array or a tensor
@@ -89,20 +88,14 @@ def stored(runs: str | Path, kind: str = "") -> Iterator[Run]:  # "CapNet"; "": 
         if kind in ("", config.network.kind) and run.folder == path.parent: yield run
 
 def kept_epochs(run: Run) -> tuple[int, ...]:
-    "The epochs after which a run's weights were kept."
-    return tuple(sorted(int(path.stem.split("-")[1]) for path in run.folder.glob("moment-*.safetensors") if path.stem.split("-")[1].isdigit()))
+    "The epochs after which a run's weights were kept: its moments, and the last of its checkpoint."
+    moments = {int(number) for path in run.folder.glob("moment-*.safetensors") if (number := path.stem.split("-")[1]).isdigit()}
+    return tuple(sorted(moments | ({run.config.schedule.epochs} if run.path(CHECKPOINTS[0]).exists() else set())))
 
 # %% ../../nbs/show/31_explore.ipynb #7ea8408f
-def last_epoch(run: Run) -> tuple[int, ...]:
-    "The epoch of a run's checkpoint; none without one."
-    return (run.config.schedule.epochs,) if run.path(CHECKPOINTS[0]).exists() else ()
-
-def offer(run: Run,
-          load: Callable[[Run, int], torch.nn.Module],
-          kept: Callable[[Run], tuple[int, ...]] = kept_epochs,  # after which epochs `load` knows weights; or `last_epoch`
-         ) -> Offer:
+def offer(run: Run, load: Callable[[Run, int], torch.nn.Module]) -> Offer:
     "A run of the store as something to be shown."
-    found, epochs, config = state(run), kept(run), run.config
+    found, epochs, config = state(run), kept_epochs(run), run.config
     why = ("" if epochs else "no weights of its epochs were kept") if found.name == "fresh" else ": ".join(filter(None, (found.name, found.why)))
     title = f"{run.name}, {config.profile}, {config.data.name}, seed {config.seed}" + f" ({found.name})" * (found.name != "fresh")
     return Offer(title, lambda epoch: load(run, epoch), epochs or (0,), why, config.data.name)
@@ -120,27 +113,13 @@ def missing(experiments: list[str], have: list[Run], profile: str = "quick",
             told[place] = Offer(f"{'/'.join(place)}, {profile} (missing)", _nothing, why=f"not trained yet: `{command}` trains it")
     return list(told.values())
 
-def _nothing(epoch: int): raise StudyError("this network was never trained")
+def said(text: str,
+         wrong: bool = False,   # something could not be done
+        ) -> str:
+    "A line of an explorer's own, which screen readers are told of; nothing for no text."
+    return text and f'<p role="status" style="margin:2px 0{";color:#d55e00" * wrong}">{html.escape(text)}</p>'
 
-# %% ../../nbs/show/31_explore.ipynb #fa7138b2
-def filled(run: Run,
-           model: torch.nn.Module,   # built from the run's configuration
-          ) -> torch.nn.Module:
-    "The network with the weights of a run's checkpoint, in evaluation. Raises StudyError if it is absent, damaged, another run's or of other code."
-    from safetensors.torch import load as parse_tensors
-    path = run.path(CHECKPOINTS[0])
-    try: content = path.read_bytes()
-    except FileNotFoundError: raise StudyError(f"{run.name}: there is no checkpoint") from None
-    except OSError as error: raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
-    try:
-        header = json.loads(json.loads(content[8:8 + int.from_bytes(content[:8], "little")])["__metadata__"]["run"])
-        key, code = header["key"], header["code"]
-        model.load_state_dict({name[6:]: value for name, value in parse_tensors(content).items() if name.startswith("model.")})
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise StudyError(f"{path} is damaged ({(str(error).splitlines() or ['empty'])[0]})") from error
-    if key != run.config.key: raise StudyError(f"{path} belongs to run {key}")
-    if code != code_hash(code_of(run.config)): raise StudyError(f"{run.name}: its checkpoint was made by other code")
-    return model.eval()
+def _nothing(epoch: int): raise StudyError("this network was never trained")
 
 # %% ../../nbs/show/31_explore.ipynb #50faabe7
 def settled(model: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:

@@ -4,7 +4,6 @@
 
 # %% ../../nbs/show/31d_explore_capconv.ipynb #bd532c24
 from __future__ import annotations
-import html
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 from .. import data
 from ..nn.networks import EncapNet, SixLayerEncapNet
 from ..nn.trace import MixTrace, hook_points, trace
-from .explore import Offer, Picture, filled, last_epoch, missing, offer, packed, settled, stored
+from .explore import Offer, Picture, missing, offer, packed, said, settled, stored
 from .plots import PALETTE, Figure, canvas
 from ..study.config import StudyError, UsageError
-from ..study.runs import Run
-from ..training import build
+
+from ..training import look_back, pixels_to_watch
 
 # %% auto #0
 __all__ = ['mixes', 'lengths', 'mixture', 'CapConvPicture', 'mixed', 'networks', 'watched', 'CapConvExplorer', 'layers_still']
@@ -84,17 +83,13 @@ def _untrained(epoch: int, images: Tensor) -> nn.Module:
         torch.manual_seed(0)
         return settled(EncapNet(groups=4, skip="both"), images)
 
-def _load(run: Run, epoch: int, data_root: str) -> nn.Module:
-    classes = len(data.load(run.config.data.name, "test", data_root or None).classes)
-    return filled(run, build(run.config.network, classes, run.config.feedback))
-
 def networks(images: Tensor,                # what the untrained network's normalisation is to see
              runs: str | Path = "runs",
              data_root: str = "",
             ) -> list[Offer]:
     "What can be shown, and what cannot and why."
     have = [run for kind in _KINDS for run in stored(runs, kind)]
-    offers = sorted((offer(run, partial(_load, data_root=data_root), last_epoch) for run in have), key=lambda one: bool(one.why))
+    offers = sorted((offer(run, partial(look_back, data_root=data_root or None)) for run in have), key=lambda one: bool(one.why))
     absent = missing(["table1", "table3_left", "table3_right"], have, wanted=lambda row: row.network.kind in _KINDS)
     return [Offer("untrained EncapNet", partial(_untrained, images=images)), *offers, *absent]
 
@@ -104,8 +99,8 @@ def watched(name: str,                      # a data set
             count: int = 100,
            ) -> tuple[Tensor, Tensor, tuple[str, ...]]:  # pixels, labels, names of the classes
     "Test images as evaluation sees them. Raises UsageError if there is no such data."
-    test = data.load(name, "test", data_root or None, count)
-    return data.augment(test.images, augmentation, None, test.digits), test.labels, test.classes
+    test = data.load(name, "test", data_root or None)
+    return *pixels_to_watch(test, augmentation, count), test.classes
 
 # %% ../../nbs/show/31d_explore_capconv.ipynb #4e9b7191
 class CapConvExplorer(ipywidgets.VBox):
@@ -133,17 +128,16 @@ class CapConvExplorer(ipywidgets.VBox):
             model = one.load(one.epochs[-1])
             shown = self._images(one.data, "mild" if isinstance(model, SixLayerEncapNet) else "none")      # as Tables 1 and 3 train them
         except (StudyError, UsageError) as error:
-            return self._say(f"{one.title} cannot be shown: {error}. The picture is still that of the network before.")
+            self.status.value = said(f"{one.title} cannot be shown: {error}. The picture is still that of the network before.", True)
+            return
         self.model, self.shown, self.title = model, shown, one.title
         self.image.max = len(shown[0]) - 1
-        self._say("")
+        self.status.value = ""
         self._show()
 
     def _show(self, _=None):
         pixels, labels, names = self.shown
         self.picture.data = mixed(self.model, pixels[self.image.value], labels[self.image.value], names, self.title)
-
-    def _say(self, text: str): self.status.value = text and f'<p role="status" style="margin:2px 0;color:#d55e00">{html.escape(text)}</p>'
 
 # %% ../../nbs/show/31d_explore_capconv.ipynb #5cb7680d
 def layers_still(model: nn.Module,

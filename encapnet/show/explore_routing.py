@@ -7,7 +7,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import lru_cache, partial
-from html import escape
 from typing import Any
 import ipywidgets as widgets
 import torch
@@ -16,11 +15,11 @@ from torch import nn
 from .. import data
 from ..nn.networks import CapNet
 from ..nn.trace import agreement_histogram, trace
-from .explore import Offer, Page, Picture, explained, missing, moved, offer, packed, stored
+from .explore import Offer, Page, Picture, explained, missing, moved, offer, packed, said, settled, stored
 from .plots import PALETTE, Figure, canvas
 from ..study.config import OutOfTime, Schedule, StudyError, UsageError, plan
-from ..study.runs import Run
-from ..training import Trainer, look_back
+
+from ..training import Trainer, look_back, pixels_to_watch
 
 # %% auto #0
 __all__ = ['TURNS', 'RoutingPicture', 'votes_of', 'capsules_of', 'untrained', 'equivariance', 'on_offer', 'tiny',
@@ -63,12 +62,7 @@ def untrained(images: torch.Tensor,  # (b, 3, 32, 32), what its normalisation is
     "A CapNet as it is before the first step, in evaluation."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = CapNet(classes=classes, **{"groups": 4, **options})
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms: norm.momentum = 1.0                             # the batch is all that it has seen
-    model.train()(images)
-    for norm in norms: norm.momentum = 0.1
-    return model.eval()
+        return settled(CapNet(classes=classes, **{"groups": 4, **options}), images)
 
 # %% ../../nbs/show/31b_explore_routing.ipynb #40078a2c
 TURNS = tuple(range(-60, 61, 15))
@@ -80,15 +74,13 @@ def equivariance(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, t
     return dict(turns=list(turns), index=[round(pair[0], 4) for pair in pairs], unmoved=[round(max(pair[1], -9.0), 4) for pair in pairs])
 
 # %% ../../nbs/show/31b_explore_routing.ipynb #52c2dbfc
-def on_offer(runs: str, images: torch.Tensor) -> list[Offer]:
+def on_offer(runs: str, images: torch.Tensor, data_root: str = "") -> list[Offer]:
     "All networks that there are or could be, in the order of the list."
     begun = lru_cache(lambda routing, normalize: untrained(images, routing=routing, normalize=normalize))
     kinds = ("dynamic", "dynamic", "higher"), ("EM", "em", "higher"), ("dynamic, softmax over lower", "dynamic", "lower")
     fresh = [Offer(f"untrained, {title}", lambda epoch, options=options: begun(*options)) for title, *options in kinds]
-    have = list(stored(runs, "CapNet"))
-    return [*fresh, *sorted((offer(run, _look_back) for run in have), key=lambda one: bool(one.why)), *missing(["fig2", "polarisation"], have)]
-
-def _look_back(run: Run, epoch: int) -> nn.Module: return look_back(run, 10, epoch)
+    have, load = list(stored(runs, "CapNet")), partial(look_back, data_root=data_root or None)
+    return [*fresh, *sorted((offer(run, load) for run in have), key=lambda one: bool(one.why)), *missing(["fig2", "polarisation"], have)]
 
 def tiny(tell: Callable[[int, int], None] = lambda step, steps: None,  # how far it is
          stop: threading.Event | None = None,
@@ -158,13 +150,11 @@ class RoutingControls(widgets.VBox):
         self.bar.max, self.bar.value = steps, step
 
 # %% ../../nbs/show/31b_explore_routing.ipynb #22d31b62
-def _said(text: str, wrong: bool = False) -> str: return f'<p role="status" style="margin:2px 0{";color:#d55e00" * wrong}">{escape(text)}</p>'
-
 class RoutingExplorer(widgets.VBox):
     "Network, image and its position are chosen above; what routing makes of the votes, in the picture."
     def __init__(self, runs: str = "runs", data_root: str = "", learn: bool = True):  # the store; where data sets lie; train a tiny network meanwhile
         self.data_root, self.model, self.title, self.sets, self.curves = data_root, None, "", {}, {}
-        self.offers = on_offer(runs, self.images("digits")[0])
+        self.offers = on_offer(runs, self.images("digits")[0], data_root)
         self.controls, self.status, self.picture = RoutingControls(self.offers), widgets.HTML(), RoutingPicture()
         moves = dict.fromkeys(("image", "turn", "larger", "right", "down"), self.show)
         for control, work in {"network": self.choose, "epoch": self.load, **moves}.items():
@@ -182,14 +172,14 @@ class RoutingExplorer(widgets.VBox):
         def answer(_):
             if self.controls.filling: return
             try: work()
-            except (StudyError, UsageError, ValueError, LookupError, OSError, RuntimeError) as error: self.status.value = _said(str(error), True)
+            except (StudyError, UsageError, ValueError, LookupError, OSError, RuntimeError) as error: self.status.value = said(str(error), True)
         return answer
 
     def images(self, name: str) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
         "Pixels, labels and the names of the classes; read once. Raises UsageError if there is no such data."
         if name not in self.sets:
-            found = data.load(name, "test", self.data_root or None, 100)
-            self.sets[name] = data.augment(found.images, "mild", None, found.digits), found.labels, found.classes
+            found = data.load(name, "test", self.data_root or None)
+            self.sets[name] = *pixels_to_watch(found, "mild", 100), found.classes
         return self.sets[name]
 
     def choose(self):
@@ -207,7 +197,7 @@ def load(self: RoutingExplorer):
     pixels, _, _ = self.images(chosen.data)
     self.model, self.controls.image.max = chosen.load(epoch), len(pixels) - 1
     self.title = chosen.title + f", epoch {epoch}" * bool(epoch)
-    self.status.value = _said(f"{self.title}; images: {chosen.data}")
+    self.status.value = said(f"{self.title}; images: {chosen.data}")
     self.show()
 
 @patch
@@ -235,7 +225,7 @@ def _learn(explorer: RoutingExplorer):
     try: explorer.offers.append(tiny(controls.progress, explorer.stop, **explorer.lesson))
     except OutOfTime: return
     except Exception as error:                                          # in a thread of its own: nobody else would say it
-        explorer.status.value = _said(f"the tiny network could not be trained: {error}", True)
+        explorer.status.value = said(f"the tiny network could not be trained: {error}", True)
         return
     finally: controls.bar.layout.display = "none"
     controls.offer(explorer.offers, chosen := controls.network.value)

@@ -7,12 +7,11 @@ from __future__ import annotations
 import hashlib, json, math, time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 import ipywidgets as widgets
-from .explore import Picture, missing, stored
+from .explore import Picture, missing, said, stored
 from ..study.config import EXPERIMENTS, RunConfig, StudyError
 from ..study.runs import Record, Run, changed_code, finished, read_ledger, state
 from ..study.stats import error_interval
@@ -119,11 +118,11 @@ def _family(members: list[Found]) -> dict[str, Any]:
 
 def _told(members: list[Found]) -> list[str]:
     "Where seeds stand, and why; those of which the same is to be said, together."
-    said: dict[str, list[int]] = {}
+    told: dict[str, list[int]] = {}
     for one in members:
         standing = ": ".join(filter(None, (one.state, one.why))) + " (ledger)" * (one.source == "ledger")
-        said.setdefault(standing, []).append(one.run.config.seed)
-    return [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {standing}" for standing, seeds in said.items()]
+        told.setdefault(standing, []).append(one.run.config.seed)
+    return [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {standing}" for standing, seeds in told.items()]
 
 # %% ../../nbs/show/31e_explore_runs.ipynb #7176a046
 def gathered(runs: str | Path = "runs", reports: str | Path = "reports") -> dict[str, Any]:
@@ -159,14 +158,14 @@ class RunsExplorer(widgets.VBox):
         "Send what there is now."
         began = time.monotonic()
         try: data = gathered(*self.places)
-        except (StudyError, OSError, ValueError) as error: said = str(error)
+        except (StudyError, OSError, ValueError) as error: told = str(error)
         else:
             self.picture.data = data
             count = sum(len(group["runs"]) for group in data["groups"])
             spent, problems = time.monotonic() - began, data["problems"]
-            said = f"{count} runs in {self.places[0]} and {self.places[1]/'ledger'}, read in {spent:.1f} s" if count else data["sentence"]
-            if problems: said += f"; left out: {'; '.join(problems[:3])}" + f" and {len(problems) - 3} more" * (len(problems) > 3)
-        self.status.value = f'<p role="status" style="margin:2px 6px">{escape(said)}</p>'
+            told = f"{count} runs in {self.places[0]} and {self.places[1]/'ledger'}, read in {spent:.1f} s" if count else data["sentence"]
+            if problems: told += f"; left out: {'; '.join(problems[:3])}" + f" and {len(problems) - 3} more" * (len(problems) > 3)
+        self.status.value = said(told)
 
 def upward(place: str | Path, holds: str = "") -> Path:
     "A folder here, or, as a notebook is not opened where commands are typed, in a folder above; as it was given if there is none."

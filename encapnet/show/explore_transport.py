@@ -4,7 +4,7 @@
 
 # %% ../../nbs/show/31c_explore_transport.ipynb #42ebf819
 from __future__ import annotations
-import base64, html, math
+import base64, math
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,11 @@ from torch import Tensor
 from .. import data as images_of
 from ..nn.trace import hook_points, trace
 from ..nn.transport import ground_cost, sinkhorn_plan
-from .explore import Offer, Page, Picture, filled, last_epoch, missing, offer, packed, settled, stored
+from .explore import Offer, Page, Picture, missing, offer, packed, said, settled, stored
 from .plots import PALETTE, Figure, canvas
 from ..study.config import EncapNetConfig, FeedbackConfig, StudyError, UsageError
-from ..study.runs import Run
-from ..training import build, pixels_to_watch
+
+from ..training import build, look_back, pixels_to_watch
 
 # %% auto #0
 __all__ = ['SAMPLES', 'BLURS', 'Pair', 'clouds', 'capsule_pairs', 'costs', 'assigned', 'uniform', 'converged', 'entries', 'sent',
@@ -128,14 +128,10 @@ def _untrained(epoch: int = 0) -> torch.nn.Module:
         torch.manual_seed(0)
         return build(EncapNetConfig(groups=4, skip="both"), 10, FeedbackConfig())
 
-def _load(run: Run, epoch: int, data_root: str) -> torch.nn.Module:
-    classes = len(images_of.load(run.config.data.name, "test", data_root or None).classes)
-    return filled(run, build(run.config.network, classes, run.config.feedback))
-
 def networks(runs: str | Path = "runs", data_root: str = "") -> list[Offer]:
     "What can be shown, and what cannot and why."
     have = [run for run in stored(runs, "EncapNet") if run.config.feedback]
-    offers = sorted((offer(run, partial(_load, data_root=data_root), last_epoch) for run in have), key=lambda one: bool(one.why))
+    offers = sorted((offer(run, partial(look_back, data_root=data_root or None)) for run in have), key=lambda one: bool(one.why))
     absent = missing(["table3_right"], have, wanted=lambda row: row.feedback is not None and row.network.kind == "EncapNet")
     return [Offer("untrained EncapNet", _untrained), *offers, *absent]
 
@@ -168,8 +164,7 @@ class TransportExplorer(ipywidgets.VBox):
             pairs = look(one, self.data_root) + clouds()
             for curves in (False, True): self.picture.data = sent(pairs, curves)        # what is there at once is shown at once
         except (StudyError, UsageError) as error:
-            text = html.escape(f"{one.title} cannot be shown: {error}. The picture is still that of the network before.")
-            self.status.value = f'<p role="status" style="margin:2px 0;color:#d55e00">{text}</p>'
+            self.status.value = said(f"{one.title} cannot be shown: {error}. The picture is still that of the network before.", True)
         else: self.status.value = ""
 
 def transport_page(runs: str | Path = "runs", data_root: str = "", trained: int = 1) -> Page:
