@@ -156,6 +156,7 @@ def moved(images: torch.Tensor,        # (b, channels, h, w)
 # %% ../../nbs/show/31_explore.ipynb #9ed9fc2b
 def explained(before: torch.Tensor,  # (n, e): capsules of images as they are
               after: torch.Tensor,   # (n, e): of the same images, moved
+              kinds: torch.Tensor | None = None,  # (n,): their classes; None: one class
               ridge: float = 1e-3,   # of the fit, in shares of the mean square
              ) -> tuple[float, float]:
     "Eqn 1: held-out share of variance explained by one linear map, and by none; every second image is held out. Raises ValueError on fewer than 4."
@@ -167,5 +168,8 @@ def explained(before: torch.Tensor,  # (n, e): capsules of images as they are
     square = with_one[known].T @ with_one[known]
     square += ridge * square.diagonal().mean() * torch.eye(len(square)).to(square)
     fit = torch.linalg.solve(square, with_one[known].T @ after[known])
-    total = (after[held] - after[known].mean(0)).square().sum().clamp(min=1e-30)
+    kinds = torch.zeros(len(before)) if kinds is None else kinds
+    peers = (kinds[held, None] == kinds[None, known]).to(after)
+    peers[peers.sum(1) == 0] = 1                              # a class that the fit has not seen: the mean of all
+    total = (after[held] - peers @ after[known] / peers.sum(1, keepdim=True)).square().sum().clamp(min=1e-30)
     return tuple(1 - ((after[held] - guess).square().sum() / total).item() for guess in (with_one[held] @ fit, before[held]))

@@ -68,9 +68,9 @@ def untrained(images: torch.Tensor,  # (b, 3, 32, 32), what its normalisation is
 TURNS = tuple(range(-60, 61, 15))
 
 def equivariance(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, turns: tuple[int, ...] = TURNS) -> dict[str, list[float]]:
-    "The index of each rotation (degrees): `index` with one linear map, `unmoved` with none; held-out shares of variance."
+    "The index of each rotation (degrees): `index` with one linear map, `unmoved` with none; held-out shares of variance within classes."
     own = capsules_of(model, images, labels)[:, 0]
-    pairs = [explained(own, capsules_of(model, moved(images, turn), labels)[:, 0]) for turn in turns]
+    pairs = [explained(own, capsules_of(model, moved(images, turn), labels)[:, 0], labels) for turn in turns]
     return dict(turns=list(turns), index=[round(pair[0], 4) for pair in pairs], unmoved=[round(max(pair[1], -9.0), 4) for pair in pairs])
 
 # %% ../../nbs/show/31b_explore_routing.ipynb #52c2dbfc

@@ -186,7 +186,7 @@ function draw(model, element) {
     }
     const curve = (entry.equivariance || model.get("data").equivariance?.[entry.network]);
     if (curve) {
-      const lines = chart({ label: "Equivariance index over rotation", height: 190, width: 340, x: { low: curve.turns[0], high: curve.turns[curve.turns.length - 1], title: "rotation (degrees)" }, y: { low: Math.max(-1, Math.min(0, ...curve.index, ...curve.unmoved)), high: 1, title: "held-out R²" } });
+      const lines = chart({ label: "Equivariance index over rotation", height: 190, width: 340, x: { low: curve.turns[0], high: curve.turns[curve.turns.length - 1], title: "rotation (degrees)" }, y: { low: Math.max(-1, Math.min(0, ...curve.index, ...curve.unmoved)), high: 1, title: "held-out R² within classes" } });
       lines.line(curve.turns.map((turn, k) => [turn, curve.index[k]]), { stroke: INK[0] });
       lines.line(curve.turns.map((turn, k) => [turn, curve.unmoved[k]]), { stroke: INK[1], "stroke-dasharray": "5 3" });
       lines.rule(entry.turn || 0, true, { stroke: "currentColor", "stroke-opacity": 0.5 });
