@@ -113,16 +113,17 @@ OTHERS = sorted(path.stem for path in (ROOT / "nbs" / "explore").glob("*.ipynb")
 
 @pytest.mark.slow
 @pytest.mark.browser
+@pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("name", OTHERS)
-def test_every_explorer_is_drawn_and_moved(browser, tmp_path, name):
+def test_every_explorer_is_drawn_and_moved(browser, tmp_path, name, host):
     "Without a trained network, with nothing but the keyboard; what each of them shows is tested where it is made."
-    with live(browser, name, "voila", tmp_path, runs=str(tmp_path / "none")) as seen:
+    with live(browser, name, host, tmp_path, runs=str(tmp_path / "none")) as seen:
         label = seen.explorer.locator("input[type=range]").first.get_attribute("aria-label")
-        before, facts = seen.pictures(f"{name}-voila-1"), {**seen.facts, "milliseconds": 0}
+        before, facts = seen.pictures(f"{name}-{host}-1"), {**seen.facts, "milliseconds": 0}
         seen.press(label, "ArrowRight", "ArrowRight")
         seen.until(lambda found: {**found, "milliseconds": 0} != facts)
-        assert before and seen.pictures(f"{name}-voila-2-moved") != before
-        print(f"{name}: {seen.seconds} s; per key {[round(one) for one in seen.milliseconds(label, *['ArrowLeft', 'ArrowRight'] * 3)]} ms")
+        assert before and seen.pictures(f"{name}-{host}-2-moved") != before
+        print(f"{name}, {host}: {seen.seconds} s; per key {[round(one) for one in seen.milliseconds(label, *['ArrowLeft', 'ArrowRight'] * 3)]} ms")
         assert seen.errors == [] and seen.elsewhere == []
 
 
