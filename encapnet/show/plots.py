@@ -7,7 +7,7 @@ from __future__ import annotations
 import io, itertools
 import matplotlib
 import pandas as pd
-import seaborn as sns
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -21,7 +21,8 @@ __all__ = ['STYLE', 'PALETTE', 'Figure', 'plain_log', 'canvas', 'error_against_c
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
          "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "legend.frameon": False, "svg.hashsalt": "encapnet",
          "figure.constrained_layout.use": True, "svg.fonttype": "path"}
-PALETTE = sns.color_palette("colorblind")
+# seaborn's "colorblind", written out: an explorer that draws no curve starts half a second sooner without seaborn
+PALETTE = tuple(map(to_rgb, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")))
 
 class Figure:
     "A drawing with a caption (Markdown) and alternative text; shown as SVG in notebooks and pages."
@@ -85,6 +86,7 @@ def training_curves(frame: pd.DataFrame,  # row, epoch, error, train_loss, seed
                     dataset: str,
                    ) -> Figure:
     "Test error and training loss over epochs, a line per row, its band the range over seeds."
+    import seaborn as sns
     drawing, axes = canvas(7.2, 3.0, 2)
     if frame.empty: return _nothing(drawing, axes, f"Training curves on {dataset}: no run yet.")
     with matplotlib.rc_context(STYLE):
