@@ -19,7 +19,7 @@ __all__ = ['app', 'data_app', 'ProfileOption', 'DataOption', 'RootOption', 'Runs
            'DEFAULT_REPORTS', 'PAGED', 'COSTS', 'Context', 'Taken', 'bench_app', 'JsonOption', 'say', 'notebooks',
            'chosen_reports', 'reproduce', 'command_for', 'run_', 'taken_seconds', 'estimate', 'epochs_done', 'standing',
            'status', 'data_list', 'data_fetch', 'data_verify', 'bench_routing', 'bench_transport', 'bench_capconv',
-           'bench_measure', 'device', 'explore', 'main', 'one_line']
+           'bench_data', 'bench_measure', 'device', 'explore', 'main', 'one_line']
 
 # %% ../nbs/40_cli.ipynb #2f289ecb
 app = typer.Typer(name="encapnet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -435,6 +435,12 @@ def bench_capconv(profile: ProfileOption = "quick", runs: RunsOption = "runs", r
                   max_minutes: MinutesOption = None, as_json: JsonOption = False):
     "Time and weigh a training step of the 18-layer EncapNet beside a textbook's, and compiled."
     _bench("bench_capconv", profile, runs, reports, max_minutes, as_json)
+
+@bench_app.command("data")
+def bench_data(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports",
+               max_minutes: MinutesOption = None, as_json: JsonOption = False):
+    "Time the bringing of a batch beside training steps."
+    _bench("bench_data", profile, runs, reports, max_minutes, as_json)
 
 # %% ../nbs/40_cli.ipynb #77a9932b
 @bench_app.command("measure", hidden=True)

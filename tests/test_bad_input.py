@@ -74,7 +74,7 @@ def refused(ends):
 
 WORDS = [
     ("reproduse", "No such command 'reproduse'. Did you mean 'reproduce'?"),
-    ("reproduce tabel1", "no report 'tabel1'; expected one of: bench_capconv, bench_routing, bench_transport, "),
+    ("reproduce tabel1", "no report 'tabel1'; expected one of: bench_capconv, bench_data, bench_routing, bench_transport, "),
     ("reproduce tabel1", "(did you mean 'table1'?)"),
     ("reproduce --profile qick", "no profile 'qick'; expected one of: smoke, quick, long, short, paper (did you mean 'quick'?)"),
     ("reproduce complexity --profile qick", "did you mean 'quick'"),

@@ -97,7 +97,7 @@ def test_bad_input(arguments, told):
     assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize(("bench", "missing"), [("bench_routing", 20), ("bench_transport", 4), ("bench_capconv", 3)])
+@pytest.mark.parametrize(("bench", "missing"), [("bench_routing", 20), ("bench_transport", 4), ("bench_capconv", 3), ("bench_data", 10)])
 def test_the_page_says_what_is_missing(tmp_path, bench, missing):
     done = encapnet("reproduce", bench, "--profile", "smoke", "--missing", "show", "--runs", tmp_path / "runs", "--reports", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -14,8 +14,8 @@ __all__ = ['Positive', 'Modules', 'NetworkConfig', 'Sha256', 'TABLE1', 'EXPERIME
            'UsageError', 'StudyError', 'OutOfTime', 'nearest', 'Strict', 'CapNetConfig', 'VanillaCNNConfig',
            'SixLayerEncapNetConfig', 'EncapNetConfig', 'ResNetConfig', 'FeedbackConfig', 'DataConfig', 'Schedule',
            'Identified', 'RunConfig', 'MeasureConfig', 'BenchConfig', 'RoutingBenchConfig', 'TransportBenchConfig',
-           'CapConvBenchConfig', 'Row', 'find_row', 'Effort', 'Profile', 'find_profile', 'plan', 'measurements',
-           'routing_benches', 'transport_benches', 'capconv_benches']
+           'CapConvBenchConfig', 'DataBenchConfig', 'Row', 'find_row', 'Effort', 'Profile', 'find_profile', 'plan',
+           'measurements', 'routing_benches', 'transport_benches', 'capconv_benches', 'data_benches']
 
 # %% ../../nbs/study/10_config.ipynb #eac6c01a
 class UsageError(ValueError):
@@ -232,6 +232,23 @@ class CapConvBenchConfig(BenchConfig):
     groups: Positive = 32
     batch: Positive = 32
 
+# %% ../../nbs/study/10_config.ipynb #6ca17da4
+class DataBenchConfig(BenchConfig):
+    "One batch brought by a loader, or one training step of a network."
+    experiment: Literal["bench_data"] = "bench_data"
+    loader: Literal["none", "mild", "strong"] | None = None     # the augmentation
+    step: Literal["VanillaCNN", "SixLayerEncapNet", "EncapNet"] | None = None   # of training
+    groups: Positive = 32
+    side: Literal[32, 64] = 32                                 # larger images lie in a memory-mapped file
+
+    @property
+    def backend(self) -> str: return self.loader or self.step
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self):
+        if (self.loader is None) == (self.step is None): raise ValueError("a candidate is either a loader or a step")
+        return self
+
 # %% ../../nbs/study/10_config.ipynb #7dfe6312
 class Row(Strict):
     "One line of a table: what is trained, and what the paper calls it."
@@ -421,5 +438,15 @@ def capconv_benches(hardware: str, groups: int = 32, cuda: bool = False, rounds:
     return [CapConvBenchConfig(row=backend, backend=backend, groups=groups, batch=groups, hardware=hardware, trial=groups != 32,
                                rounds=1 if backend == "compiled" else rounds) for backend in ("ours", "textbook", "compiled")]
 
+def data_benches(hardware: str, groups: int = 32, cuda: bool = False, rounds: int = 2) -> list[DataBenchConfig]:
+    "Every candidate, in the order of its turn: the loaders, and the steps at the width of measurements and at an eighth of it."
+    every = dict(batch=groups, hardware=hardware, rounds=rounds, trial=groups != 32)
+    loaders = [DataBenchConfig(row=f"{loader}_{side}", loader=loader, side=side, **every)
+               for side in (32, 64) for loader in ("none", "mild", "strong")]
+    steps = [("VanillaCNN", groups, 32), ("SixLayerEncapNet", groups, 32), ("EncapNet", groups, 32), ("EncapNet", groups, 64)]
+    steps += [("VanillaCNN", groups // 8, 32), ("SixLayerEncapNet", groups // 8, 32)] * (groups >= 8)
+    return loaders + [DataBenchConfig(row=f"{network.lower()}_g{width}_{side}", step=network, groups=width, side=side, **every)
+                      for network, width, side in steps]
+
 BENCHES = dict(bench_routing=(RoutingBenchConfig, routing_benches), bench_transport=(TransportBenchConfig, transport_benches),
-               bench_capconv=(CapConvBenchConfig, capconv_benches))
+               bench_capconv=(CapConvBenchConfig, capconv_benches), bench_data=(DataBenchConfig, data_benches))

@@ -155,7 +155,8 @@ def code_closure(roots: list[str],             # "package.module:symbol"
     return dict(sorted(found.items()))
 
 # %% ../../nbs/study/11_runs.ipynb #b6206204
-BENCH_MODULES = dict(bench_routing="bench", bench_transport="transport_bench", bench_capconv="capconv_bench")   # each with a function of its name
+BENCH_MODULES = dict(bench_routing="bench", bench_transport="transport_bench", bench_capconv="capconv_bench",
+                     bench_data="data_bench")   # each with a function of its name
 
 def roots(config: Identified) -> list[str]:
     "Where a configuration's code begins."
