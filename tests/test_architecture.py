@@ -48,6 +48,7 @@ ARROWS = {
     "show.transport_bench": ["nn.transport", "show.bench", "show.plots", "show.report", "show.routing_bench", "study.config", "study.runs"],
     "show.capconv_bench": ["nn.*", "show.bench", "show.plots", "show.report", "show.routing_bench", "study.config", "study.runs"],
     "show.data_bench": ["nn.*", "data", "show.bench", "show.plots", "show.report", "show.routing_bench", "study.config", "study.runs"],
+    "show.costs": ["data", "training", "show.report", "study.config", "study.runs"],
     "show.softmax_axis": ["show.plots", "show.report", "study.config", "study.launch", "study.runs", "study.stats"],
     "show.ablation": ["show.plots", "show.report", "study.config", "study.launch", "study.paper", "study.runs", "study.stats"],
     "show.agreement": ["show.plots", "show.report", "study.config", "study.launch", "study.paper", "study.runs", "study.stats"],
