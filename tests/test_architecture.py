@@ -32,7 +32,8 @@ ARROWS = {
     "study.paper": [],
     "study.launch": ["study.config", "study.runs"],
     # the bridge
-    "data": ["study.config", "study.runs"],
+    "download": ["study.config"],
+    "data": ["download", "study.config", "study.runs"],
     "training": ["nn.networks", "nn.feedback", "nn.losses", "nn.trace", "data", "study.config", "study.runs"],
     # the faces
     "show.plots": [],

@@ -6,17 +6,18 @@ The real sets are looked for below the folder that ENCAPNET_TEST_DATA names.
 import csv
 import gzip
 import hashlib
-import http.client
+import http.server
 import io
+import math
 import os
 import pickle
 import struct
 import subprocess
 import sys
 import tarfile
-import urllib.error
+import threading
+import types
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -483,49 +484,322 @@ def test_torchvisions_cifar10(tmp_path, monkeypatch):
         data.load("cifar10", "train", tmp_path)  # before any pickle is opened
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        urllib.error.URLError("no route to host"),
-        RuntimeError("File not found or corrupted."),
-        http.client.IncompleteRead(b"half"),
-        EOFError("Compressed file ended"),
-    ],
-)
-def test_failed_fetch_leaves_nothing(tmp_path, monkeypatch, capsys, error):
+# Fetching -------------------------------------------------------------------------------------------------------------
+
+
+class Server(http.server.ThreadingHTTPServer):
+    "Serves what is in `files`; `habit` says how: whole, hangs up after `most` bytes, knows no ranges, lies about them, ..."
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files, self.habit, self.most, self.asked = {}, "honest", 10**9, []
+
+    @property
+    def address(self):
+        return f"http://127.0.0.1:{self.server_port}/"
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, span = self.server, self.headers.get("Range")
+        server.asked.append((self.path[1:], span))
+        content = server.files.get(self.path[1:])
+        start = int(span[6:-1]) if span and server.habit != "no ranges" else 0
+        if content is None or server.habit == "gone":
+            self.send_error(404)
+            return
+        if start >= len(content):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            first = 0 if server.habit == "other part" else start
+            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start : start + server.most])
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr("encapnet.download.PAUSE_S", 0)
+    with Server() as started:
+        threading.Thread(target=started.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield started
+        started.shutdown()
+
+
+@pytest.fixture
+def cifar100(server, monkeypatch):
+    "A CIFAR-100 of 15 images, packed as the real one, with torchvision told where it is and what its checksums are."
+    from torchvision.datasets import CIFAR100
+
+    def batch(count, seed):
+        return {"data": pixels(count, 3072, seed=seed), "fine_labels": list(range(count)), "coarse_labels": [0] * count}
+
+    parts = {"train": batch(10, 1), "test": batch(5, 2), "meta": {"fine_label_names": [f"thing {n}" for n in range(100)]}}
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz", compresslevel=0) as archive:
+        for name, part in parts.items():
+            packed = pickle.dumps(part)
+            if name == "meta":
+                monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": md5(packed)})
+            else:
+                monkeypatch.setattr(CIFAR100, f"{name}_list", [[name, md5(packed)]])
+            member = tarfile.TarInfo(f"cifar-100-python/{name}")
+            member.size = len(packed)
+            archive.addfile(member, io.BytesIO(packed))
+    server.files["cifar-100-python.tar.gz"] = content.getvalue()
+    monkeypatch.setattr(CIFAR100, "url", server.address + "cifar-100-python.tar.gz")
+    monkeypatch.setattr(CIFAR100, "tgz_md5", md5(content.getvalue()))
+    return parts
+
+
+def md5(content):
+    return hashlib.md5(content).hexdigest()
+
+
+def waiting(root):
+    return list(root.rglob("*.part"))
+
+
+def test_cifar100_is_fetched_unpacked_and_read(server, cifar100, tmp_path):
+    data.fetch("cifar100", tmp_path / "root")
+    train, test = (data.load("cifar100", split, tmp_path / "root") for split in ("train", "test"))
+    assert (len(train), train.classes[:2], len(train.classes), train.digits) == (10, ("thing 0", "thing 1"), 100, False)
+    assert np.array_equal(test.images.flatten(1).numpy(), cifar100["test"]["data"]) and test.labels.tolist() == [0, 1, 2, 3, 4]
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["cifar-100-python"]
+    data.fetch("cifar100", tmp_path / "root")
+    assert len(server.asked) == 1  # what is there is not fetched again
+
+
+@pytest.mark.parametrize("habit", ["honest", "no ranges", "other part"])
+def test_broken_download_goes_on_by_the_same_command(server, cifar100, tmp_path, habit):
+    "The first command is cut off and gives up; the second asks for the rest, whatever the server makes of that."
+    server.most = 0
+    with pytest.raises(StudyError, match="could not fetch cifar100 .*the connection broke off"):
+        data.fetch("cifar100", tmp_path)
+    assert not list(tmp_path.rglob("*"))  # nothing came, nothing stays
+    file, half = "cifar-100-python.tar.gz", len(server.files["cifar-100-python.tar.gz"]) // 2
+    part = write(tmp_path, f".cifar100-download/{file}.part", server.files[file][:half])
+    server.asked.clear()
+    with pytest.raises(StudyError, match=r"MB are kept, and the same command goes on from there"):
+        data.fetch("cifar100", tmp_path)
+    assert part.stat().st_size == half and {span for _, span in server.asked} == {f"bytes={half}-"}
+    server.most, server.habit = 10**9, habit
+    server.asked.clear()
+    if habit == "other part":  # never mixed up: what came stays, until a server gives what follows
+        with pytest.raises(StudyError, match="asked for byte"):
+            data.fetch("cifar100", tmp_path)
+        server.habit = "honest"
+    data.fetch("cifar100", tmp_path)
+    assert server.asked[-1] == (file, f"bytes={half}-")
+    assert len(data.load("cifar100", "train", tmp_path)) == 10 and not waiting(tmp_path)
+
+
+@pytest.mark.parametrize("habit", ["honest", "no ranges"])
+def test_server_that_hangs_up_now_and_then(server, cifar100, tmp_path, habit):
+    server.most, server.habit = 20_000, habit
+    if habit == "no ranges":  # it can never bring all of it: we say so and stop
+        with pytest.raises(StudyError, match="broke off"):
+            data.fetch("cifar100", tmp_path)
+    else:
+        data.fetch("cifar100", tmp_path)
+        assert len(server.asked) == math.ceil(len(server.files["cifar-100-python.tar.gz"]) / 20_000)
+        assert [span for _, span in server.asked][:3] == [None, "bytes=20000-", "bytes=40000-"]
+
+
+@pytest.mark.parametrize("half", [b"x" * 1000, b"x" * 10**6], ids=["shorter", "longer"])
+def test_wrong_beginning_is_thrown_away(server, cifar100, tmp_path, half):
+    write(tmp_path, ".cifar100-download/cifar-100-python.tar.gz.part", half)
+    data.fetch("cifar100", tmp_path)
+    assert len(data.load("cifar100", "train", tmp_path)) == 10 and [span for _, span in server.asked][-1] is None
+
+
+def test_what_cannot_be_had_is_told_in_one_line(server, cifar100, tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR100
+
+    def refused(message):
+        with pytest.raises(StudyError, match=message) as caught:
+            data.fetch("cifar100", tmp_path / "root")
+        assert "\n" not in str(caught.value) and str(caught.value).startswith("could not fetch cifar100 into")
+        assert not list((tmp_path / "root").iterdir())
+
+    server.habit = "gone"
+    refused("127.0.0.1 answers 404 Not Found")
+    server.habit = "honest"
+    monkeypatch.setattr(CIFAR100, "tgz_md5", "0" * 32)
+    refused("127.0.0.1 has another file: its checksum .MD5. is not 0000")
+    monkeypatch.setattr(CIFAR100, "url", "http://127.0.0.1:9/cifar.tar.gz")
+    refused("127.0.0.1 cannot be reached .*is this machine offline")
+    monkeypatch.setattr(CIFAR100, "url", "http://nowhere.invalid/cifar.tar.gz")
+    refused("nowhere.invalid cannot be found .*is this machine offline")
+
+
+def test_mnist_comes_from_a_mirror_when_the_first_has_another_file(server, tmp_path, monkeypatch):
     from torchvision.datasets import MNIST
+
+    write_mnist(tmp_path / "source")
+    packed = {path.name: gzip.compress(path.read_bytes()) for path in (tmp_path / "source/MNIST/raw").iterdir()}
+    for name, content in packed.items():
+        server.files |= {f"good/{name}.gz": content, f"bad/{name}.gz": b"moved"}
+    monkeypatch.setattr(MNIST, "mirrors", [f"{server.address}bad/", f"{server.address}good/"])
+    monkeypatch.setattr(MNIST, "resources", [(f"{name}.gz", md5(content)) for name, content in packed.items()])
+    write(tmp_path, "root/MNIST/raw/train-images-idx3-ubyte", b"half")
+    data.fetch("mnist", tmp_path / "root")
+    assert len(data.load("mnist", "train", tmp_path / "root")) == 20
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["MNIST"]
+    assert sorted(path.name for path in (tmp_path / "root/MNIST/raw").iterdir()) == sorted(packed)
+
+
+def test_svhn_is_read_as_torchvision_reads_it_and_never_mirrored(server, tmp_path, monkeypatch, capsys):
+    from scipy.io import savemat
+    from torchvision.datasets import SVHN
+
+    known = {}
+    for split, count in (("train", 12), ("test", 6)):
+        content = io.BytesIO()
+        savemat(content, {"X": pixels(32, 32, 3, count, seed=count), "y": (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]})
+        server.files[f"{split}_32x32.mat"] = content.getvalue()
+        known[split] = [f"{server.address}{split}_32x32.mat", f"{split}_32x32.mat", md5(content.getvalue())]
+    monkeypatch.setattr(SVHN, "split_list", known)
+    data.fetch("svhn", tmp_path)
+    found = data.load("svhn", "train", tmp_path)
+    assert (found.digits, found.classes, found.labels[:10].tolist()) == (True, tuple("0123456789"), [1, 2, 3, 4, 5, 6, 7, 8, 9, 0])
+    assert np.array_equal(found.images[3].numpy(), pixels(32, 32, 3, 12, seed=12)[..., 3].transpose(2, 0, 1))
+    assert capsys.readouterr().out == ""
+    with open(tmp_path / "test_32x32.mat", "ab") as file:
+        file.write(b"!")
+    with pytest.raises(UsageError, match="svhn` again|damaged"):
+        data.verify("svhn", tmp_path)
+
+
+def test_failed_unpacking_keeps_the_download(server, cifar100, tmp_path, monkeypatch, capsys):
+    from torchvision.datasets import CIFAR100
 
     def download(self):
-        print("Downloading")
-        write_mnist(Path(self.root))
-        (Path(self.root) / "MNIST/raw/t10k-labels-idx1-ubyte").write_bytes(b"half")
-        raise error
+        print("unpacking")
+        raise EOFError("Compressed file ended")
 
-    monkeypatch.setattr(MNIST, "download", download)
-    with pytest.raises(StudyError, match="could not fetch mnist") as caught:
-        data.fetch("mnist", tmp_path / "root")
-    assert "\n" not in str(caught.value) and not list((tmp_path / "root").iterdir())
-    assert capsys.readouterr().out == ""
-
-
-def test_fetch_puts_whole_files_in_place_of_partial_ones(tmp_path, monkeypatch):
-    from torchvision.datasets import MNIST
-
-    asked = []
-    monkeypatch.setattr(MNIST, "download", lambda self: asked.append(write_mnist(Path(self.root))))
-    write(tmp_path, "MNIST/raw/train-images-idx3-ubyte", b"half")
-    data.fetch("mnist", tmp_path)
-    assert len(data.load("mnist", "train", tmp_path)) == 20
-    assert [path.name for path in tmp_path.iterdir()] == ["MNIST"]
-    asked.clear()
-    data.fetch("mnist", tmp_path)
-    assert not asked
+    with monkeypatch.context() as patched:
+        patched.setattr(CIFAR100, "download", download)
+        with pytest.raises(StudyError, match="could not fetch cifar100 .*Compressed file ended"):
+            data.fetch("cifar100", tmp_path)
+    assert capsys.readouterr().out == "" and [path.name for path in tmp_path.iterdir()] == [".cifar100-download"]
+    data.fetch("cifar100", tmp_path)
+    assert len(server.asked) == 1 and [path.name for path in tmp_path.iterdir()] == ["cifar-100-python"]
 
 
 def test_fetch_into_an_impossible_place(tmp_path):
     write(tmp_path, "file", b"")
     with pytest.raises(StudyError, match="could not fetch cifar10"):
         data.fetch("cifar10", tmp_path / "file")
+
+
+# Images of any size ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    "An ImageNet of two classes: broad, tall, small, grey and CMYK photographs."
+    shapes = ((90, 70), (70, 200), (20, 30))
+    for split in ("train", "val"):
+        for label in ("n02", "n01"):
+            for number, (shape, mode) in enumerate(zip(shapes, ("RGB", "L", "CMYK"), strict=True)):
+                image = Image.fromarray(pixels(*shape, 3, seed=zlib.crc32(f"{split}{label}{number}".encode()))).convert(mode)
+                write(tmp_path, f"imagenet/{split}/{label}/{number}.JPEG", encoded(image, "JPEG"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name, side", [("imagenet", 64), ("imagenet32", 32)])
+def test_any_size_becomes_one_as_torchvision_does_it(photographs, name, side):
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    oracle = ImageFolder(str(photographs / "imagenet/val"), v2.Compose([v2.Resize(side), v2.CenterCrop(side), v2.PILToTensor()]))
+    found = data.load(name, "test", photographs)
+    assert (found.classes, found.labels.tolist()) == (tuple(oracle.classes), oracle.targets)
+    for (image, _), ours in zip(oracle, found.images, strict=True):
+        assert torch.equal(image, ours)
+    x, y = next(data.batches(found, 4, 0, 0, "strong"))
+    assert x.shape == (4, 3, side, side) and len(y) == 4
+
+
+def files_of(cache, pattern="*"):
+    return {path.name: path.stat().st_mtime_ns for path in cache.glob(pattern)}
+
+
+def test_mapped_once_and_anew_when_the_files_change(photographs, cache):
+    first, mark = data.load("imagenet", "train", photographs), data.fingerprint("imagenet", photographs)
+    before = files_of(cache, "*.np[yz]")
+    again = data.load("imagenet", "train", photographs)
+    assert torch.equal(first.images, again.images) and files_of(cache, "*.np[yz]") == before and len(before) == 4
+    again.images[:] = 0  # nobody's writing reaches the file
+    assert torch.equal(data.load("imagenet", "train", photographs).images, first.images)
+    write(photographs, "imagenet/train/n01/0.JPEG", encoded(Image.fromarray(pixels(64, 64, 3)), "JPEG", quality=99))
+    changed = data.load("imagenet", "train", photographs)
+    assert not torch.equal(changed.images[0], first.images[0]) and torch.equal(changed.images[1:], first.images[1:])
+    assert data.fingerprint("imagenet", photographs) != mark
+    assert len(files_of(cache, "*-train-*.np[yz]")) == 2 and len(files_of(cache, "*-test-*.np[yz]")) == 2  # the old ones are gone
+    assert data.load("imagenet", "train", photographs, subset=2).images.shape == (2, 3, 64, 64)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_damaged_map_is_made_anew(photographs, cache, suffix):
+    expected = data.load("imagenet", "test", photographs).images.clone()
+    (path,) = cache.glob(f"*-test-*{suffix}")
+    for content in (b"", b"rubbish", path.read_bytes()[:-10]):
+        path.write_bytes(content)
+        assert torch.equal(data.load("imagenet", "test", photographs).images, expected)
+
+
+def test_killed_while_mapping_leaves_nothing_to_be_taken_for_whole(photographs, cache, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(data.os, "replace", killed)
+        with pytest.raises(Killed):
+            data._write_mapped(data.locate("imagenet", photographs), "test", str(cache / "x"))
+    assert len(data.load("imagenet", "test", photographs)) == 6
+
+
+def test_bad_photograph_and_bad_place_are_named(photographs, tmp_path, monkeypatch):
+    path = write(photographs, "imagenet/val/n01/3.JPEG", b"no image")
+    with pytest.raises(UsageError, match="val/n01/3.JPEG: not a readable image"):
+        data.load("imagenet", "test", photographs)
+    assert len(data.load("imagenet", "train", photographs)) == 6  # the other split is whole
+    path.unlink()
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda place: types.SimpleNamespace(free=5000))
+    with pytest.raises(StudyError, match=r"imagenet .test. needs 0.0 GB in .*ENCAPNET_CACHE names another place"):
+        data.load("imagenet", "test", photographs)
+    write(tmp_path, "file", b"")
+    monkeypatch.setenv("ENCAPNET_CACHE", str(tmp_path / "file/cache"))
+    with pytest.raises(StudyError, match="cannot keep the images of imagenet in .*ENCAPNET_CACHE names another place"):
+        data.load("imagenet", "test", photographs)
+
+
+def test_trees_of_photographs_must_be_whole(photographs):
+    (photographs / "imagenet/val/n01").rename(photographs / "imagenet/val/n03")
+    with pytest.raises(UsageError, match="class 'n01' is in train and missing from test"):
+        data.load("imagenet", "test", photographs)
+    with pytest.raises(UsageError, match="looked for the image tree himagenet/.*build-himagenet --imagenet DIR"):
+        data.load("himagenet", "test", photographs)
+
+
+def test_ten_crops_on_other_sizes():
+    images = torch.from_numpy(pixels(2, 3, 64, 64))
+    assert data.ten_crop(images, "strong", False).shape == (10, 2, 3, 64, 64)
+    views = data.ten_crop(images, "none", False)
+    assert all(torch.equal(view, images / 255) for view in views[:5]) and torch.equal(views[9], images.flip(-1) / 255)
+    assert torch.equal(data.ten_crop(images, "mild", True), data.ten_crop(images, "mild", False)[:5])
+    assert torch.equal(data.ten_crop(images, "mild", True)[4], data.augment(images, "mild", None, True))
 
 
 # Subsets, batches -----------------------------------------------------------------------------------------------------
@@ -655,7 +929,7 @@ def test_available_tells_counts_it_knows(root):
     row = {row["name"]: row for row in data.available(root)}["cifar10"]
     assert (row["train"], row["test"], row["source"]) == (6, 4, "imagefolder")
     write_mnist(root)
-    assert {row["name"] for row in data.available(root) if row["found"]} == set(data.DATASETS)
+    assert {row["name"] for row in data.available(root) if row["found"]} == {"digits", "mnist", "cifar10", "synthetic"}
     assert {row["name"] for row in data.available(root / "nowhere") if row["found"]} == {"digits", "synthetic"}
 
 
@@ -678,7 +952,7 @@ def test_verify_holds_counts_against_the_known_ones(root, monkeypatch):
         ("minst", "train", "did you mean 'mnist'"),
         ("digits", "validation", "expected one of: train, test"),
         ("mnist", "train", "--data-root"),
-        ("", "train", "expected one of: digits, mnist, cifar10, synthetic"),
+        ("", "train", "expected one of: digits, mnist, cifar10, cifar100, svhn, himagenet, .*, synthetic"),
     ],
 )
 def test_wrong_names(name, split, message):

@@ -126,6 +126,7 @@ class DataConfig(Strict):
     train_images: Positive | None = None    # None: all of them; else a fixed stratified subset
     test_images: Positive | None = None
     augmentation: Literal["none", "mild", "strong"] = "none"
+    test_crops: Literal[1, 10] = 1          # views of each test image whose scores are averaged; 1: the middle alone
 
 class Schedule(Strict):
     "Adam with coupled L2 and a step schedule (Sec. 5)."
