@@ -18,8 +18,8 @@ from .study.config import (BENCHES, EXPERIMENTS, PROFILES, BenchConfig, MeasureC
 __all__ = ['app', 'data_app', 'ProfileOption', 'DataOption', 'RootOption', 'RunsOption', 'ReportsOption', 'MinutesOption',
            'DEFAULT_REPORTS', 'PAGED', 'COSTS', 'Context', 'Taken', 'bench_app', 'JsonOption', 'say', 'notebooks',
            'chosen_reports', 'reproduce', 'command_for', 'run_', 'taken_seconds', 'estimate', 'epochs_done', 'standing',
-           'status', 'data_list', 'data_fetch', 'data_verify', 'bench_routing', 'bench_transport', 'bench_capconv',
-           'bench_data', 'bench_measure', 'device', 'explore', 'main', 'one_line']
+           'status', 'data_list', 'data_fetch', 'data_verify', 'data_build_himagenet', 'bench_routing',
+           'bench_transport', 'bench_capconv', 'bench_data', 'bench_measure', 'device', 'explore', 'main', 'one_line']
 
 # %% ../nbs/40_cli.ipynb #2f289ecb
 app = typer.Typer(name="encapnet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -375,21 +375,45 @@ def data_list(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME].
             one_line(found[key])[:length] for key, length in (("sha256", 12), ("where", 999), ("why", 999)) if found.get(key))]).rstrip())
 
 @data_app.command("fetch")
-def data_fetch(name: str, data_root: RootOption = "data"):
-    "Download a data set with torchvision."
+def data_fetch(names: list[str], data_root: RootOption = "data"):
+    "Download data sets, going on from where an earlier attempt broke off."
     from encapnet import data
-    data.fetch(name, data_root)
-    say(f"{name} is in {data_root}")
+    for name in names:
+        data.fetch(name, data_root)
+        say(f"{name} is in {data_root}")
 
 @data_app.command("verify")
 def data_verify(names: list[str], data_root: RootOption = "", as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False):
-    "Read data sets whole, check their counts, print their content hashes."
+    "Read data sets whole, check counts and checksums, print their content hashes."
     from encapnet import data
     for name in names:
         found = data.verify(name, _root(data_root))
         found = dict(name=name, sha256=found.pop("hash")) | found
         if as_json: typer.echo(json.dumps(found))
-        else: typer.echo(f"{name}: {found['train']:,} train, {found['test']:,} test, sha256 {found['sha256'][:12]} ({found['source']})")
+        else: typer.echo(f"{name}: {found['train']:,} train, {found['test']:,} test, sha256 {found['sha256'][:12]} "
+                         f"({found['source']}; {found['checked']} agree)")
+
+@data_app.command("build-himagenet")
+def data_build_himagenet(
+        imagenet: Annotated[str, typer.Option(help="An ILSVRC-2012 tree: train/<wnid>/*.JPEG, val/, and boxes as XML below Annotations/.")],
+        data_root: Annotated[str, typer.Option(help="Folder in which himagenet/ appears.")] = "data",
+        weights: Annotated[str, typer.Option(help="A state dict of ResNet-18; default: torchvision's, downloaded once.")] = "",
+        boxes: Annotated[str, typer.Option(help="Where the XML files are, if not in the tree: train/<wnid>/*.xml, val/*.xml.")] = "",
+        classes: Annotated[int, typer.Option(help="How many classes, those of lowest top-1.")] = 200,
+        padding: Annotated[float, typer.Option(help="Share of a box's width (height) that is added on each side.")] = 0.1,
+        side: Annotated[int, typer.Option(help="Short side of a crop, at most.")] = 128,
+        workers: Annotated[int | None, typer.Option(help="Processes; default: one for each processor.")] = None,
+        max_minutes: MinutesOption = None):
+    "Build h-ImageNet from ILSVRC-2012, going on from where an earlier build stopped."
+    from encapnet import himagenet
+    about = himagenet.build(imagenet, data_root, weights or None, classes, padding, side, boxes or None, workers, _deadline(max_minutes))
+    counts, place = about["images"], Path(data_root)/"himagenet"
+    say(f"{len(about['classes'])} classes, {counts['train']:,} training and {counts['test']:,} test images in {place}; "
+        f"ResNet-18's top-1 on their validation images is {about['resnet18_top1']:.2f} %")
+    central = sum(json.loads(line)["box"] is None for line in (place/"images.jsonl").read_text(encoding="utf-8").splitlines())
+    if central: say(f"{central:,} crops are central ones, for want of a box")
+    if wrong := about["problems"]:
+        say(f"{len(wrong)} problems, all in {place/'manifest.json'}; the first: {wrong[0]['source']}: {wrong[0]['problem']}")
 
 # %% ../nbs/40_cli.ipynb #c02b92bd
 bench_app = typer.Typer(no_args_is_help=True, help="Timings: candidates in turn, each in a process of its own.")

@@ -34,6 +34,7 @@ ARROWS = {
     # the bridge
     "download": ["study.config"],
     "data": ["download", "study.config", "study.runs"],
+    "himagenet": ["data", "study.config", "study.runs"],
     "training": ["nn.networks", "nn.feedback", "nn.losses", "nn.trace", "data", "study.config", "study.runs"],
     # the faces
     "show.plots": [],
