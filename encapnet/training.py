@@ -116,16 +116,17 @@ def mean_loss(values: Tensor,  # (steps, 1): the loss of the task; (steps, 2): a
 # %% ../nbs/21_training.ipynb #5438d51c
 @torch.no_grad()
 def evaluate_ten_crop(trainer: Trainer, images: data.ImageSet, batch: int = 25) -> dict[str, float]:
-    "`Trainer.evaluate` with the mean of the scores over ten crops of each image; five of a digit."
+    "`Trainer.evaluate` with the mean of the scores over ten crops of each image, five of a digit; and the share of classes not among the best five."
     trainer.model.eval()
-    wrong, loss = 0, 0.0
+    wrong, wrong5, loss = 0, 0, 0.0
     for chunk in torch.arange(len(images), device=images.images.device).split(batch):
         views, y = data.ten_crop(images.images[chunk], trainer.config.data.augmentation, images.digits), images.labels[chunk]
         scores, _ = trainer.outputs(views.flatten(0, 1))
         scores = scores.view(len(views), len(chunk), -1).mean(0)
         wrong += (scores.argmax(1) != y).sum()
+        wrong5 += (scores.topk(min(5, scores.shape[1])).indices != y[:, None]).all(1).sum()
         loss += trainer.loss(scores, y).double() * len(y)
-    return dict(error=100 * int(wrong) / len(images), test_loss=float(loss) / len(images))
+    return dict(error=100 * int(wrong) / len(images), error_top5=100 * int(wrong5) / len(images), test_loss=float(loss) / len(images))
 
 # %% ../nbs/21_training.ipynb #ff128ecc
 def pixels_to_watch(images: data.ImageSet,
@@ -296,6 +297,7 @@ def _outcome(trainer: Trainer, history: list[dict], train: data.ImageSet, test: 
                 **count_parameters(trainer.model), train_images=len(train), test_images=len(test),
                 source=test.source, constant_error=_constant_error(test), errors=[round(row["error"], 4) for row in history],
                 losses=[float(f"{row['train_loss']:.6g}") for row in history],
+                **({"error_top5": last["error_top5"]} if "error_top5" in last else {}),
                 **({"divergences": [float(f"{row['divergence']:.6g}") for row in history]} if "divergence" in last else {}),
                 **{name: found for name, found in (("diagnostics", diagnostic_curves(history)), ("agreement", agreement_curves(history))) if found})
 

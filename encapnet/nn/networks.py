@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from .baselines import Torchvision  # noqa: F401
 from .capsules import list_capsules, squash
 from .feedback import Feedback
 from .layers import CapConv, CapFC, RoutedCapsules

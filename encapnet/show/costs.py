@@ -14,7 +14,7 @@ from great_tables import GT
 from torch.utils.flop_counter import FlopCounterMode
 from .. import data
 from .report import check_arguments, themed
-from ..study.config import EXPERIMENTS, PROFILES, NetworkConfig, FeedbackConfig, RunConfig, UsageError, find_profile, plan
+from ..study.config import EXPERIMENTS, PROFILES, NetworkConfig, RunConfig, UsageError, find_profile, plan
 from ..study.runs import Record, read_ledger, write_atomic
 from ..training import build
 
@@ -26,25 +26,24 @@ __all__ = ['SHOWN', 'TABLES', 'operations', 'work', 'cost_frame', 'stretch_error
 def _accumulated(result, left, right, out_shape=None, **more) -> int: return 2 * left[0] * left[1] * left[2] * right[2]
 
 @lru_cache(256)
-def operations(network: NetworkConfig, feedback: FeedbackConfig | None = None, classes: int = 10) -> float:
+def operations(network: NetworkConfig, classes: int = 10) -> float:
     "Floating-point operations of the products of one image's training step; a multiplication and an addition are two."
-    device, batch = torch.device("cpu" if feedback else "meta"), 2
-    with torch.random.fork_rng(devices=[]), device:
-        model, images = build(network, classes, feedback).train(), torch.rand(batch, 3, 32, 32)
+    batch, side = 2, getattr(network, "size", 32)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model, images = build(network, classes).train(), torch.empty(batch, 3, side, side)
     # The counter knows PyTorch's own names only, and not the one that works in place.
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _accumulated}) as counter:
-        found = model(images)
-        sum(part.square().sum() for part in (found if isinstance(found, tuple) else (found,))).backward()
+        model(images).square().sum().backward()
     return counter.get_total_flops() / batch
 
 # %% ../../nbs/show/35e_costs.ipynb #a6637844
 SHOWN = tuple(name for name, profile in PROFILES.items() if profile.in_ledger)
 TABLES = ("table1", "softmax_axis", "table3_left", "table3_right")
 
-def work(config: RunConfig) -> float:
-    "Operations of a whole training."
-    images = config.data.train_images or data.DATASETS[config.data.name].train
-    return operations(config.network, config.feedback) * images * config.schedule.epochs
+def work(config: RunConfig, classes: int = 10, images: int | None = None) -> float:
+    "Operations of a whole training; `images` where the data set does not say how many there are."
+    images = config.data.train_images or images or data.DATASETS[config.data.name].train
+    return operations(config.network, classes) * images * config.schedule.epochs
 
 def _plans(tables: Iterable[str]) -> list[tuple[str, str, str, RunConfig]]:
     "Experiment, row, profile, configuration; each row where it is at home."

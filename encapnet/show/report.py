@@ -89,7 +89,7 @@ def clear_best(intervals: dict[str, Interval | None]) -> str | None:
 
 # %% ../../nbs/show/32_report.ipynb #acd3886f
 PAPER_COLUMN = dict(digits="mnist", mnist="mnist", cifar10="cifar10")   # which of the paper's columns a data set is set beside
-DATASET_TITLE = dict(digits="5,000 MNIST digits", mnist="MNIST", cifar10="CIFAR-10", synthetic="synthetic images")
+DATASET_TITLE = dict(digits="5,000 MNIST digits", mnist="MNIST", cifar10="CIFAR-10", cifar100="CIFAR-100", svhn="SVHN", synthetic="synthetic images")
 
 def row_label(row: str) -> str:
     "The paper's letter for a row of Table 1; ours say what they change."

@@ -10,12 +10,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # %% auto #0
-__all__ = ['Positive', 'Modules', 'NetworkConfig', 'Sha256', 'TABLE1', 'EXPERIMENTS', 'SOFTMAX_AXIS', 'PROFILES', 'BENCHES',
-           'UsageError', 'StudyError', 'OutOfTime', 'nearest', 'Strict', 'CapNetConfig', 'VanillaCNNConfig',
-           'SixLayerEncapNetConfig', 'EncapNetConfig', 'ResNetConfig', 'FeedbackConfig', 'DataConfig', 'Schedule',
-           'Identified', 'RunConfig', 'MeasureConfig', 'BenchConfig', 'RoutingBenchConfig', 'TransportBenchConfig',
-           'CapConvBenchConfig', 'DataBenchConfig', 'Row', 'find_row', 'Effort', 'Profile', 'find_profile', 'plan',
-           'measurements', 'routing_benches', 'transport_benches', 'capconv_benches', 'data_benches']
+__all__ = ['Positive', 'Modules', 'NetworkConfig', 'Sha256', 'TABLE1', 'EXPERIMENTS', 'SOFTMAX_AXIS', 'SMALL', 'PROFILES',
+           'BENCHES', 'UsageError', 'StudyError', 'OutOfTime', 'nearest', 'Strict', 'CapNetConfig', 'VanillaCNNConfig',
+           'SixLayerEncapNetConfig', 'EncapNetConfig', 'ResNetConfig', 'TorchvisionConfig', 'FeedbackConfig',
+           'DataConfig', 'Schedule', 'Identified', 'RunConfig', 'MeasureConfig', 'BenchConfig', 'RoutingBenchConfig',
+           'TransportBenchConfig', 'CapConvBenchConfig', 'DataBenchConfig', 'Row', 'find_row', 'Effort', 'Profile',
+           'find_profile', 'plan', 'measurements', 'routing_benches', 'transport_benches', 'capconv_benches',
+           'data_benches']
 
 # %% ../../nbs/study/10_config.ipynb #eac6c01a
 class UsageError(ValueError):
@@ -88,6 +89,7 @@ class EncapNetConfig(Strict):
     skip: Literal["none", "type1", "type2", "both"] = "none"
     scope: Literal["all", "remaining"] = "all"              # the capsule channels that the aide sees
     master_modules: Annotated[int, Field(ge=0, le=4)] = 0   # so many shallow modules have no aide
+    size: Literal[32, 64] = 32                              # height and width of its images
 
     @model_validator(mode="after")
     def _remaining_channels_exist(self):
@@ -100,7 +102,13 @@ class ResNetConfig(Strict):
     groups: Positive = 32
     blocks: Modules = (2, 2, 2, 2)                          # n_i
 
-NetworkConfig = Annotated[CapNetConfig | VanillaCNNConfig | SixLayerEncapNetConfig | EncapNetConfig | ResNetConfig, Field(discriminator="kind")]
+class TorchvisionConfig(Strict):
+    "Another's network (Table 4, right)."
+    kind: Literal["Torchvision"] = "Torchvision"
+    architecture: Literal["resnet101", "vgg16", "googlenet", "wide_resnet50_2"]
+
+NetworkConfig = Annotated[CapNetConfig | VanillaCNNConfig | SixLayerEncapNetConfig | EncapNetConfig | ResNetConfig | TorchvisionConfig,
+                          Field(discriminator="kind")]
 
 # %% ../../nbs/study/10_config.ipynb #3a19a011
 class FeedbackConfig(Strict):
@@ -259,6 +267,9 @@ class Row(Strict):
     loss: Literal["margin", "spread", "cross_entropy"] = "margin"
     augmentation: Literal["none", "mild", "strong"] = "none"
     feedback: FeedbackConfig | None = None
+    test_crops: Literal[1, 10] = 1
+    batch: Positive | None = None   # None: the profile's
+    data: tuple[str, ...] = ()      # the only data sets that it is for; (): any
     extra: bool = False        # not in the paper
     home: str = ""             # the experiment whose run it is, where that is another
 
@@ -317,6 +328,31 @@ EXPERIMENTS["table3_right"] = _experiment(
     _fed("b_resnet_kl", "ResNet, KL loss", ResNetConfig(), measure="kl"), _fed("c_resnet_ot", "ResNet, OT loss", ResNetConfig()))
 EXPERIMENTS["fig4"] = _experiment(_at_home("table3_left", "7_skip_both", "EncapNet"), *(_at_home("table3_right", name, title) for name, title in (
     ("c_encapnet_ot", "EncapNet, OT"), ("a_resnet", "ResNet"), ("c_resnet_ot", "ResNet, OT"))))
+
+# %% ../../nbs/study/10_config.ipynb #b8c0b90a
+SMALL = ("cifar10", "cifar100", "svhn", "mnist", "digits", "synthetic")
+_DEEP = dict(depths=(8, 11, 68, 8), master_modules=2)                           # 101 layers
+
+def _best(name, title, augmentation, data=SMALL, test_crops=1, batch=None, **network):
+    "Table 3 (8), on other data."
+    return _row(name, title, EncapNetConfig(skip="both", **network), feedback=FeedbackConfig(connectivity="two"), augmentation=augmentation,
+                test_crops=test_crops, data=data, batch=batch)
+
+def _large(name, title, augmentation, data="himagenet", **more): return _best(name, title, augmentation, (data,), batch=256, **more)
+
+def _rival(architecture, title):
+    return _row(architecture, title, TorchvisionConfig(architecture=architecture), loss="cross_entropy", augmentation="strong",
+                data=("himagenet",), batch=256)
+
+EXPERIMENTS["table4"] = _experiment(
+    _at_home("table3_left", "8_two_ots", "EncapNet").model_copy(update=dict(data=SMALL)),
+    _best("encapnet_mild", "EncapNet+", "mild", test_crops=10), _best("encapnet_strong", "EncapNet++", "strong", test_crops=10),
+    _large("v1", "EncapNet.v1", "none", "himagenet32"), _large("v2", "EncapNet.v2", "none", "himagenet32", **_DEEP),
+    *(_large(name, title, augmentation, size=64, **_DEEP) for name, title, augmentation in (
+        ("v3", "EncapNet.v3", "none"), ("v3_mild", "EncapNet.v3+", "mild"), ("v3_strong", "EncapNet.v3++", "strong"))),
+    *(_rival(architecture, title) for architecture, title in (
+        ("wide_resnet50_2", "WRN"), ("resnet101", "ResNet-101"), ("vgg16", "VGG"), ("googlenet", "GoogLeNet"))),
+    _large("imagenet_18", "EncapNet-18, complete ImageNet", "strong", "imagenet", size=64, test_crops=10))
 
 # %% ../../nbs/study/10_config.ipynb #79460e14
 def find_row(experiment: str, row: str) -> Row:
@@ -390,12 +426,14 @@ def plan(experiment: str,            # "table1"
     count = chosen.seeds if seeds is None else seeds
     if count < 1: raise UsageError(f"seeds must be at least 1, got {count}")
     def run(row, name, sha256, seed):
-        effort = chosen.effort(row.network)
-        return RunConfig(experiment=row.home or experiment, row=row.name, profile=profile, loss=row.loss, seed=seed, schedule=effort.schedule,
-                         network=row.network.model_copy(update=dict(groups=chosen.groups)), feedback=row.feedback,
-                         data=DataConfig(name=name, sha256=sha256, augmentation=row.augmentation,
+        effort, width = chosen.effort(row.network), dict(groups=chosen.groups) if hasattr(row.network, "groups") else {}
+        schedule = effort.schedule.model_copy(update=dict(batch=row.batch) if row.batch else {})
+        return RunConfig(experiment=row.home or experiment, row=row.name, profile=profile, loss=row.loss, seed=seed, schedule=schedule,
+                         network=row.network.model_copy(update=width), feedback=row.feedback,
+                         data=DataConfig(name=name, sha256=sha256, augmentation=row.augmentation, test_crops=row.test_crops,
                                          train_images=effort.train_images, test_images=chosen.test_images))
-    return [run(row, name, sha256, seed) for name, sha256 in hashes.items() for seed in range(count) for row in settings]
+    return [run(row, name, sha256, seed) for name, sha256 in hashes.items() for seed in range(count) for row in settings
+            if not row.data or name in row.data]
 
 # %% ../../nbs/study/10_config.ipynb #e1390f4b
 def measurements(hardware: str,       # what they are taken on

@@ -17,8 +17,8 @@ from .config import (BENCHES, EXPERIMENTS, BenchConfig, OutOfTime, StudyError, U
 from .runs import Run, State, UnknownSchema, finish, state, write_config
 
 # %% auto #0
-__all__ = ['ENTRY', 'MISSING', 'WAIT_SECONDS', 'PATIENCE_S', 'PAPER_SETS', 'call', 'data_hashes', 'ensure', 'take_turns',
-           'dataset_names', 'planned', 'measured', 'benched', 'needed']
+__all__ = ['ENTRY', 'MISSING', 'WAIT_SECONDS', 'PATIENCE_S', 'PAPER_SETS', 'TABLE4_SETS', 'call', 'data_hashes', 'ensure',
+           'take_turns', 'dataset_names', 'planned', 'measured', 'benched', 'needed']
 
 # %% ../../nbs/study/14_launch.ipynb #cc30b687
 ENTRY = "from encapnet.cli import main; main()"
@@ -222,15 +222,17 @@ def _finish_turns(run: Run, taken: list[dict[str, Any]], reports: str | Path | N
 
 # %% ../../nbs/study/14_launch.ipynb #d401b029
 PAPER_SETS = ("cifar10", "mnist")
+TABLE4_SETS = ("cifar10", "cifar100", "svhn", "himagenet32", "himagenet", "imagenet")
 
-def dataset_names(profile: str, data: str = "", data_root: str | Path | None = None) -> list[str]:
-    "Which data sets: those named, those of the paper found under the data root, or the profile's."
+def dataset_names(profile: str, data: str = "", data_root: str | Path | None = None, experiment: str = "") -> list[str]:
+    "Which data sets: those named, those of the experiment in the paper found under the data root, or the profile's."
     if named := [name.strip() for name in data.split(",") if name.strip()]: return named
     if not data_root: return list(find_profile(profile).datasets)
     listed = {entry["name"]: entry["found"] for entry in call("data", "list", "--json", "--data-root", str(data_root))}
-    found = [name for name in PAPER_SETS if listed.get(name)]
+    known = TABLE4_SETS if experiment == "table4" else PAPER_SETS
+    found = [name for name in known if listed.get(name)]
     if not found:
-        raise UsageError(f"{data_root} holds none of {', '.join(PAPER_SETS)}; "
+        raise UsageError(f"{data_root} holds none of {', '.join(known)}; "
                          f"`encapnet data list --data-root {data_root}` says what was looked for")
     return found
 
@@ -243,7 +245,7 @@ def planned(experiment: str,                        # "table1"
            ) -> list[Run]:
     "The training runs behind an experiment, in the store. Raises UsageError for unknown names and impossible numbers."
     plan(experiment, profile, {}, seeds)            # names and numbers first: reading data takes time
-    names = dataset_names(profile, data, data_root)
+    names = dataset_names(profile, data, data_root, experiment)
     return [Run(runs, config) for config in plan(experiment, profile, data_hashes(names, data_root), seeds)]
 
 # %% ../../nbs/study/14_launch.ipynb #4b0fc7a1

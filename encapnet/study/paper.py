@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['TABLE1', 'TRANSFORM', 'COEFFICIENTS', 'SPATIAL', 'LOWER_DIM', 'HIGHER_DIM', 'HIGHER', 'TABLE1_CLAIMS', 'TABLE3',
-           'REDUCTIONS', 'TABLE3_LEFT_CLAIMS', 'TABLE3_RIGHT_CLAIMS', 'FIG2_EPOCHS', 'FIG2_PRINTED', 'FIG2_CLAIMS',
-           'Table1Row', 'mib', 'reduction_factors', 'Claim', 'Table3Row', 'AuthorsBin', 'fig2_authors',
-           'authors_histogram', 'authors_statistics', 'TrendClaim']
+           'REDUCTIONS', 'TABLE4', 'TABLE4_CLAIMS', 'TABLE3_LEFT_CLAIMS', 'TABLE3_RIGHT_CLAIMS', 'FIG2_EPOCHS',
+           'FIG2_PRINTED', 'FIG2_CLAIMS', 'Table1Row', 'mib', 'reduction_factors', 'Claim', 'Table3Row', 'Table4Row',
+           'AuthorsBin', 'fig2_authors', 'authors_histogram', 'authors_statistics', 'TrendClaim']
 
 # %% ../../nbs/study/13_paper.ipynb #7b4c6883
 class Table1Row(NamedTuple):
@@ -84,6 +84,42 @@ TABLE3 = {row: Table3Row(label, error) for row, label, error in (
     ("d4_vanilla_generator", "(d4)", 5.01), ("d5_l2", "(d5)", 4.90), ("a_resnet", "ResNet (a)", 8.03), ("b_resnet_kl", "ResNet (b)", 7.72),
     ("c_resnet_ot", "ResNet (c)", 7.67))}
 REDUCTIONS = dict(EncapNet=("7_skip_both", "c_encapnet_ot", 21.0), ResNet=("a_resnet", "c_resnet_ot", 4.0))   # rows, and percent as printed
+
+# %% ../../nbs/study/13_paper.ipynb #7167f63c
+class Table4Row(NamedTuple):
+    "A printed line: whose it is, and its errors by data set; `means` and `deviations` where several runs are told of."
+    title: str
+    errors: dict[str, float]
+    quoted: bool = False                                     # from another paper, which was not trained again
+    means: dict[str, tuple[float, float]] = {}
+
+def _small(title: str, *errors: float | None, quoted: bool = True, **means: tuple[float, float]) -> Table4Row:
+    return Table4Row(title, {name: error for name, error in zip(("cifar10", "cifar100", "svhn"), errors) if error is not None}, quoted, means)
+
+def _large(title: str, error: float, dataset: str = "himagenet") -> Table4Row: return Table4Row(title, {dataset: error})
+
+TABLE4: dict[str, Table4Row] = {
+    "8_two_ots": _small("EncapNet", 4.55, 26.77, 2.01, quoted=False),
+    "encapnet_mild": _small("EncapNet+", 3.13, 24.01, 1.64, quoted=False, cifar100=(24.85, 0.11)),
+    "encapnet_strong": _small("EncapNet++", 3.10, 24.18, 1.52, quoted=False, cifar10=(3.56, 0.12), svhn=(1.87, 0.11)),
+    "goodinit": _small("GoodInit", 5.84, 27.66), "bayesnet": _small("BayesNet", 6.37, 27.40), "resnet": _small("ResNet", 6.43),
+    "elu": _small("ELU", 6.55, 24.28), "batch_nin": _small("Batch NIN", 6.75, 28.86, 1.81), "rec_cnn": _small("Rec-CNN", 7.09, 31.75, 1.77),
+    "piecewise": _small("Piecewise", 7.51, 30.83), "dsn": _small("DSN", 8.22, 34.57, 1.92), "nin": _small("NIN", 8.80, 35.68, 2.35),
+    "dasnet": _small("dasNet", 9.22, 33.78), "maxout": _small("Maxout", 9.35, 38.57, 2.47), "alexnet": _small("AlexNet", 11.00),
+    "v1": _large("EncapNet.v1", 48.23, "himagenet32"), "v2": _large("EncapNet.v2", 43.15, "himagenet32"), "v3": _large("EncapNet.v3", 42.76),
+    "v3_mild": _large("EncapNet.v3+", 40.18), "v3_strong": _large("EncapNet.v3++", 40.05), "wide_resnet50_2": _large("WRN", 42.51),
+    "resnet101": _large("ResNet-101", 44.13), "vgg16": _large("VGG", 55.76), "googlenet": _large("GoogLeNet", 60.18),
+    "imagenet_18": _large("EncapNet-18", 7.51, "imagenet"),
+    **{f"imagenet_{name}": Table4Row(title, dict(imagenet=error), quoted=True)
+       for name, title, error in (("googlenet", "GoogLeNet", 7.89), ("vgg", "VGG", 8.43), ("resnet101", "ResNet-101", 6.21))}}
+
+TABLE4_CLAIMS = (
+    Claim("mild_helps", "mild augmentation and crops help: EncapNet+ errs less than EncapNet", "encapnet_mild", "8_two_ots"),
+    Claim("strong_helps", "strong augmentation and crops help: EncapNet++ errs less than EncapNet", "encapnet_strong", "8_two_ots"),
+    Claim("depth_helps", "depth helps on h-ImageNet: v2 errs less than v1", "v2", "v1"),
+    Claim("v3_mild_helps", "augmentation helps on h-ImageNet: v3+ errs less than v3", "v3_mild", "v3"),
+    *(Claim(f"v3_over_{row}", f"v3++ errs less than {title}", "v3_strong", row) for row, title in (
+        ("wide_resnet50_2", "a wide ResNet"), ("resnet101", "ResNet-101"), ("vgg16", "VGG"), ("googlenet", "GoogLeNet"))))
 
 # %% ../../nbs/study/13_paper.ipynb #d76b8fd9
 TABLE3_LEFT_CLAIMS = (
