@@ -371,13 +371,14 @@ def data_list(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME].
             try: found |= dict(sha256=data.fingerprint(name, data_root or None), why="")
             except UsageError as error: found |= dict(found=False, sha256="", why=str(error))
         if as_json: typer.echo(json.dumps(found))
-        else: typer.echo("  ".join([f"{name:10}", f"{'found' if found['found'] else 'not found':10}", *(
+        else: typer.echo("  ".join([f"{name:12}", f"{'found' if found['found'] else 'not found':10}", *(
             one_line(found[key])[:length] for key, length in (("sha256", 12), ("where", 999), ("why", 999)) if found.get(key))]).rstrip())
 
 @data_app.command("fetch")
 def data_fetch(names: list[str], data_root: RootOption = "data"):
     "Download data sets, going on from where an earlier attempt broke off."
     from encapnet import data
+    for name in names: data.fetchable(name, data_root)
     for name in names:
         data.fetch(name, data_root)
         say(f"{name} is in {data_root}")
@@ -391,8 +392,9 @@ def data_verify(names: list[str], data_root: RootOption = "", as_json: Annotated
         found = dict(name=name, sha256=found.pop("hash")) | found
         if as_json: typer.echo(json.dumps(found))
         else: typer.echo(f"{name}: {found['train']:,} train, {found['test']:,} test, sha256 {found['sha256'][:12]} "
-                         f"({found['source']}; {found['checked']} agree)")
+                         f"({found['source']}, checked by {found['checked']})")
 
+# %% ../nbs/40_cli.ipynb #a07efe42
 @data_app.command("build-himagenet")
 def data_build_himagenet(
         imagenet: Annotated[str, typer.Option(help="An ILSVRC-2012 tree: train/<wnid>/*.JPEG, val/, and boxes as XML below Annotations/.")],

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TEN', 'CIFAR10', 'BUILD', 'DATASETS', 'SPLITS', 'FORMATS', 'SUFFIXES', 'Member', 'Tree', 'MANIFEST', 'IMAGES',
            'AUGMENTATIONS', 'ImageSet', 'stratified', 'DataSet', 'Source', 'locate', 'decode', 'middle', 'cache_folder',
-           'signature', 'load', 'fingerprint', 'available', 'sha256_of', 'verify', 'fetch', 'crop', 'jitter', 'augment',
-           'ten_crop', 'stream_seed', 'batches']
+           'signature', 'load', 'fingerprint', 'available', 'sha256_of', 'verify', 'fetchable', 'fetch', 'crop',
+           'jitter', 'augment', 'ten_crop', 'stream_seed', 'batches']
 
 # %% ../nbs/20_data.ipynb #7ee09f90
 import gzip, hashlib, importlib.resources, io, json, lzma, os, re, shlex, shutil, sys, tarfile, tempfile, warnings, zlib
@@ -606,15 +606,17 @@ def _downloads(entry: DataSet) -> list[Download]:
     if hasattr(made, "split_list"): return [Download((url,), file, md5) for url, file, md5 in map(made.split_list.get, SPLITS)]
     return [Download((made.url,), made.filename, made.tgz_md5)]
 
-def _not_for_fetching(name: str, root: Path) -> str:
-    "Why a set cannot be downloaded, and what to do instead."
+def fetchable(name: str, root: str | Path):
+    "Raises `UsageError` for a set that cannot be downloaded, with what to do instead."
     entry = _entry(name)
-    if entry.embedded: return f"{name} is embedded: there is nothing to fetch"
-    if entry.command == BUILD: return f"{name} is built from ImageNet, not fetched: `{BUILD.format(root=shlex.quote(str(root)))}`"
-    place = str(root / (entry.folder or name))
-    unpack = f"from torchvision.datasets import ImageNet; [ImageNet({place!r}, split) for split in ('train', 'val')]"
-    return (f"{name} cannot be fetched without an account at https://image-net.org: put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
-            f"ILSVRC2012_devkit_t12.tar.gz into {place}, and unpack them with torchvision: `python -c {shlex.quote(unpack)}`")
+    if entry.torchvision: return
+    if entry.embedded: raise UsageError(f"{name} is embedded: there is nothing to fetch")
+    if entry.command == BUILD: raise UsageError(f"{name} is built from ImageNet, not fetched: `{BUILD.format(root=shlex.quote(str(root)))}`")
+    place = str(Path(root) / (entry.folder or name))
+    unpack = f'from torchvision.datasets import ImageNet; [ImageNet({json.dumps(place)}, split) for split in ("train", "val")]'
+    raise UsageError(f"{name} cannot be fetched without an account at https://image-net.org: put ILSVRC2012_img_train.tar, "
+                     f"ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into {place}, and unpack them with torchvision: "
+                     f"`python -c {shlex.quote(unpack)}`")
 
 # %% ../nbs/20_data.ipynb #60eb2018
 def fetch(name: str,                # a set that torchvision can download
@@ -622,8 +624,8 @@ def fetch(name: str,                # a set that torchvision can download
           bar: bool | None = None,  # progress bar; None: on a terminal
          ) -> None:
     "Download a data set, going on from what an earlier attempt left. Raises `StudyError` when that fails, `UsageError` where it cannot be done."
+    fetchable(name, root)
     entry, root = _entry(name), Path(root).expanduser()
-    if not entry.torchvision: raise UsageError(_not_for_fetching(name, root))
     if all((root / file).is_file() for file in entry.files): return
     work = root / f".{name}-download"
     try:

@@ -266,7 +266,7 @@ def _cut(job: Job) -> dict[str, Any]:
     for path in job.paths:
         crops, wrong = _crops(job, path)
         source = f"{PARTS[job.split]}/{job.label}/{path.name}"
-        problems += [dict(source=source, problem=why) for why in wrong]
+        problems += [dict(source=source, problem=why.removeprefix(f"{path.name}: ")) for why in wrong]
         for number, (box, cut, pixels) in enumerate(crops):
             content, size = as_png(pixels, job.side)
             name = f"{path.stem}_{number}.png"
@@ -282,13 +282,14 @@ def _cut(job: Job) -> dict[str, Any]:
     write_atomic(job.record, json.dumps(record))
     return record
 
-# %% ../nbs/22_himagenet.ipynb #8026cbf8
+# %% ../nbs/22_himagenet.ipynb #a9717df1
 def _follow():
     "What a process does first: leave Ctrl-C to the first process, and end when that one does, however it ends."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     first = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (wait([first]), os._exit(1)), daemon=True).start()
 
+# %% ../nbs/22_himagenet.ipynb #8026cbf8
 @contextmanager
 def _processes(workers: int) -> Iterator[Callable]:
     "A function that does jobs in order, (function, jobs, deadline) -> results; with one worker, here."
@@ -404,6 +405,7 @@ def _there(place: Path, settings: Settings) -> bool:
         raise UsageError(f"{place} was built with other settings: {differs}; move it away, or give another --data-root")
     return True
 
+# %% ../nbs/22_himagenet.ipynb #dc05b7c4
 def build(imagenet: str | os.PathLike,                    # an ILSVRC-2012 tree
           root: str | os.PathLike,                        # the data root; `himagenet` appears in it
           weights: str | os.PathLike | None = None,       # of ResNet-18; None: torchvision's

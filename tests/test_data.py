@@ -677,6 +677,18 @@ def test_svhn_is_read_as_torchvision_reads_it_and_never_mirrored(server, tmp_pat
         data.verify("svhn", tmp_path)
 
 
+def test_sets_that_cannot_be_fetched_say_what_to_do(tmp_path):
+    for name, message in (
+        ("digits", "nothing to fetch"),
+        ("himagenet32", "`encapnet data build-himagenet --imagenet DIR --data-root .*`"),
+        ("imagenet", "account at https://image-net.org: put .* into .*/imagenet, and unpack them with torchvision: `python -c '.*'`"),
+        ("cifar", "did you mean 'cifar"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            data.fetch(name, tmp_path / "root")
+    assert not (tmp_path / "root").exists()
+
+
 def test_failed_unpacking_keeps_the_download(server, cifar100, tmp_path, monkeypatch, capsys):
     from torchvision.datasets import CIFAR100
 
