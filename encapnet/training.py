@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from . import data
 from .nn import losses, networks
 from .nn.trace import class_agreement, routes_classes
-from .study.config import FeedbackConfig, NetworkConfig, OutOfTime, RunConfig, Schedule, StudyError, find_profile
+from .study.config import FeedbackConfig, NetworkConfig, OutOfTime, RunConfig, Schedule, StudyError, UsageError, find_profile
 from .study.runs import CHECKPOINTS, SCHEMA, Record, Run, UnknownSchema, append_ledger, changes, check_writable, code_hash, code_of
 from .study.runs import finish, ledger_path, processor, read_ledger, record_of, write_atomic, write_config
 
@@ -274,7 +274,10 @@ def look_back(run: Run, epoch: int, data_root: str | os.PathLike | None = None) 
 # %% ../nbs/21_training.ipynb #f3e7c342
 def _prepare(run: Run, data_root, device: torch.device) -> tuple[data.ImageSet, data.ImageSet]:
     "The run's data, proven to be those of its configuration, on the device."
-    wanted = run.config.data
+    wanted, side = run.config.data, getattr(run.config.network, "size", 32)
+    if wanted.name in data.DATASETS and (found := data.DATASETS[wanted.name].side or 32) != side:
+        fitting = ", ".join(name for name, entry in data.DATASETS.items() if (entry.side or 32) == side)
+        raise UsageError(f"{run.name} takes images of {side} pixels, and {wanted.name} has {found}; expected one of: {fitting}")
     found = data.fingerprint(wanted.name, data_root)
     if found != wanted.sha256:
         raise StudyError(f"{wanted.name} has changed: sha256 {found[:12]}…, the run was planned with {wanted.sha256[:12]}…")

@@ -16,8 +16,10 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import types
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -738,6 +740,14 @@ def test_any_size_becomes_one_as_torchvision_does_it(photographs, name, side):
         assert torch.equal(image, ours)
     x, y = next(data.batches(found, 4, 0, 0, "strong"))
     assert x.shape == (4, 3, side, side) and len(y) == 4
+
+
+def test_of_two_that_want_it_at_once_one_maps_it(photographs, monkeypatch):
+    written, write_mapped = [], data._write_mapped
+    monkeypatch.setattr(data, "_write_mapped", lambda *given: (written.append(given), time.sleep(0.2), write_mapped(*given)))
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: data.load("imagenet", "test", photographs), range(3)))
+    assert len(written) == 1 and all(torch.equal(one.images, found[0].images) for one in found)
 
 
 def files_of(cache, pattern="*"):
