@@ -88,10 +88,14 @@ def reproduce(reports_: Annotated[list[str] | None, typer.Argument(metavar="[REP
               max_minutes: MinutesOption = None,
               all_: Annotated[bool, typer.Option("--all", help="Every report there is.")] = False,
               from_ledger: Annotated[bool, typer.Option(help="Rebuild pages from the committed ledger; train nothing.")] = False,
-              retrain: Annotated[bool, typer.Option(help="Train stale and failed runs again.")] = False):
+              retrain: Annotated[bool, typer.Option(help="Train stale and failed runs again.")] = False,
+              on: Annotated[str, typer.Option(help="Train many runs at once: local[:N], so many processes here, or ray[:ADDRESS], on a cluster.",
+                                              show_default=False)] = ""):
     "Train what is missing and render the reports."
     from encapnet.show import pages
-    from encapnet.study import launch
+    from encapnet.study import cluster, launch
+    if on and from_ledger: raise UsageError("--on trains, and --from-ledger trains nothing: leave one of them out")
+    engine = cluster.engine(on) if on else None      # one run after the other
     chosen, deadline, seeds = chosen_reports(reports_ or [], all_), _deadline(max_minutes), _seed_count(profile, seeds)
     if missing not in launch.MISSING: raise UsageError(f"no such --missing {missing!r}; {nearest(missing, launch.MISSING)}")
     if not from_ledger: _root(data_root)
@@ -104,7 +108,7 @@ def reproduce(reports_: Annotated[list[str] | None, typer.Argument(metavar="[REP
         needed = {run.config.key: run for name in chosen for run in launch.needed(name, profile, seeds, data, data_root or None, runs)}
         needed = list(needed.values())
         if all_: _announce(needed, runs, reports)
-        launch.ensure(needed, missing, data_root or None, reports, retrain, deadline)
+        launch.ensure(needed, missing, data_root or None, reports, retrain, deadline, engine)
     for name, path in chosen.items():
         # What had to be trained is trained; the notebook takes what is there.
         page = pages.publish(path, Path(reports)/profile/f"{name}.html",

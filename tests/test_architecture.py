@@ -32,6 +32,7 @@ ARROWS = {
     "study.stats": [],
     "study.paper": [],
     "study.launch": ["study.config", "study.runs"],
+    "study.cluster": ["study.config", "study.runs", "study.launch"],
     # the bridge
     "download": ["study.config"],
     "data": ["download", "study.config", "study.runs"],

@@ -11,23 +11,27 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import sleep
-from typing import Any
-from .config import (BENCHES, EXPERIMENTS, BenchConfig, OutOfTime, StudyError, UsageError, find_profile, measurements, nearest,
-                                   plan)
+from typing import Any, NamedTuple
+from .config import (BENCHES, EXPERIMENTS, BenchConfig, OutOfTime, RunConfig, StudyError, UsageError, find_profile, measurements,
+                                   nearest, plan)
 from .runs import Run, State, UnknownSchema, finish, state, write_config
 
 # %% auto #0
-__all__ = ['ENTRY', 'MISSING', 'WAIT_SECONDS', 'PATIENCE_S', 'PAPER_SETS', 'TABLE4_SETS', 'call', 'data_hashes', 'ensure',
-           'take_turns', 'dataset_names', 'planned', 'measured', 'benched', 'needed']
+__all__ = ['ENTRY', 'MISSING', 'WAIT_SECONDS', 'PATIENCE_S', 'PAPER_SETS', 'TABLE4_SETS', 'Killed', 'call', 'data_hashes',
+           'wanted', 'Orders', 'ensure', 'note_failure', 'take_turns', 'dataset_names', 'planned', 'measured',
+           'benched', 'needed']
 
 # %% ../../nbs/study/14_launch.ipynb #cc30b687
 ENTRY = "from encapnet.cli import main; main()"
 
+class Killed(StudyError):
+    "A process that ended by a signal: nothing it could have said anything about."
+
 @contextmanager
-def _child(arguments: Iterable[str], **more) -> Iterator[tuple[subprocess.Popen, Any]]:
-    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+def _child(arguments: Iterable[str], entry: str = "", variables: dict[str, str] | None = None, **more) -> Iterator[tuple[subprocess.Popen, Any]]:
+    environment = dict(os.environ, PYTHONUNBUFFERED="1") | (variables or {})
     with tempfile.TemporaryFile("w+") as errors:
-        child = subprocess.Popen([sys.executable, "-c", ENTRY, *arguments], stdout=subprocess.PIPE, stderr=errors, text=True,
+        child = subprocess.Popen([sys.executable, "-c", entry or ENTRY, *arguments], stdout=subprocess.PIPE, stderr=errors, text=True,
                                  env=environment, start_new_session=True, **more)
         try: yield child, errors
         finally:
@@ -37,9 +41,16 @@ def _child(arguments: Iterable[str], **more) -> Iterator[tuple[subprocess.Popen,
                 except subprocess.TimeoutExpired: child.kill()
             child.stdout.close()
 
-def call(*arguments: str, tell=lambda event: None) -> list[Any]:  # the JSON values that it printed, line by line
-    "Run `encapnet ARGUMENTS` in a process of its own. Raises UsageError, OutOfTime or StudyError with its last line."
-    with _child(arguments) as (child, errors):
+# %% ../../nbs/study/14_launch.ipynb #a5d406fa
+def call(*arguments: str,
+         tell: Callable[[Any], None] = lambda event: None,                # every JSON value, as it comes
+         begun: Callable[[subprocess.Popen], None] = lambda child: None,
+         entry: str = "",                                                 # Python code that begins the process; "": the command line
+         variables: dict[str, str] | None = None,                         # of its environment, beside ours
+        ) -> list[Any]:                                                   # the JSON values that it printed, line by line
+    "Run `encapnet ARGUMENTS` in a process of its own. Raises UsageError, OutOfTime, Killed or StudyError with its last line."
+    with _child(arguments, entry, variables) as (child, errors):
+        begun(child)
         events = []
         for line in child.stdout:
             try: events.append(json.loads(line))
@@ -56,7 +67,7 @@ def _failure(code: int, said: str) -> StudyError | UsageError:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     ended = f"it ended with code {code}" if code > 0 else f"it was killed by signal {-code}"
     why = lines[-1].removeprefix("encapnet: ") if lines else ended
-    return {2: UsageError, 75: OutOfTime}.get(code, StudyError)(why)
+    return Killed(why) if code < 0 else {2: UsageError, 75: OutOfTime}.get(code, StudyError)(why)
 
 # %% ../../nbs/study/14_launch.ipynb #18859003
 _KNOWN: dict[str, str] = json.loads(os.environ.get("ENCAPNET_KNOWN", "{}"))     # found out by the process that started this one
@@ -85,12 +96,13 @@ WAIT_SECONDS = 1.0       # between two looks at a run that another process train
 def _todo(runs: list[Run], missing: str, retrain: bool) -> list[Run]:
     if missing not in MISSING: raise UsageError(f"missing={missing!r}: {nearest(missing, MISSING)}")
     states = {run: state(run) for run in runs}
-    todo = [run for run in runs if states[run].name in (*_wanted(retrain), "running")]
+    todo = [run for run in runs if states[run].name in (*wanted(retrain), "running")]
     if missing == "fail" and todo:
         raise StudyError(f"{len(todo)} of {len(runs)} runs are not there, the first is {todo[0].name}; train them with missing='train'")
     return todo if missing == "train" else []
 
-def _wanted(retrain: bool) -> tuple[str, ...]:
+def wanted(retrain: bool) -> tuple[str, ...]:
+    "The states from which a run is trained."
     return ("missing", "interrupted", "stale", "failed") if retrain else ("missing", "interrupted")
 
 def _awaited(run: Run, deadline: float | None, say: Callable[[str], None]) -> State:
@@ -104,32 +116,55 @@ def _awaited(run: Run, deadline: float | None, say: Callable[[str], None]) -> St
         sleep(WAIT_SECONDS)
     return found
 
-# %% ../../nbs/study/14_launch.ipynb #ab686f48
+# %% ../../nbs/study/14_launch.ipynb #decd81f1
+class Orders(NamedTuple):
+    "What holds for every training of a report."
+    data_root: str | Path | None = None
+    reports: str | Path | None = None        # whose ledger the records enter
+    retrain: bool = False                    # stale and failed runs too
+    deadline: float | None = None            # on time.monotonic()'s clock
+
 def ensure(runs: list[Run],
            missing: str = "train",                   # or "show", "fail"
            data_root: str | Path | None = None,
            reports: str | Path | None = None,        # whose ledger the records enter
            retrain: bool = False,                    # stale and failed runs too
            deadline: float | None = None,            # on time.monotonic()'s clock
+           on: Callable[[list[Run], Orders], None] | None = None,  # trains many at once; None: one after the other, here
           ) -> dict[str, State]:                     # key -> where each run stands now
     "See to it that runs are there. Raises StudyError (missing='fail'), OutOfTime (deadline), UsageError."
     todo = sorted(_todo(runs, missing, retrain), key=lambda run: state(run).name == "running")
     benches, todo = [[run for run in todo if isinstance(run.config, BenchConfig) == bench] for bench in (True, False)]
-    if benches: take_turns(benches, reports, deadline)
-    if todo:
-        from tqdm.auto import tqdm
-        weight = [getattr(getattr(run.config, "schedule", None), "epochs", 1) for run in todo]
-        with tqdm(total=sum(weight), unit="epoch", disable=None) as bar:
-            say = partial(bar.write, file=sys.stderr)
-            for run, epochs in zip(todo, weight):
-                if deadline is not None and time.monotonic() > deadline: raise OutOfTime(f"time is up before {run.name}")
-                bar.set_description(run.name)
-                before = bar.n
-                while _awaited(run, deadline, say).name in _wanted(retrain):
-                    if _train(run, data_root, reports, deadline, bar, say, retrain): break
-                bar.n = before + epochs
-                bar.refresh()
+    apart = [run for run in todo if on and isinstance(run.config, RunConfig)]
+    try:
+        if benches: take_turns(benches, reports, deadline)
+        _one_by_one([run for run in todo if run not in apart], data_root, reports, retrain, deadline)
+        if on and missing == "train": on([run for run in runs if isinstance(run.config, RunConfig)], Orders(data_root, reports, retrain, deadline))
+    except OutOfTime as error: raise OutOfTime(f"{error}; {_remaining(runs, retrain)}") from None
     return {run.config.key: state(run) for run in runs}
+
+# %% ../../nbs/study/14_launch.ipynb #fad976f8
+def _one_by_one(todo: list[Run], data_root, reports, retrain: bool, deadline: float | None):
+    if not todo: return
+    from tqdm.auto import tqdm
+    weight = [getattr(getattr(run.config, "schedule", None), "epochs", 1) for run in todo]
+    with tqdm(total=sum(weight), unit="epoch", disable=None) as bar:
+        say = partial(bar.write, file=sys.stderr)
+        for run, epochs in zip(todo, weight):
+            if deadline is not None and time.monotonic() > deadline: raise OutOfTime(f"time is up before {run.name}")
+            bar.set_description(run.name)
+            before = bar.n
+            while _awaited(run, deadline, say).name in wanted(retrain):
+                if _train(run, data_root, reports, deadline, bar, say, retrain): break
+            bar.n = before + epochs
+            bar.refresh()
+
+def _remaining(runs: list[Run], retrain: bool) -> str:
+    "How many runs are still to be made, and which."
+    left = [run.name for run in runs if state(run).name in (*wanted(retrain), "running")]
+    names = sorted(set(left), key=left.index)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{len(left)} of {len(runs)} runs remain ({', '.join(names[:5])}{more}), and the same command goes on with them"
 
 # %% ../../nbs/study/14_launch.ipynb #a41c0fe1
 def _train(run: Run, data_root, reports, deadline, bar, say: Callable[[str], None], retrain: bool) -> bool:  # False: another was faster
@@ -150,10 +185,10 @@ def _train(run: Run, data_root, reports, deadline, bar, say: Callable[[str], Non
         bar.set_postfix(error=event["error"])
     try: call(*arguments, tell=tell)
     except OutOfTime: raise
-    except (StudyError, UsageError) as error: return _failed(run, str(error), say)
+    except (StudyError, UsageError) as error: return note_failure(run, str(error), say)
     return True
 
-def _failed(run: Run, why: str, say: Callable[[str], None]) -> bool:
+def note_failure(run: Run, why: str, say: Callable[[str], None]) -> bool:
     "Tell and note why a child ended; False if it only gave way to another process."
     found = state(run).name
     if found in ("running", "fresh"): return False
@@ -210,7 +245,7 @@ def _turn(run: Run, taken: list[dict[str, Any]], measure: Callable[[str], dict[s
     try:
         write_config(run, say)
         taken.append(measure(str(run.path("config.json"))))
-    except (StudyError, UsageError) as error: _failed(run, str(error), say)
+    except (StudyError, UsageError) as error: note_failure(run, str(error), say)
 
 def _finish_turns(run: Run, taken: list[dict[str, Any]], reports: str | Path | None):
     seconds = [value for turn in taken for value in turn["seconds"]]
