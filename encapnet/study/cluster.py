@@ -4,7 +4,7 @@
 
 # %% ../../nbs/study/15_cluster.ipynb #8d1f3679
 from __future__ import annotations
-import importlib.util, os, queue, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import atexit, importlib.util, os, queue, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
@@ -19,10 +19,10 @@ from .runs import (CHECKPOINTS, Run, UnknownSchema, append_ledger, check_writabl
                                  read_ledger, roots, state, write_atomic, write_config)
 
 # %% auto #0
-__all__ = ['PATIENCE_S', 'RETRIES', 'LOOK_SECONDS', 'MOST_BARS', 'STAYS', 'STORE_ID', 'INSTALL', 'CONNECT_SECONDS', 'QUIET',
-           'SHORT', 'attend', 'enter', 'cores', 'gpus', 'threads_each', 'Processes', 'Sweep', 'news', 'bring_home',
-           'luggage', 'end_with', 'Post', 'store_id', 'shows', 'work', 'inspect', 'samples', 'connected', 'request',
-           'Cluster', 'engine', 'on_processes', 'on_ray']
+__all__ = ['PATIENCE_S', 'RETRIES', 'LOOK_SECONDS', 'MOST_BARS', 'STAYS', 'REMOVE', 'STORE_ID', 'INSTALL', 'CONNECT_SECONDS',
+           'QUIET', 'SHORT', 'attend', 'enter', 'cores', 'gpus', 'threads_each', 'Processes', 'Sweep', 'news',
+           'bring_home', 'luggage', 'end_with', 'Post', 'store_id', 'shows', 'work', 'inspect', 'samples', 'connected',
+           'request', 'Cluster', 'engine', 'on_processes', 'on_ray']
 
 # %% ../../nbs/study/15_cluster.ipynb #efa3eb64
 def attend(arguments: list[str], tell: Callable[[Any], None], **child) -> dict[str, Any]:  # `ended`: done, out of time, killed or failed; `why`
@@ -238,12 +238,18 @@ def luggage(run: Run) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(run.folder.glob("[!.]*")) if path.name not in ("DONE", "FAILED")}
 
 # %% ../../nbs/study/15_cluster.ipynb #5c12b36a
+REMOVE = "import shutil, sys, time; time.sleep(1); shutil.rmtree(sys.argv[1], ignore_errors=True)"
+
 def end_with(parent: int, scratch: str = ""):
     "End this process, and remove a folder, once its parent is gone."
+    def orphaned() -> bool: return os.getppid() != parent
+    def clear():                               # from outside, once nobody writes there any more
+        if scratch and orphaned(): subprocess.Popen([sys.executable, "-c", REMOVE, scratch], start_new_session=True)
     def watch():
-        while os.getppid() == parent: time.sleep(LOOK_SECONDS)
-        if scratch: shutil.rmtree(scratch, ignore_errors=True)
+        while not orphaned(): time.sleep(LOOK_SECONDS)
+        clear()
         os.kill(os.getpid(), signal.SIGKILL)
+    atexit.register(clear)                     # of one that nobody listens to any more, which ends by itself
     threading.Thread(target=watch, daemon=True).start()
 
 def _tied(scratch: str) -> str:
