@@ -342,9 +342,13 @@ def _try_address(address: str):
         try: socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error: raise StudyError(f"{said}: {getattr(error, 'strerror', None) or error}") from None
     code = f"import logging, ray; ray.init(address={address!r}, logging_level=logging.CRITICAL, log_to_driver=False); ray.nodes(); ray.shutdown()"
-    try: tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=CONNECT_SECONDS, env=os.environ | QUIET)
-    except subprocess.TimeoutExpired: raise StudyError(f"{said} within {CONNECT_SECONDS} seconds") from None
-    if tried.returncode: raise StudyError(f"{said}: {(tried.stderr.strip().splitlines() or ['it ended without a word'])[-1]}")
+    for more in ({}, dict(RAY_AUTH_MODE="token")):       # `ray start` asks for the token in ~/.ray that `ray.init` does not show unasked
+        variables = os.environ | QUIET | more
+        try: tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=CONNECT_SECONDS, env=variables)
+        except subprocess.TimeoutExpired: raise StudyError(f"{said} within {CONNECT_SECONDS} seconds") from None
+        if tried.returncode == 0: return os.environ.update(more)
+        if "AuthenticationError" not in tried.stderr: raise StudyError(f"{said}: {(tried.stderr.strip().splitlines() or ['not a word'])[-1]}")
+    raise StudyError(f"{said} with this token; RAY_AUTH_TOKEN or ~/.ray/auth_token must be the one of the machine where it was started")
 
 @contextmanager
 def _folder_for_ray() -> Iterator[str]:
@@ -405,13 +409,13 @@ class _Nodes:
         self.shared = all(there for there, _ in found.values()) if shared is None else shared
         self.work, self.post = ray.remote(work), self._remote(Post, here).remote()
 
-    def _remote(self, what, node: str):
+    def _remote(self, what, node: str, **more):
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-        return self.ray.remote(what).options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        return self.ray.remote(what).options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False), **more)
 
     def _inspected(self, nodes: list[dict], runs: list[Run]) -> dict[str, tuple[bool, str]]:
         "What each machine says for itself, by its address."
-        asked = {node["NodeManagerAddress"]: self._remote(inspect, node["NodeID"]).options(max_retries=0).remote(
+        asked = {node["NodeManagerAddress"]: self._remote(inspect, node["NodeID"], max_retries=0).remote(
             str(self.store), self.identity, samples(runs), self.data_root) for node in nodes}
         return {name: self._answer(task, lambda why: (False, why)) for name, task in asked.items()}
 
