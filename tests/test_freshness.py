@@ -118,9 +118,11 @@ CHANGES = [
     ("data", "jitter", those(measuring=False)),
     ("data", "AUGMENTATIONS", those(measuring=False)),
     ("data", "batches", those(measuring=False)),
+    ("data", "ten_crop", set()),  # none of these rows asks for it
     ("data", "locate", set()),  # what it finds is proven by the content hash
     ("training", "Trainer", those(measuring=False)),
     ("training", "diagnose", those(measuring=False)),
+    ("training", "evaluate_ten_crop", set()),
     ("training", "save", set()),
     ("show.bench", "measure", those(training=False)),
     ("show.bench", "step_bytes", those(training=False)),
