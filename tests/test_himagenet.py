@@ -194,6 +194,7 @@ def wait_until(process, condition):
         time.sleep(0.001)
 
 
+@pytest.mark.slow
 def test_killed_three_times_it_ends_as_if_nothing_had_happened(built, tree, weights, tmp_path):
     "Killed among the scores, within a class's crops, and between crops: always the whole group of processes."
     work = tmp_path / "himagenet.building/work"
