@@ -16,10 +16,11 @@ from .study.config import (BENCHES, EXPERIMENTS, PROFILES, BenchConfig, MeasureC
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'ProfileOption', 'DataOption', 'RootOption', 'RunsOption', 'ReportsOption', 'MinutesOption',
-           'DEFAULT_REPORTS', 'PAGED', 'COSTS', 'Context', 'Taken', 'bench_app', 'JsonOption', 'say', 'notebooks',
-           'chosen_reports', 'reproduce', 'command_for', 'run_', 'taken_seconds', 'estimate', 'epochs_done', 'standing',
-           'status', 'data_list', 'data_fetch', 'data_verify', 'data_build_himagenet', 'bench_routing',
-           'bench_transport', 'bench_capconv', 'bench_data', 'bench_measure', 'device', 'explore', 'main', 'one_line']
+           'ProcessesOption', 'AccumulateOption', 'NormOption', 'ScopeOption', 'DEFAULT_REPORTS', 'PAGED', 'COSTS',
+           'DIVIDING', 'Context', 'Taken', 'bench_app', 'JsonOption', 'say', 'notebooks', 'chosen_reports', 'reproduce',
+           'command_for', 'run_', 'taken_seconds', 'estimate', 'epochs_done', 'standing', 'status', 'data_list',
+           'data_fetch', 'data_verify', 'data_build_himagenet', 'bench_routing', 'bench_transport', 'bench_capconv',
+           'bench_data', 'bench_measure', 'device', 'explore', 'main', 'one_line']
 
 # %% ../nbs/40_cli.ipynb #2f289ecb
 app = typer.Typer(name="encapnet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -42,6 +43,11 @@ def _deadline(max_minutes: float | None) -> float | None:
     if max_minutes is None: return None
     if not 0 <= max_minutes < math.inf: raise UsageError(f"--max-minutes must be a number that is not negative, got {max_minutes:g}")
     return time.monotonic() + 60 * max_minutes
+
+ProcessesOption = Annotated[int | None, typer.Option(help="Processes, each on its device; default: as many as were started, or 1.", min=1)]
+AccumulateOption = Annotated[int | None, typer.Option(help="Micro-batches of each process; default: 1.", min=1)]
+NormOption = Annotated[str | None, typer.Option(help="Batch normalisation over the device's samples or synchronised; default: device.")]
+ScopeOption = Annotated[str | None, typer.Option(help="Transport plan over the device's samples or global; default: device.")]
 
 def _root(data_root: str) -> str | None:
     "The data root, if one is given. Raises UsageError if it is no folder."
@@ -145,6 +151,9 @@ def command_for(config: RunConfig | MeasureConfig, profile: str, data_root: str 
     if isinstance(config, RunConfig):
         words += ["--seed", str(config.seed), "--data", config.data.name]
         if data_root: words += ["--data-root", data_root]
+        for option, value, usual in (("--processes", config.processes, 1), ("--accumulate", config.accumulate, 1),
+                                     ("--norm", config.norm_scope, "device"), ("--transport-scope", config.transport_scope, "device")):
+            if value != usual: words += [option, str(value)]
     for option, value, usual in (("--runs", runs, "runs"), ("--reports", reports, "reports")):
         if value != usual: words += [option, value]
     return shlex.join(words + ["--retrain"] * retrain)
@@ -167,6 +176,20 @@ def _plan_row(name: str, profile: str, seed: int, data: str, root: str | None) -
     hashes = launch.data_hashes(launch.dataset_names(profile, data, root), root)
     return [config.model_copy(update=dict(seed=seed)) for config in plan(experiment, profile, hashes, 1, [row])]
 
+DIVIDING = "processes accumulate norm transport_scope"      # options that say how batches are divided
+
+def _divided(config: RunConfig | MeasureConfig, asked: dict) -> RunConfig | MeasureConfig:
+    "The same run with its batches divided as asked. Raises UsageError where that cannot be."
+    from pydantic import ValidationError
+    from encapnet.study.launch import place
+    if isinstance(config, MeasureConfig): return config
+    asked = dict(processes=place()[1]) | {name: value for name, value in asked.items() if value is not None}
+    try: return RunConfig.model_validate(config.model_dump() | asked)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = {"norm_scope": "norm: "}.get(first["loc"][0], f"{first['loc'][0]}: ") if first["loc"] else ""
+        raise UsageError(f"{name}{first['msg'].removeprefix('Value error, ')}") from error
+
 def _refuse(given: set[str], names: str, why: str):
     if clash := [name for name in names.split() if name in given]: raise UsageError(f"--{clash[0].replace('_', '-')} {why}")
 
@@ -175,7 +198,8 @@ def _refuse(given: set[str], names: str, why: str):
 def run_(context: typer.Context, row: Annotated[str, typer.Argument(metavar="[EXPERIMENT/ROW]", help="For example table1/e_master.")] = "",
          profile: ProfileOption = "quick", seed: Annotated[int, typer.Option(help="Which seed.", min=0, max=2**31 - 1)] = 0,
          data: DataOption = "", data_root: RootOption = "", runs: RunsOption = "runs", reports: ReportsOption = "reports",
-         max_minutes: MinutesOption = None,
+         max_minutes: MinutesOption = None, processes: ProcessesOption = None, accumulate: AccumulateOption = None, norm: NormOption = None,
+         transport_scope: ScopeOption = None,
          config: Annotated[Path | None, typer.Option(help="A configuration file instead of a row's name.")] = None,
          show: Annotated[bool, typer.Option(help="Print the configuration and the command, and train nothing.")] = False,
          retrain: Annotated[bool, typer.Option(help="Train again what is stale or failed.")] = False,
@@ -184,10 +208,11 @@ def run_(context: typer.Context, row: Annotated[str, typer.Argument(metavar="[EX
     if bool(row) == (config is not None): raise UsageError("run takes either EXPERIMENT/ROW or --config FILE; `encapnet status` lists the rows")
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
     if show: _refuse(given, "retrain events max_minutes", "trains, and --show trains nothing: leave one of them out")
-    if config: _refuse(given, "profile seed data", "is a row's: the configuration file has its own")
-    if row.startswith(f"{COSTS}/"): _refuse(given, "seed data data_root max_minutes", "is for training: a measurement has none")
+    if config: _refuse(given, f"profile seed data {DIVIDING}", "is a row's: the configuration file has its own")
+    if row.startswith(f"{COSTS}/"): _refuse(given, f"seed data data_root max_minutes {DIVIDING}", "is for training: a measurement has none")
     root, deadline = _root(data_root), _deadline(max_minutes)
-    planned = [_config_from(config)] if config else _plan_row(row, profile, seed, data, root)
+    asked = dict(processes=processes, accumulate=accumulate, norm_scope=norm, transport_scope=transport_scope)
+    planned = [_config_from(config)] if config else [_divided(one, asked) for one in _plan_row(row, profile, seed, data, root)]
     for one in planned:
         if show:
             say(shlex.join(["encapnet", "run", "--config", str(config)]) if config else command_for(one, profile, data_root, runs, reports))
@@ -197,21 +222,32 @@ def run_(context: typer.Context, row: Annotated[str, typer.Argument(metavar="[EX
 # %% ../nbs/40_cli.ipynb #194998e9
 def _run_one(config: RunConfig | MeasureConfig, root: str | None, runs: str, reports: str, deadline: float | None, retrain: bool, events: bool):
     "Train, or measure, what is not there."
+    from encapnet.study.launch import fit_together, place
     from encapnet.study.runs import Run, finished, state
     if isinstance(config, BenchConfig):
         raise UsageError(f"timings make sense beside others: `encapnet {config.experiment.replace('_', ' ')}` takes them in turn")
     run = Run(runs, config)
+    if place()[0]:                      # the first of the processes looks at the store, and tells the others
+        _fit(run, root, reports, deadline, events)
+        return
     found, what = state(run), f"{run.name} ({config.key})"
     if found.name == "stale" and not retrain: raise StudyError(f"{what} is stale, {found.why}; --retrain trains it again")
     if found.name == "fresh": say(f"{what} is there already")
-    elif isinstance(config, MeasureConfig): _measure(run, reports)
-    else: _fit(run, root, reports, deadline, events)
+    if isinstance(config, MeasureConfig):
+        if found.name != "fresh": _measure(run, reports)
+    elif found.name != "fresh" and config.processes > 1 == place()[1]:
+        if code := fit_together(run, root, reports, deadline, [*["--retrain"] * retrain, *["--events"] * events]): raise SystemExit(code)
+        return                          # they have said what came of it
+    elif found.name != "fresh" or place()[1] > 1: _fit(run, root, reports, deadline, events)
     outcome = finished(run).outcome
     if isinstance(config, RunConfig): say(f"{run.name} on {config.data.name}, seed {config.seed}: error {outcome['error']:.2f} % ({run.folder})")
     else: say(f"{run.name}: {outcome['parameters']:,} parameters ({run.folder})")
 
+# %% ../nbs/40_cli.ipynb #b9cae4a5
 def _fit(run, root: str | None, reports: str, deadline: float | None, events: bool):
-    from encapnet.training import fit
+    from encapnet.study.launch import place
+    if run.config.divided or place()[1] > 1: from encapnet.distributed import fit
+    else: from encapnet.training import fit
     tell = (lambda event: typer.echo(json.dumps(event))) if events else (lambda event: None)
     fit(run, root, reports or None, tell, deadline, bar=False if events else None)
 

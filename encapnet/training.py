@@ -333,8 +333,10 @@ def fit(run: Run,                                     # which run, in which stor
         tell: Callable[[dict], None] = lambda event: None,   # called after every epoch, and with a note now and then
         deadline: float | None = None,                # on time.monotonic()'s clock
         bar: bool | None = None,                      # progress bar; None: on a terminal and in notebooks
+        trainer_of: Callable[..., Trainer] | None = None,     # of configuration, classes and device; None: `Trainer`
        ) -> Record:
     "Train a run to its end, from its last checkpoint if it has one. Raises StudyError, OutOfTime."
+    if run.config.divided and trainer_of is None: raise UsageError(f"{run.name} divides its batches: encapnet.distributed.fit trains it")
     def say(note: str):
         tqdm.write(note, file=sys.stderr)
         tell(dict(note=note))
@@ -345,16 +347,21 @@ def fit(run: Run,                                     # which run, in which stor
         keep_memory()
         threads, device = pin_threads(_number(before.get("threads"), 1, None)), pick_device()
         train, test = _prepare(run, data_root, device)
-        trainer = Trainer(run.config, len(train.classes), device)
+        trainer = (trainer_of or Trainer)(run.config, len(train.classes), device)
         history = resume(run, trainer, say)
         spent = _number(before.get("seconds"), 0.0, 0.0) if history else 0.0
-        manifest = (run.read("manifest.json") or {}) | dict(schema_version=SCHEMA, device=hardware(device), threads=threads, seconds=spent,
-                                                            code=code_hash(run.code), definitions=run.code)
+        manifest = (run.read("manifest.json") or {}) | dict(
+            schema_version=SCHEMA, device=_devices(run.config, device), threads=threads, seconds=spent,
+            code=code_hash(run.code), definitions=run.code)
         run.write("manifest.json", manifest)
         run.write("metrics.jsonl", _lines(history))
         try: return _train(run, trainer, train, test, history, manifest, ledger, tell, deadline, bar)
         except OutOfTime: raise
         except StudyError as error: raise _failed(run, f"{error}; last good checkpoint: epoch {len(history)}") from error
+
+# %% ../nbs/21_training.ipynb #e90ada26
+def _devices(config: RunConfig, device: torch.device) -> str:
+    return hardware(device) if config.processes == 1 else f"{config.processes} x {hardware(device)}"
 
 def _lines(history: list[dict[str, Any]]) -> str: return "".join(json.dumps(row) + "\n" for row in history)
 

@@ -38,6 +38,7 @@ ARROWS = {
     "data": ["download", "study.config", "study.runs"],
     "himagenet": ["data", "study.config", "study.runs"],
     "training": ["nn.networks", "nn.feedback", "nn.losses", "nn.trace", "data", "study.config", "study.runs"],
+    "distributed": ["data", "training", "study.config", "study.launch", "study.runs"],
     # the faces
     "show.plots": [],
     "show.explore": ["study.config", "study.runs"],
@@ -61,16 +62,17 @@ ARROWS = {
     "show.mechanism": ["show.plots", "show.report", "study.config", "study.paper", "study.runs"],
     "show.bench": ["nn.*", "study.config", "study.runs"],
     "cli": ["*"],
+    "__main__": ["cli"],
 }
 
 # What each trunk may never load, not even inside a function.
 FORBIDDEN = {
     "nn.": {"pandas", "matplotlib", "seaborn", "papermill", "pydantic", "typer", "torchvision"},
-    "study.": {"torch", "torchvision", "torchaudio"},
+    "study.": {"torch", "torchvision", "torchaudio", "accelerate"},
 }
 EXCEPTIONS = {"nn.baselines": {"torchvision"}}  # other people's networks, when one is built
 
-HEAVY = {"torch", "torchvision", "matplotlib", "seaborn", "papermill", "pandas"}
+HEAVY = {"torch", "torchvision", "accelerate", "matplotlib", "seaborn", "papermill", "pandas"}
 NAMELESS = {"util", "utils", "helper", "helpers", "common", "misc"}
 
 
@@ -107,7 +109,7 @@ def allowed(module):
     "The table's row, with its stars resolved."
     for target in ARROWS[module]:
         if target.endswith("*"):
-            yield from (name for name in ARROWS if name.startswith(target[:-1]) and name != module)
+            yield from (name for name in ARROWS if name.startswith(target[:-1]) and name not in (module, "__main__"))
         else:
             yield target
 

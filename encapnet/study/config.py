@@ -177,6 +177,22 @@ class RunConfig(Identified):
     precision: Literal["float32", "bfloat16"] = "float32"
     compiled: bool = False                 # through torch.compile, whose fused kernels round differently
     feedback: FeedbackConfig | None = None
+    processes: Positive = 1                # how many devices compute a batch together
+    accumulate: Positive = 1               # how many micro-batches each of them makes of its share
+    norm_scope: Literal["device", "synchronised"] = "device"    # what batch normalisation takes for the batch
+    transport_scope: Literal["device", "global"] = "device"     # what the transport plan does
+
+    @property
+    def divided(self) -> bool: return self.processes * self.accumulate > 1     # `encapnet.distributed` computes it
+
+    @model_validator(mode="after")
+    def _batches_divide(self):
+        batch, parts = self.schedule.batch, self.processes * self.accumulate
+        if parts > 1: _check_parts(batch, self.processes, self.accumulate, 2 if self.feedback else 1)
+        if self.processes == 1 and (self.norm_scope, self.transport_scope) != ("device", "device"):
+            raise ValueError("norm_scope 'synchronised' and transport_scope 'global' are between processes, expected at least 2, got 1")
+        if self.transport_scope == "global" and not self.feedback: raise ValueError("transport_scope 'global' needs feedback, and this row has none")
+        return self
 
     @model_validator(mode="after")
     def _feedback_has_modules_and_batches(self):
@@ -188,6 +204,7 @@ class RunConfig(Identified):
             raise ValueError(f"batches of {batch}{over}: transport needs at least 2 samples")
         return self
 
+# %% ../../nbs/study/10_config.ipynb #a6c8ebbb
 class MeasureConfig(Identified):
     "One measurement of parameters, memory and time of an untrained network."
     schema_version: Literal[1] = 1
@@ -196,6 +213,20 @@ class MeasureConfig(Identified):
     batches: tuple[Positive, ...] = (2, 8, 128)     # for memory
     timed: tuple[Positive, ...] = (2, 8)            # batches at which time is taken
     budget_gib: Annotated[float, Field(gt=0)] = 12.0  # the paper's card
+
+# %% ../../nbs/study/10_config.ipynb #ad703ebb
+def _check_parts(batch: int, processes: int, accumulate: int, least: int):
+    "Raise ValueError, with the nearest numbers that would do, if a batch does not make so many parts of at least so many samples."
+    parts = processes * accumulate
+    said = f"a batch of {batch} does not divide evenly into {processes} x {accumulate} micro-batches (processes x accumulate)"
+    if batch % parts:
+        fitting = [count for count in range(1, batch + 1) if batch % count == 0 and batch // count >= least]
+        close = min(fitting, key=lambda count: abs(count - parts)) if fitting else 1
+        batches = " or ".join(str(number) for number in (batch // parts * parts, -(-batch // parts) * parts) if number >= least * parts)
+        raise ValueError(f"{said}; the nearest batch that does is {batches}, the nearest number of micro-batches {close}")
+    if batch // parts < least:
+        raise ValueError(f"{processes} x {accumulate} micro-batches of a batch of {batch} have {batch // parts} sample(s) each: "
+                         f"transport needs at least {least}; expected at most {batch // least} micro-batches")
 
 # %% ../../nbs/study/10_config.ipynb #858021e5
 class BenchConfig(Identified):

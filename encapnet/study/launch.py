@@ -4,10 +4,10 @@
 
 # %% ../../nbs/study/14_launch.ipynb #a3f35186
 from __future__ import annotations
-import importlib.util, json, os, signal, statistics, subprocess, sys, tempfile, time
+import importlib.util, json, math, os, signal, socket, statistics, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from time import sleep
@@ -17,9 +17,9 @@ from .config import (BENCHES, EXPERIMENTS, BenchConfig, OutOfTime, RunConfig, St
 from .runs import Run, State, UnknownSchema, finish, state, write_config
 
 # %% auto #0
-__all__ = ['ENTRY', 'MISSING', 'WAIT_SECONDS', 'PATIENCE_S', 'PAPER_SETS', 'TABLE4_SETS', 'Killed', 'call', 'data_hashes',
-           'wanted', 'Orders', 'ensure', 'note_failure', 'take_turns', 'dataset_names', 'planned', 'measured',
-           'benched', 'needed']
+__all__ = ['ENTRY', 'MISSING', 'WAIT_SECONDS', 'PATIENCE_S', 'PAPER_SETS', 'TABLE4_SETS', 'GRACE_S', 'Killed', 'call',
+           'data_hashes', 'wanted', 'Orders', 'ensure', 'note_failure', 'take_turns', 'dataset_names', 'planned',
+           'measured', 'benched', 'needed', 'place', 'cores', 'together', 'fit_together']
 
 # %% ../../nbs/study/14_launch.ipynb #cc30b687
 ENTRY = "from encapnet.cli import main; main()"
@@ -172,11 +172,7 @@ def _train(run: Run, data_root, reports, deadline, bar, say: Callable[[str], Non
     except UnknownSchema as error:
         say(f"{run.name}: {error}")
         return True
-    arguments = ["run", "--config", str(run.path("config.json")), "--runs", str(run.folder.parents[2]), "--events"]
-    if data_root: arguments += ["--data-root", str(data_root)]
-    if reports: arguments += ["--reports", str(reports)]
-    if retrain: arguments += ["--retrain"]
-    if deadline is not None: arguments += ["--max-minutes", f"{max(0.0, deadline - time.monotonic()) / 60:.4f}"]
+    arguments = [*_arguments(run, data_root, reports, deadline), "--events", *["--retrain"] * retrain]
     before = bar.n
     def tell(event):
         if "note" in event: say(event["note"])
@@ -187,6 +183,14 @@ def _train(run: Run, data_root, reports, deadline, bar, say: Callable[[str], Non
     except OutOfTime: raise
     except (StudyError, UsageError) as error: return note_failure(run, str(error), say)
     return True
+
+def _arguments(run: Run, data_root, reports, deadline: float | None) -> list[str]:
+    "What `encapnet` is told to train a run."
+    arguments = ["run", "--config", str(run.path("config.json")), "--runs", str(run.folder.parents[2])]
+    if data_root: arguments += ["--data-root", str(data_root)]
+    if reports: arguments += ["--reports", str(reports)]
+    if deadline is not None: arguments += ["--max-minutes", f"{max(0.0, deadline - time.monotonic()) / 60:.4f}"]
+    return arguments
 
 def note_failure(run: Run, why: str, say: Callable[[str], None]) -> bool:
     "Tell and note why a child ended; False if it only gave way to another process."
@@ -307,3 +311,83 @@ def needed(report: str, profile: str, seeds: int | None = None, data: str = "", 
     with ThreadPoolExecutor() as pool:              # two questions to processes that load torch, asked side by side
         costs = pool.submit(measured, profile, runs)
         return planned(report, profile, seeds, data, data_root, runs) + costs.result()
+
+# %% ../../nbs/study/14_launch.ipynb #020a655c
+GRACE_S = 5.0            # how long the others may go on once one process has ended
+
+def place() -> tuple[int, int]:  # this process's number, from 0, and how many there are
+    "Which one of a run's processes this is, as whoever started them has said in the environment."
+    try: number, count = (int(os.environ.get(name, usual)) for name, usual in (("RANK", 0), ("WORLD_SIZE", 1)))
+    except ValueError: raise UsageError("RANK and WORLD_SIZE in the environment must be whole numbers, as launchers set them") from None
+    return (number, count) if "RANK" in os.environ else (0, 1)
+
+def cores() -> int:
+    "How many cores this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+def _environments(processes: int) -> Iterator[dict[str, str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = dict(os.environ, WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+                  ENCAPNET_STARTED_BY=str(os.getpid()), PYTHONUNBUFFERED="1")
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
+    if sys.platform == "linux": shared.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    for number in range(processes): yield shared | dict(RANK=str(number), LOCAL_RANK=str(number))
+
+# %% ../../nbs/study/14_launch.ipynb #163f3395
+def together(arguments: Iterable[str],
+             processes: int,
+            ) -> int:    # 0, or what the first process ended with after saying why
+    "Run `encapnet ARGUMENTS` as so many processes of one run, on this machine. Raises StudyError if one of them died."
+    with ExitStack() as stack:
+        errors = [None, *(stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(processes - 1))]
+        children = [subprocess.Popen([sys.executable, "-c", ENTRY, *arguments], env=environment, start_new_session=True,
+                                     stdout=said and subprocess.DEVNULL, stderr=said)
+                    for environment, said in zip(_environments(processes), errors)]
+        try: first = _watch(children)
+        except KeyboardInterrupt:
+            children[0].send_signal(signal.SIGINT)      # the others wait for it, and would only say the same
+            with suppress(subprocess.TimeoutExpired): return children[0].wait(timeout=30)
+            raise
+        finally:
+            for child in children:
+                if child.poll() is None: child.kill()
+                child.wait()
+        if first is None: return 0
+        code = children[first].returncode
+        if not first and code > 0: return code
+        said = []
+        if first and code > 0:
+            errors[first].seek(0)
+            said = [line for line in errors[first].read().splitlines() if line.strip()]
+            told = code != 1 or not any(line.startswith(("encapnet: ", "Traceback")) for line in said)
+            if code == children[0].returncode and told: return code     # all for the same reason
+    why = said[-1].removeprefix("encapnet: ") if said else f"code {code}" if code > 0 else f"killed by signal {-code}"
+    raise StudyError(f"process {first + 1} of {processes} ended ({why}), and with it the others; the same command goes on from the last checkpoint")
+
+# %% ../../nbs/study/14_launch.ipynb #caf66683
+def _watch(children: list[subprocess.Popen]) -> int | None:
+    "Wait until all have ended, by themselves or not; returns which one failed first."
+    first, until = None, math.inf
+    while True:
+        running = [child for child in children if child.poll() is None]
+        ended = {number: child.returncode for number, child in enumerate(children) if child.returncode is not None}
+        failed = [number for number, code in ended.items() if code]
+        if first is None and failed: first = min(failed, key=lambda number: (ended[number] > 0, number))
+        if not running: return first
+        if ended and until == math.inf: until = time.monotonic() + GRACE_S
+        if time.monotonic() > until:
+            for child in running: child.kill()
+        sleep(0.05)
+
+# %% ../../nbs/study/14_launch.ipynb #4124d35a
+def fit_together(run: Run,
+                 data_root: str | Path | None = None,
+                 reports: str | Path | None = None,    # whose ledger the record enters
+                 deadline: float | None = None,        # on time.monotonic()'s clock
+                 more: Iterable[str] = (),             # options of `encapnet run`
+                ) -> int:                              # 0, or what the main process ended with after saying why
+    "Train a run in as many processes as it is for, on this machine. Raises StudyError if one of them died."
+    write_config(run, partial(print, file=sys.stderr))
+    return together([*_arguments(run, data_root, reports, deadline), *more], run.config.processes)

@@ -166,8 +166,8 @@ def roots(config: Identified) -> list[str]:
     fed = ["encapnet.nn.networks:with_feedback"] if config.feedback else []
     looked_into = ["encapnet.training:agree"] if config.network.kind == "CapNet" else []
     cropped = ["encapnet.training:evaluate_ten_crop"] if config.data.test_crops == 10 else []
-    return [network, *fed, f"encapnet.nn.losses:{config.loss}_loss", "encapnet.training:Trainer", "encapnet.training:diagnose",
-            *looked_into, *cropped]
+    trainers = ["encapnet.training:Trainer", *["encapnet.distributed:DistributedTrainer"] * config.divided]
+    return [network, *fed, f"encapnet.nn.losses:{config.loss}_loss", *trainers, "encapnet.training:diagnose", *looked_into, *cropped]
 
 def code_of(config: Identified) -> dict[str, str]:
     "Today's definitions behind a configuration's result."
