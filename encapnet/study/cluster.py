@@ -342,13 +342,15 @@ def _try_address(address: str):
         try: socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error: raise StudyError(f"{said}: {getattr(error, 'strerror', None) or error}") from None
     code = f"import logging, ray; ray.init(address={address!r}, logging_level=logging.CRITICAL, log_to_driver=False); ray.nodes(); ray.shutdown()"
+    limit, errors = time.monotonic() + CONNECT_SECONDS, ""
     for more in ({}, dict(RAY_AUTH_MODE="token")):       # `ray start` asks for the token in ~/.ray that `ray.init` does not show unasked
-        variables = os.environ | QUIET | more
-        try: tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=CONNECT_SECONDS, env=variables)
+        variables, left = os.environ | QUIET | more, limit - time.monotonic()
+        try: tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=max(1.0, left), env=variables)
         except subprocess.TimeoutExpired: raise StudyError(f"{said} within {CONNECT_SECONDS} seconds") from None
         if tried.returncode == 0: return os.environ.update(more)
-        if "AuthenticationError" not in tried.stderr: raise StudyError(f"{said}: {(tried.stderr.strip().splitlines() or ['not a word'])[-1]}")
-    raise StudyError(f"{said} with this token; RAY_AUTH_TOKEN or ~/.ray/auth_token must be the one of the machine where it was started")
+        errors += tried.stderr
+    if "AuthenticationError" in tried.stderr: errors = "it wants the token of the machine that began it, in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+    raise StudyError(f"{said}: {(errors.strip().splitlines() or ['not a word'])[-1]}")
 
 @contextmanager
 def _folder_for_ray() -> Iterator[str]:
