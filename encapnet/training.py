@@ -381,7 +381,7 @@ def _train(run, trainer, train, test, history, manifest, ledger, tell, deadline,
                 raise OutOfTime(f"{run.name}: time is up after epoch {number} of {epochs}; the same command goes on from there")
             began, start = time.perf_counter(), None if number else diagnose(trainer, train)
             row = dict(epoch=number + 1) | trainer.epoch(train, number, progress)
-            row |= evaluate_ten_crop(trainer, test) if run.config.data.test_crops == 10 else trainer.evaluate(test)
+            row |= evaluate_ten_crop(trainer, test) if run.config.data.test_crops == 10 and number + 1 == epochs else trainer.evaluate(test)
             if not math.isfinite(row["test_loss"]): raise StudyError(f"the test loss is {row['test_loss']} after epoch {number + 1}")
             if said := diagnose(trainer, train): row |= dict(diagnostics=said) | (dict(start=start) if start else {})
             if said := agree(trainer, test): row |= dict(agreement=said)

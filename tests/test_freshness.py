@@ -102,7 +102,7 @@ CHANGES = [
     ("nn.routing", "em_routing", those(CAPNET)),
     ("nn.routing", "_em_vote_free", those(CAPNET)),
     ("nn.routing", "VARIANCE_FLOOR", those(CAPNET)),
-    ("nn.kernels", "assign", those(CAPNET)),
+    ("nn.kernels", "collect", those(CAPNET)),
     ("nn.layers", "RoutedCapsules", those(CAPNET)),
     ("nn.layers", "CapConv", those(ENCAPNET)),
     ("nn.trace", "agreement", those(CAPNET, measuring=False)),

@@ -71,8 +71,8 @@ def command_text(row: str, dataset: str, profile: str) -> str:
 
 # %% ../../nbs/show/35f_comparison.ipynb #817d3f97
 def _columns(study: Comparison) -> list[str]:
-    "The paper's small sets, and others on which rows were trained."
-    return [*SETS, *(name for name in study.datasets if name not in (*SETS, *LARGE))]
+    "Other small sets on which rows were trained, then the paper's."
+    return [*(name for name in study.datasets if name not in (*SETS, *LARGE)), *SETS]
 
 def _cell(study: Comparison, row: str, dataset: str) -> str:
     if (found := study.interval(row, dataset)) is None: return "not attempted"
