@@ -277,3 +277,33 @@ def test_citation_agrees_with_the_package():
     assert (citation["version"], citation["license"]) == (encapnet.__version__, project["license"])
     assert citation["authors"] == [{"name": author["name"]} for author in project["authors"]]
     assert citation["license"] in (ROOT / "LICENSE").read_text()
+
+
+# Scripts for SLURM
+
+
+def submitted(tmp_path, script, code, **environment):
+    "What a job script called, and how it ended, where everything that it calls only says so."
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
+    (tmp_path / "bin").mkdir()
+    for command, ending in (("encapnet", f"exit {code}"), ("scontrol", "echo node1"), ("srun", "echo 10.0.0.1"), ("sleep", "true")):
+        stub = tmp_path / "bin" / command
+        stub.write_text(f'#!/bin/bash\necho "{command} $*" >> "{tmp_path}/called"\n{ending}\n')
+        stub.chmod(0o755)
+    known = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "DATA": "/data"}
+    done = subprocess.run(["bash", ROOT / "slurm" / script], cwd=tmp_path, env=known | environment, capture_output=True, text=True, timeout=60)
+    return done.returncode, (tmp_path / "called").read_text()
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (75, True), (1, False)])
+def test_a_task_of_an_array_trains_one_run_and_comes_again_if_its_time_was_up(tmp_path, code, again):
+    ended, called = submitted(tmp_path, "array.sbatch", code, SLURM_ARRAY_TASK_ID="9")
+    assert ended == code and "encapnet run table1/b_em --seed 1 --profile paper --data-root /data" in called
+    assert ("scontrol requeue 7" in called) == again
+
+
+def test_a_job_starts_ray_on_its_machines(tmp_path):
+    ended, called = submitted(tmp_path, "ray.sbatch", 75, SLURM_JOB_NODELIST="node[1-4]", SLURM_NNODES="4", SLURM_CPUS_PER_TASK="8")
+    assert ended == 75 and "--on ray:10.0.0.1:6379" in called and "scontrol requeue 7" in called
+    assert "-w node1 ray start --head" in called and "--nodes=3 --ntasks=3 --overlap --exclude=node1 ray start --address=10.0.0.1:6379" in called
