@@ -6,7 +6,7 @@
 from __future__ import annotations
 from pathlib import Path
 import pandas as pd
-from great_tables import GT, loc, style
+from great_tables import GT
 from .costs import duration_text, work
 from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, clear_best, command_of, error_text,
                                   experiment_from_ledger, from_store, judge, markdown, provenance_table, run_frame, themed)
@@ -110,7 +110,7 @@ def _small_table(study: Comparison) -> GT:
         labels = {dataset: "ours"} | ({f"{dataset}_paper": "paper"} if dataset in SETS else {})
         table = table.tab_spanner(f"test error (%), {DATASET_TITLE.get(dataset, dataset)}", list(labels)).cols_label(**labels)
         table = table.cols_align("right", list(labels)).fmt_passthrough(dataset, escape=False)
-    return themed(table.tab_style(style.css("white-space: nowrap"), loc.body()).tab_source_note(
+    return themed(table.tab_source_note(
         f"{_effort(study)}. + mild, ++ strong augmentation; both are tested on ten crops (five of digits). The paper's two numbers are its best run "
         "and its mean; ours are means. Quoted lines are not trained here."))
 

@@ -55,9 +55,9 @@ def _plans(tables: Iterable[str]) -> list[tuple[str, str, str, RunConfig]]:
 
 def cost_frame(records: list[Record], device: str = "", tables: Iterable[str] = TABLES) -> pd.DataFrame:
     "experiment, row, profile, work, seconds, n (0: stretched), basis: the profile that a stretched time comes from; of one device, or the commonest."
-    timed = [dict(experiment=r.experiment, row=r.row, profile=r.config["profile"], device=r.provenance["device"], seconds=r.provenance.get("seconds"))
-             for r in records if "profile" in r.config and r.provenance.get("seconds")]
-    frame = pd.DataFrame(timed, columns="experiment row profile device seconds".split())
+    timed = [dict(key=r.key, experiment=r.experiment, row=r.row, profile=r.config["profile"], device=r.provenance["device"],
+                  seconds=r.provenance.get("seconds")) for r in records if "profile" in r.config and r.provenance.get("seconds")]
+    frame = pd.DataFrame(timed, columns="key experiment row profile device seconds".split()).drop_duplicates(["key", "device"], keep="last")
     device = device or next(iter(frame.device.mode()), "")
     known = frame[frame.device == device].groupby(["experiment", "row", "profile"]).seconds.agg(["median", "size"])
     lines = []

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/show/30_plots.ipynb #81498573
 from __future__ import annotations
-import io, itertools
+import io, itertools, math
 import matplotlib
 import pandas as pd
 from matplotlib.colors import to_rgb
@@ -350,7 +350,7 @@ def candidate_seconds(frame: pd.DataFrame,  # group, way, turns (a list of lists
     axes = list(axes[0])
     if frame.empty: return _nothing(drawing, axes, f"{what}: nothing measured yet.")
     for ax, (group, lines) in zip(axes, groups):
-        for place, (turns, color) in enumerate(zip(lines.turns, PALETTE)):
+        for place, (turns, color) in enumerate(zip(lines.turns, itertools.cycle(PALETTE))):
             steps = pd.Series([second for turn in turns for second in turn])
             ax.plot(steps, [place] * len(steps), "o", ms=4, color=color, alpha=0.5, mec="none")
             ax.plot([steps.median()] * 2, [place - 0.3, place + 0.3], color=color, lw=2)
@@ -358,5 +358,6 @@ def candidate_seconds(frame: pd.DataFrame,  # group, way, turns (a list of lists
         ax.set_yticks(range(len(lines)), lines.way)
         ax.margins(x=0.15)
         plain_log(ax.xaxis)
+        if math.log10(ax.get_xlim()[1] / ax.get_xlim()[0]) > 3: ax.xaxis.set_major_locator(LogLocator())    # or numbers run into each other
     return Figure(drawing, f"Marks on a logarithmic axis of seconds, a row for each of {', '.join(dict.fromkeys(frame.way))}.",
                   f"{what}. Each mark is one step, the bar its candidate's median; all took turns.")
