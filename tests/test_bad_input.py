@@ -155,7 +155,7 @@ def test_no_repository(refused, monkeypatch, workplace):
     [
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
         ({"seed": "1"}, "seed: Input should be a valid integer"),
-        ({"sed": 1}, "sed: there is no such field; expected one of: about, augmentation, "),
+        ({"sed": 1}, "sed: there is no such field; expected one of: about, accumulate, "),
         ({"sed": 1}, "(did you mean 'seed'?)"),
         ({"network": {"kind": "CapNet", "groups": 0}}, "network.CapNet.groups: Input should be greater than or equal to 1"),
         ({"network": {"kind": "CapNet", "gruops": 4}}, "(did you mean 'groups'?)"),
