@@ -194,7 +194,7 @@ def status(url):
             return None
 
     try:
-        return urllib.request.build_opener(urllib.request.ProxyHandler({}), Stay).open(url, timeout=20).status
+        return urllib.request.build_opener(urllib.request.ProxyHandler({}), Stay).open(url, timeout=90).status
     except urllib.error.HTTPError as error:
         return error.code
 
@@ -219,7 +219,7 @@ def test_only_who_knows_the_token_gets_in(host, tmp_path):
         with suppress(FileNotFoundError):
             assert token not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
         command.send_signal(signal.SIGINT)
-        _, said = command.communicate(timeout=20)
+        _, said = command.communicate(timeout=90)
     finally:
         command.kill()
         command.wait()
