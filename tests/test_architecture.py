@@ -31,6 +31,8 @@ ARROWS = {
     "study.runs": ["study.config"],
     "study.stats": [],
     "study.paper": [],
+    "study.claims": ["study.config", "study.paper"],
+    "study.verdicts": ["study.claims", "study.config", "study.paper", "study.runs", "study.stats"],
     "study.launch": ["study.config", "study.runs"],
     "study.cluster": ["study.config", "study.runs", "study.launch"],
     # the bridge
@@ -48,7 +50,7 @@ ARROWS = {
     "show.explore_runs": ["show.explore", "show.plots", "study.config", "study.runs", "study.stats"],
     "show.pages": ["study.config", "study.runs"],
     "show.serve": ["show.pages", "study.config"],
-    "show.report": ["show.plots", "study.config", "study.launch", "study.paper", "study.runs", "study.stats"],
+    "show.report": ["show.plots", "study.claims", "study.config", "study.launch", "study.paper", "study.runs", "study.stats", "study.verdicts"],
     "show.routing_bench": ["show.plots", "show.report", "study.config", "study.launch", "study.runs"],
     "show.transport_bench": ["nn.transport", "show.bench", "show.plots", "show.report", "show.routing_bench", "study.config", "study.runs"],
     "show.capconv_bench": ["nn.*", "show.bench", "show.plots", "show.report", "show.routing_bench", "study.config", "study.runs"],
@@ -56,8 +58,12 @@ ARROWS = {
     "show.comparison": ["show.costs", "show.report", "study.config", "study.launch", "study.paper", "study.runs"],
     "show.costs": ["data", "training", "show.report", "study.config", "study.runs"],
     "show.softmax_axis": ["show.plots", "show.report", "study.config", "study.launch", "study.runs", "study.stats"],
-    "show.ablation": ["show.plots", "show.report", "study.config", "study.launch", "study.paper", "study.runs", "study.stats"],
-    "show.agreement": ["show.plots", "show.report", "study.config", "study.launch", "study.paper", "study.runs", "study.stats"],
+    "show.ablation": [
+        "show.plots", "show.report", "study.claims", "study.config", "study.launch", "study.paper", "study.runs", "study.stats", "study.verdicts",
+    ],
+    "show.agreement": [
+        "show.plots", "show.report", "study.claims", "study.config", "study.launch", "study.paper", "study.runs", "study.stats", "study.verdicts",
+    ],
     "show.architecture": ["nn.networks", "show.plots", "show.report", "study.runs"],
     "show.mechanism": ["show.plots", "show.report", "study.config", "study.paper", "study.runs"],
     "show.bench": ["nn.*", "study.config", "study.runs"],

@@ -9,19 +9,20 @@ import pandas as pd
 from great_tables import GT
 from . import plots
 from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, clear_best, command_of, error_text,
-                                  experiment_from_ledger, from_store, judge, markdown, provenance_table, run_frame, seconds_text, themed)
+                                  experiment_from_ledger, from_store, markdown, provenance_table, run_frame, seconds_text, seen_on, themed, verdict,
+                                  verdict_text)
 from ..study import paper
+from ..study.claims import CLAIMS
 from ..study.config import EXPERIMENTS, find_profile
 from ..study.launch import planned
 from ..study.runs import write_atomic
-from ..study.stats import Interval, direction, exceeds, reduction
+from ..study.stats import Interval, reduction
+from ..study.verdicts import Place, judge
 
 # %% auto #0
-__all__ = ['ABLATIONS', 'row_letter', 'Ablation', 'ablation']
+__all__ = ['row_letter', 'Ablation', 'ablation']
 
 # %% ../../nbs/show/35b_ablation.ipynb #e4e7924e
-ABLATIONS = dict(table3_left=paper.TABLE3_LEFT_CLAIMS, table3_right=paper.TABLE3_RIGHT_CLAIMS, fig4=())   # what the paper claims of the rows
-
 def row_letter(row: str) -> str:
     "The paper's number or letter for a row of Table 3; a dash for one of ours."
     return paper.TABLE3[row].label if row in paper.TABLE3 else "–"
@@ -40,9 +41,7 @@ class Ablation(Trained):
     def curves(self) -> plots.Figure: return _curves(self)
     def feedback_curves(self) -> plots.Figure: return _feedback_curves(self)
     def reductions(self) -> Verdict: return _reductions(self)
-    def verdict(self) -> Verdict:
-        claims, name = ABLATIONS[self.experiment], f"{self.experiment}-verdict"
-        return judge(self.runs, claims, lambda row, dataset: paper.TABLE3[row].cifar10, self.profile.name, name)
+    def verdict(self) -> Verdict: return verdict(self.standing, self.experiment, self.profile.name)
     def save(self, reports: str | Path) -> list[Path]: return _save(self, Path(reports))
     def provenance(self) -> GT: return provenance_table(self.command, self.profile, self.standing)
 
@@ -131,32 +130,26 @@ def _feedback_curves(study: Ablation) -> plots.Figure:
 # %% ../../nbs/show/35b_ablation.ipynb #ae3a7255
 def _reductions(study: Ablation) -> Verdict:
     "The share of the error that optimal transport takes away, in both networks, and whether it is more in EncapNet."
-    lines, said = [], []
-    for dataset in study.datasets:
-        about, shares, images = dict(data=DATASET_TITLE.get(dataset, dataset)), {}, int(study.runs[study.runs.dataset == dataset].images.iloc[0])
+    lines, said, rule = [], [], CLAIMS["ot_helps_encapnet_more"].rules[0]
+    for dataset, seen in seen_on(study.standing).items():
+        finding, about = judge([rule], seen, Place(study.profile.name, dataset))[0], dict(data=DATASET_TITLE.get(dataset, dataset))
         for network, (before, after, printed) in paper.REDUCTIONS.items():
             errors = [list(study.of(row, dataset).error) for row in (before, after)]
-            if all(errors): shares[network] = reduction(*errors, images)
-            lines.append(about | dict(network=network, paper=f"{printed:.0f} %", ours=_percent(shares.get(network)), verdict=""))
-        more = exceeds(shares["EncapNet"], shares["ResNet"]) if len(shares) == 2 else None
-        said.append(_helps_more(shares["EncapNet"], more) if more else "not attempted")
-        lines.append(about | dict(network="EncapNet gains, and more than the ResNet", paper="17 points", ours=_percent(more, " points"),
-                                  verdict=said[-1]))
+            share = reduction(*errors, int(study.of(before, dataset).images.iloc[0])) if all(errors) else None
+            lines.append(about | dict(network=network, paper=f"{printed:.0f} %", ours=_percent(share), verdict=""))
+        said.append(finding.verdict)
+        # The rule's first gap is EncapNet's own gain, which is told already.
+        lines.append(about | dict(network="EncapNet gains, and more than the ResNet", paper="17 points", ours=finding.gap.partition("; ")[2] or "–",
+                                  verdict=verdict_text(finding)))
     frame = pd.DataFrame(lines, columns=["data", "network", "paper", "ours", "verdict"])
     table = GT(frame, id=f"{study.experiment}-reductions", groupname_col="data").cols_label(
-        network="of the error of", paper="paper, CIFAR-10", ours="ours, 95 % interval", verdict="verdict")
+        network="of the error of", paper="paper, CIFAR-10", ours="ours, 95 % interval", verdict="verdict").fmt_passthrough("verdict", escape=False)
     table = themed(table.cols_align("right", ["paper", "ours"]).tab_source_note(
-        f"The share of the error of (a) that (c) takes away. {_effort(study)} The paper gives no interval for its own."))
+        f"The share of the error of (a) that (c) takes away. {_effort(study)} The paper gives no interval for its own. To lose less is not to gain "
+        "more: both the gain and its lead have to be there."))
     return Verdict(table, f"optimal transport helps EncapNet more than the ResNet: {', '.join(dict.fromkeys(said)) or 'not attempted'}")
 
-# %% ../../nbs/show/35b_ablation.ipynb #046dca63
-def _helps_more(gain: Interval, more: Interval) -> str:
-    "To lose less is not to gain more: both the gain and its lead have to be there."
-    said = [direction(gain), direction(more)]
-    return next((word for word in said if "disagrees" in word), next((word for word in said if "agrees" not in word), "direction agrees"))
-
-def _percent(share: Interval | None, unit: str = " %") -> str:
-    return "–" if share is None else f"{share.value:.0f}{unit} ({share.low:.0f} to {share.high:.0f})"
+def _percent(share: Interval | None) -> str: return "–" if share is None else f"{share.value:.0f} % ({share.low:.0f} to {share.high:.0f})"
 
 # %% ../../nbs/show/35b_ablation.ipynb #47976c97
 def _save(study: Ablation, reports: Path) -> list[Path]:

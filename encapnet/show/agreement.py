@@ -10,12 +10,14 @@ import pandas as pd
 from great_tables import GT, loc, style
 from . import plots
 from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, command_of, error_text, experiment_from_ledger,
-                                  from_store, markdown, provenance_table, run_frame, themed)
+                                  from_store, markdown, provenance_table, run_frame, seen_on, themed, verdict_text)
 from ..study import paper
+from ..study.claims import Trend, comparisons
 from ..study.config import EXPERIMENTS, StudyError, find_profile
 from ..study.launch import planned
 from ..study.runs import Record, write_atomic
-from ..study.stats import Interval, direction, exceeds, mean_interval
+from ..study.stats import Interval, exceeds, mean_interval
+from ..study.verdicts import Place, judge
 
 # %% auto #0
 __all__ = ['STATISTICS', 'CLASSES', 'AUTHORS', 'IMAGES', 'RULE', 'with_agreement', 'curve_lines', 'histogram_lines', 'Agreement',
@@ -231,40 +233,19 @@ def _table(study: Agreement) -> GT:
         "nothing of other seeds, and a length that rests on one image has no interval. Polarisation is 0 for votes in random directions "
         "and 1 where all are parallel or opposite; entropy is 1 where a capsule shares its vote equally."))
 
-# %% ../../nbs/show/35d_agreement.ipynb #d06a738e
-def _gap(study: Agreement, claim: paper.TrendClaim, dataset: str) -> Interval | None:
-    "By how much the statistic is higher where it is said to be; None where a value is missing."
-    if not {claim.higher[0], claim.lower[0]} <= study.routed.keys(): return None
-    more, less = (study.seen(study.routed[routing], dataset, claim.statistic, moment=moment) for routing, moment in (claim.higher, claim.lower))
-    if not len(more) or not len(less): return None
-    if claim.higher[0] != claim.lower[0]: return exceeds(_interval(more), _interval(less))
-    seeds = more.index.intersection(less.index)          # the same runs, first and last
-    if not len(seeds): return None
-    rise = (more.value - less.value)[seeds]
-    return mean_interval(list(rise), math.hypot(more.error[seeds[0]], less.error[seeds[0]]))
+# %% ../../nbs/show/35d_agreement.ipynb #c8f094ee
+def _authors(rule: Trend) -> str:
+    "What the authors' files say of a claim: epoch 200 beside epoch 1."
+    if (rule.higher[0], rule.lower[0]) != ("dynamic", "dynamic"): return "–"
+    pair = [paper.authors_statistics(epoch=epoch)[rule.statistic] for epoch in (200, 1)]
+    return " vs ".join(_text(Interval(value, math.nan, math.nan, 1, ""), rule.statistic) for value in pair)
 
-def _beside(claim: paper.TrendClaim) -> tuple[str, str]:
-    "What the paper prints of a claim, and what the authors' files say of it: epoch 200 beside epoch 1."
-    (more, _), (less, _) = claim.higher, claim.lower
-    if more != less:
-        printed = paper.FIG2_PRINTED.get(claim.statistic)
-        return f"{printed[more]:g} vs {printed[less]:g}" if printed else "–", "–"
-    if more != "dynamic": return "–", "–"
-    pair = [paper.authors_statistics(epoch=epoch)[claim.statistic] for epoch in (200, 1)]
-    return "–", " vs ".join(_text(Interval(value, math.nan, math.nan, 1, ""), claim.statistic) for value in pair)
-
-def _claim_line(study: Agreement, claim: paper.TrendClaim, dataset: str) -> dict[str, str]:
-    printed, theirs = _beside(claim)
-    places = [(study.routed.get(routing, ""), moment) for routing, moment in (claim.higher, claim.lower)]
-    values = [study.statistic(row, dataset, claim.statistic, moment=moment) for row, moment in places]
-    trained = all(len(study.of(row, dataset)) for row, _ in places)
-    ours = " vs ".join(_text(value and value._replace(high=math.inf), claim.statistic) for value in values)
-    gap = _gap(study, claim, dataset)
-    if gap is None: said, apart = "no such capsules" if trained else "not attempted", "–"
-    else: said, apart = direction(gap), _signed(gap.value) + (f" ({_signed(gap.low)} to {_signed(gap.high)})" if math.isfinite(gap.high) else "")
-    return dict(data=DATASET_TITLE.get(dataset, dataset), claim=claim.statement, paper=printed, authors=theirs, ours=ours, gap=apart, verdict=said)
-
-def _signed(value: float) -> str: return f"{value:+.2f}" if abs(value) >= 1 else f"{value:+.2g}"
+def _claim_lines(study: Agreement, dataset: str) -> list[dict[str, str]]:
+    claimed, seen = comparisons(study.experiment), seen_on(study.standing).get(dataset, {})
+    findings = judge([one.rule for one in claimed], seen, Place(study.profile.name, dataset, study.experiment))
+    return [dict(id=one.id, data=DATASET_TITLE.get(dataset, dataset), claim=one.statement, paper=finding.paper, authors=_authors(one.rule),
+                 ours=finding.ours, gap=finding.gap or "–", word=finding.verdict, verdict=verdict_text(finding))
+            for one, finding in zip(claimed, findings)]
 
 # %% ../../nbs/show/35d_agreement.ipynb #594e8b54
 def _axis_sentence(study: Agreement) -> str:
@@ -290,10 +271,10 @@ def _ends_sentence(study: Agreement) -> str:
     return " EM has fewer dissimilar capsules here because it has fewer at both ends, not because more of them agree."
 
 def _verdict(study: Agreement) -> Verdict:
-    lines = [_claim_line(study, claim, dataset) for dataset in study.datasets or [""] for claim in paper.FIG2_CLAIMS]
-    table = GT(pd.DataFrame(lines), id=f"{study.experiment}-verdict", groupname_col="data").cols_label(
+    lines = [line for dataset in study.datasets or [""] for line in _claim_lines(study, dataset)]
+    table = GT(pd.DataFrame(lines).drop(columns=["id", "word"]), id=f"{study.experiment}-verdict", groupname_col="data").cols_label(
         claim="the paper says", paper="paper", authors="authors' files, epochs 200 and 1", ours="ours", gap="gap, 95 % interval", verdict="verdict")
-    table = table.fmt_passthrough(["ours", "authors"], escape=False).cols_align("right", ["paper", "authors", "ours", "gap"])
+    table = table.fmt_passthrough("verdict", escape=False).cols_align("right", ["paper", "authors", "ours", "gap"])
     epochs = study.profile.schedule.epochs
     limit = "" if study.profile.name == "paper" else f" {epochs} epochs say nothing of epoch 200: only the profile “paper” can confirm or refute."
     table = themed(table.tab_source_note(f"{_note(study)}{limit}{_ends_sentence(study)}{_axis_sentence(study)}"))
@@ -301,9 +282,9 @@ def _verdict(study: Agreement) -> Verdict:
 
 def _line(lines: list[dict[str, str]]) -> str:
     "The three claims about polarisation, on the first data set, and how many of all agree."
-    told = {line["claim"]: line["verdict"] for line in reversed(lines)}
-    grows, grows_em, more = (told[claim.statement] for claim in paper.FIG2_CLAIMS if claim.statistic == "polarisation")
-    agree = sum(line["verdict"] == "direction agrees" for line in lines)
+    told = {line["id"]: line["word"] for line in reversed(lines)}
+    grows, grows_em, more = (told[name] for name in ("polarisation_grows_dynamic", "polarisation_grows_em", "em_more_polarised"))
+    agree = sum(line["word"] == "direction agrees" for line in lines)
     return f"polarisation grows: {grows} (dynamic), {grows_em} (EM); EM more polarised: {more}; {agree} of {len(lines)} claims agree"
 
 # %% ../../nbs/show/35d_agreement.ipynb #206a7d29

@@ -9,7 +9,7 @@ import pandas as pd
 from great_tables import GT
 from .costs import duration_text, work
 from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, clear_best, command_of, error_text,
-                                  experiment_from_ledger, from_store, judge, markdown, provenance_table, run_frame, themed)
+                                  experiment_from_ledger, from_store, markdown, provenance_table, run_frame, themed, verdict)
 from ..study import paper
 from ..study.config import EXPERIMENTS, find_profile, plan
 from ..study.launch import TABLE4_SETS, planned
@@ -34,9 +34,7 @@ class Comparison(Trained):
 
     def small(self) -> GT: return _small_table(self)
     def large(self) -> GT: return _large_table(self)
-    def verdict(self) -> Verdict:
-        def printed(row, dataset): return next(iter(paper.TABLE4[row].errors.values()))
-        return judge(self.runs, paper.TABLE4_CLAIMS, printed, self.profile.name, "table4-verdict")
+    def verdict(self) -> Verdict: return verdict(self.standing, "table4", self.profile.name)
     def provenance(self) -> GT: return provenance_table(self.command, self.profile, self.standing)
     def save(self, reports: str | Path) -> list[Path]:
         table = markdown(_small_lines(self), dict(network="") | {name: DATASET_TITLE.get(name, name) for name in _columns(self)})

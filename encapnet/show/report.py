@@ -6,22 +6,25 @@
 from __future__ import annotations
 import ast, inspect, json, sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from html import escape
 from pathlib import Path
 import pandas as pd
 from great_tables import GT, loc, style
 from . import plots
 from ..study import paper
+from ..study.claims import PAPER_COLUMN, comparisons
 from ..study.config import EXPERIMENTS, Identified, MeasureConfig, RunConfig, StudyError, UsageError, find_profile, nearest
 from ..study.launch import ensure, measured, planned
 from ..study.runs import Record, Run, changed_code, finished, read_ledger, write_atomic
-from ..study.stats import Interval, difference, direction, error_interval
+from ..study.stats import Interval, error_interval
+from ..study.verdicts import Finding, Place, Seen, judge, results
 
 # %% auto #0
-__all__ = ['PAPER_COLUMN', 'DATASET_TITLE', 'Standing', 'from_store', 'from_ledger', 'experiment_from_ledger', 'error_text',
-           'bytes_text', 'seconds_text', 'clear_best', 'row_label', 'run_frame', 'Trained', 'Table1', 'check_arguments',
-           'command_of', 'table1', 'one_machine', 'themed', 'Verdict', 'judge', 'markdown', 'provenance_table',
-           'parameter_table', 'reduction_table', 'kept_table']
+__all__ = ['DATASET_TITLE', 'Standing', 'from_store', 'from_ledger', 'experiment_from_ledger', 'error_text', 'bytes_text',
+           'seconds_text', 'clear_best', 'row_label', 'run_frame', 'Trained', 'Table1', 'check_arguments', 'command_of',
+           'table1', 'one_machine', 'themed', 'Verdict', 'seen_on', 'verdict_text', 'verdict', 'markdown',
+           'provenance_table', 'parameter_table', 'reduction_table', 'kept_table']
 
 # %% ../../nbs/show/32_report.ipynb #74ea7a42
 class Standing(dict):
@@ -88,7 +91,6 @@ def clear_best(intervals: dict[str, Interval | None]) -> str | None:
     return best if all(known[best].high < interval.low for row, interval in known.items() if row != best) else None
 
 # %% ../../nbs/show/32_report.ipynb #acd3886f
-PAPER_COLUMN = dict(digits="mnist", mnist="mnist", cifar10="cifar10")   # which of the paper's columns a data set is set beside
 DATASET_TITLE = dict(digits="5,000 MNIST digits", mnist="MNIST", cifar10="CIFAR-10", cifar100="CIFAR-100", svhn="SVHN", synthetic="synthetic images")
 
 def row_label(row: str) -> str:
@@ -135,7 +137,7 @@ class Table1(Trained):
     def time_table(self) -> GT: return _time_table(self)
     def figure(self) -> plots.Figure: return _table1_figure(self)
     def curves(self) -> plots.Figure: return _table1_curves(self)
-    def verdict(self) -> Verdict: return judge(self.runs, paper.TABLE1_CLAIMS, _printed, self.profile.name, "table1-verdict")
+    def verdict(self) -> Verdict: return verdict(self.standing, "table1", self.profile.name)
     def save(self, reports: str | Path) -> list[Path]: return _save_table1(self, Path(reports))
     def provenance(self) -> GT: return provenance_table(self.command, self.profile, self.standing, self.cost_standing)
 
@@ -294,40 +296,32 @@ def _table1_curves(study: Table1) -> plots.Figure:
              for epoch, (error, loss) in enumerate(zip(run.errors, run.losses), 1)]
     return plots.training_curves(pd.DataFrame(lines, columns=["row", "seed", "epoch", "error", "train_loss"]), DATASET_TITLE.get(dataset, dataset))
 
-# %% ../../nbs/show/32_report.ipynb #bd11322f
-def _judged(runs: pd.DataFrame, claim: paper.Claim) -> dict[str, str]:
-    "What a data set's runs say of a claim."
-    errors = {row: list(runs[runs.row == row].error) for row in (claim.better, claim.worse)}
-    if not all(errors.values()): return dict(ours="–", gap="–", verdict="not attempted")
-    gap = difference(errors[claim.better], errors[claim.worse], int(runs.images.iloc[0]))
-    ours = [sum(values) / len(values) for values in errors.values()]
-    return dict(ours=f"{ours[0]:.2f} vs {ours[1]:.2f}", gap=f"{gap.value:+.2f} ({gap.low:+.2f} to {gap.high:+.2f})", verdict=direction(gap))
+# %% ../../nbs/show/32_report.ipynb #4a4ff9a4
+def seen_on(standing: Standing) -> dict[str, Seen]:
+    "Results by data set, row and seed, as rules ask for them."
+    seen: dict[str, dict[str, dict]] = {}
+    for result in results(standing.records): seen.setdefault(result.dataset, {}).setdefault(result.row, {})[result.seed] = result
+    return seen
 
-def judge(runs: pd.DataFrame,                                   # of `run_frame`
-          claims: Sequence[paper.Claim],
-          printed: Callable[[str, str], float | None],          # the paper's error of a row, beside a data set
-          profile: str,
-          name: str,                                            # the table's, in the page
-         ) -> Verdict:
-    "Every claim on every data set: the paper's pair, ours, the gap with its interval, and what it says."
-    lines = []
-    for dataset in runs.dataset.unique():
-        for claim in claims:
-            pair = [printed(row, dataset) for row in (claim.better, claim.worse)]
-            line = {"data": DATASET_TITLE.get(dataset, dataset), "claim": claim.statement}
-            line["paper"] = "–" if None in pair else f"{pair[0]:.2f} vs {pair[1]:.2f}"
-            lines.append(line | _judged(runs[runs.dataset == dataset], claim))
+def verdict_text(finding: Finding) -> str:
+    "The word, and in small print what stands in its way."
+    return finding.verdict + (f" <small>{escape(finding.why)}</small>" if finding.why else "")
+
+def verdict(standing: Standing, experiment: str, profile: str) -> Verdict:
+    "Every comparison of an experiment's rows on every data set: the paper's numbers, ours, the gap with its interval, and what it says."
+    claimed, lines, counts = comparisons(experiment), [], Counter()
+    for dataset, seen in seen_on(standing).items():
+        findings = judge([one.rule for one in claimed], seen, Place(profile, dataset))
+        counts.update(finding.verdict for finding in findings)
+        lines += [dict(data=DATASET_TITLE.get(dataset, dataset), claim=one.statement, paper=finding.paper, ours=finding.ours,
+                       gap=finding.gap.replace(" points", "") or "–", verdict=verdict_text(finding)) for one, finding in zip(claimed, findings)]
     columns = ["data", "claim", "paper", "ours", "gap", "verdict"]
-    table = GT(pd.DataFrame(lines, columns=columns), id=name, groupname_col="data").cols_label(
-        claim="the paper says", paper="paper (%)", ours="ours (%)", gap="gap, 95 % interval", verdict="verdict")
-    table = themed(table.cols_align("right", ["paper", "ours", "gap"]).tab_source_note(
-        f"Profile {profile}. Only the profile “paper” can confirm or refute; all others give a direction."))
-    counts = Counter(line["verdict"] for line in lines)
-    return Verdict(table, f"{len(lines)} comparisons: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
-
-def _printed(row: str, dataset: str) -> float | None:
-    column = PAPER_COLUMN.get(dataset)
-    return getattr(paper.TABLE1[row], column) if column else None
+    table = GT(pd.DataFrame(lines, columns=columns), id=f"{experiment}-verdict", groupname_col="data").cols_label(
+        claim="the paper says", paper="paper (%)", ours="ours (%)", gap="gap (points), 95 % interval", verdict="verdict")
+    table = themed(table.fmt_passthrough("verdict", escape=False).cols_align("right", ["paper", "ours", "gap"]).tab_source_note(
+        f"Profile {profile}. Intervals are over seeds and test images, and these comparisons are judged together. A single seed gives no direction, "
+        "and only the profile “paper” can confirm or refute."))
+    return Verdict(table, f"{len(lines)} comparisons: " + ", ".join(f"{count} {word}" for word, count in counts.most_common()))
 
 # %% ../../nbs/show/32_report.ipynb #89066c70
 def markdown(lines: list[dict[str, str]], titles: dict[str, str]) -> str:

@@ -5,11 +5,13 @@
 # %% ../../nbs/study/12_stats.ipynb #2c8e1eb2
 from __future__ import annotations
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['Interval', 'mean_interval', 'error_interval', 'difference', 'direction', 'reduction', 'exceeds']
+__all__ = ['Interval', 'mean_interval', 'error_interval', 'bootstrap_interval', 'Part', 'contrast', 'binomial_error',
+           'difference', 'apart', 'paired_difference', 'binomial_floor', 'resolvable_gap', 'adjusted', 'direction',
+           'unresolvable', 'reduction', 'reduction_gap', 'exceeds']
 
 # %% ../../nbs/study/12_stats.ipynb #27e7377c
 class Interval(NamedTuple):
@@ -18,7 +20,8 @@ class Interval(NamedTuple):
     low: float
     high: float
     seeds: int
-    source: str   # "seeds" or "test images"
+    source: str           # "seeds" or "test images"
+    p: float = math.nan   # of the hypothesis that it is 0, two-sided; of differences
 
 def mean_interval(values: Sequence[float],    # of any statistic, one per seed
                   error: float = math.nan,    # standard error over test images, which a single seed goes by
@@ -33,7 +36,8 @@ def mean_interval(values: Sequence[float],    # of any statistic, one per seed
         return Interval(mean, mean - half, mean + half, 1, "test images")
     spread = math.sqrt(sum((value - mean)**2 for value in values) / (n - 1) / n)
     half = spread * stats.t.ppf((1 + confidence) / 2, n - 1)
-    return Interval(mean, mean - half, mean + half, n, "seeds")
+    p = 2 * stats.t.sf(abs(mean) / spread, n - 1) if spread else float(not mean)
+    return Interval(mean, mean - half, mean + half, n, "seeds", float(p))
 
 def error_interval(errors: Sequence[float],   # one error in percent per seed
                    images: int,               # size of the test set
@@ -47,37 +51,133 @@ def error_interval(errors: Sequence[float],   # one error in percent per seed
     low, high = stats.binomtest(wrong, images).proportion_ci(confidence, method="wilson")
     return Interval(errors[0], 100 * low, 100 * high, 1, "test images")
 
-# %% ../../nbs/study/12_stats.ipynb #a47dde7f
+# %% ../../nbs/study/12_stats.ipynb #f9161e09
+def bootstrap_interval(values: Sequence[float],   # one for each test image
+                       confidence: float = 0.95,
+                       draws: int = 2000,
+                       seed: int = 0,
+                      ) -> Interval:
+    "The mean over test images of a single network with its percentile bootstrap interval. For many values: below 20 it is too narrow."
+    import numpy as np
+    from scipy import stats
+    if len(values) < 2: raise ValueError(f"a bootstrap needs at least two values, got {len(values)}")
+    found = stats.bootstrap((np.asarray(values, float),), np.mean, n_resamples=draws, confidence_level=confidence, method="percentile",
+                            rng=np.random.default_rng(seed)).confidence_interval
+    return Interval(float(np.mean(values)), float(found.low), float(found.high), 1, "test images")
+
+# %% ../../nbs/study/12_stats.ipynb #83aa6ecf
+class Part(NamedTuple):
+    "One mean in a weighted sum."
+    weight: float
+    values: Sequence[float]   # one per seed
+    error: float = 0.0        # standard error over test images, the same for all seeds
+
+def contrast(*parts: Part,
+             value: float | None = None,   # what the parts' uncertainty belongs to; None: their weighted sum
+             confidence: float = 0.95,
+            ) -> Interval:
+    "A weighted sum of means with its interval: Welch over seeds, and what other test images could do."
+    from scipy import stats
+    if not parts or not all(len(part.values) for part in parts): raise ValueError("a contrast needs at least one value in each part")
+    if value is None: value = sum(part.weight * sum(part.values) / len(part.values) for part in parts)
+    n = min(len(part.values) for part in parts)
+    scatter = [part.weight**2 * _variance_of_mean(part.values) for part in parts] if n > 1 else []
+    spread = math.hypot(*(part.weight * part.error for part in parts), *map(math.sqrt, scatter))
+    known = sum(one**2 / (len(part.values) - 1) for one, part in zip(scatter, parts))
+    freedom = spread**4 / known if known > 0 else math.inf
+    half = spread * float(stats.t.ppf((1 + confidence) / 2, freedom))
+    if n == 1: return Interval(value, value - half, value + half, 1, "test images")
+    p = 2 * stats.t.sf(abs(value) / spread, freedom) if spread else float(not value)
+    return Interval(value, value - half, value + half, n, "seeds", float(p))
+
+def _variance_of_mean(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return sum((value - mean)**2 for value in values) / (len(values) - 1) / len(values)
+
+def binomial_error(errors: Sequence[float],   # in percent, one per seed
+                   images: int,               # size of the test set
+                  ) -> float:                 # in points
+    "Standard error of an error rate for the choice of test images."
+    share = max(sum(errors) / len(errors) / 100, 0.5 / images)             # half an error where there is none
+    return 100 * math.sqrt(share * (1 - share) / images)
+
+# %% ../../nbs/study/12_stats.ipynb #9b278d15
 def difference(better: Sequence[float],  # errors in percent, one per seed
                worse: Sequence[float],
                images: int,              # size of the test set
                confidence: float = 0.95,
+               margin: float = 0.0,      # by which share of worse's error `better` may lie above it
               ) -> Interval:             # of worse - better, in points
-    "The difference of two error rates with its interval (Welch over seeds; two proportions for single seeds)."
+    "The difference of two error rates with its interval over seeds and test images; over test images for single seeds."
+    return contrast(*apart(better, worse, images, margin), confidence=confidence)
+
+def apart(better: Sequence[float], worse: Sequence[float], images: int, margin: float = 0.0) -> tuple[Part, Part]:
+    "The two parts of a difference of error rates."
+    return Part(1 + margin, worse, binomial_error(worse, images)), Part(-1, better, binomial_error(better, images))
+
+def paired_difference(less: Mapping[int, float],  # by seed
+                      more: Mapping[int, float],
+                      error: float = 0.0,         # standard error over test images
+                     ) -> Interval | None:        # of more - less; None without a common seed
+    "The difference of a statistic between two sides of the same seeds, with its interval (paired t): what both share cancels."
+    shared = sorted(less.keys() & more.keys())
+    return contrast(Part(1, [more[seed] - less[seed] for seed in shared], error)) if shared else None
+
+# %% ../../nbs/study/12_stats.ipynb #247e98a3
+def binomial_floor(errors: Sequence[float],   # the two rates in percent
+                   images: int,               # size of the test set
+                   confidence: float = 0.95,
+                  ) -> float:                 # in points
+    "How far apart two error rates may lie for no other reason than which images were tested."
     from scipy import stats
-    if min(len(better), len(worse)) >= 2:
-        result = stats.ttest_ind(worse, better, equal_var=False)
-        low, high = result.confidence_interval(confidence)
-        n = min(len(better), len(worse))
-        return Interval(sum(worse) / len(worse) - sum(better) / len(better), float(low), float(high), n, "seeds")
-    shares = [sum(errors) / len(errors) / 100 for errors in (better, worse)]
-    # Half an error more and less keeps the variance from vanishing at a rate of zero.
-    half = sum(max(share, 0.5 / images) * (1 - share) / images for share in shares)**0.5 * stats.norm.ppf((1 + confidence) / 2)
-    value = 100 * (shares[1] - shares[0])
-    return Interval(value, value - 100 * half, value + 100 * half, 1, "test images")
+    return float(stats.norm.ppf((1 + confidence) / 2)) * math.hypot(*(binomial_error([error], images) for error in errors))
 
-def direction(gap: Interval) -> str:
+def resolvable_gap(seeds: int,            # of each side, 2 or more
+                   spread: float,         # standard deviation over seeds, in points
+                   error: float,          # about how much is misread, in percent
+                   images: int,           # size of the test set
+                   power: float = 0.8,    # how often a gap of this size is found
+                   comparisons: int = 1,  # that are judged together
+                   draws: int = 10_000,
+                  ) -> float:             # in points
+    "The difference between two error rates that a study of this size can find."
+    import numpy as np
+    from scipy import stats
+    if seeds < 2: raise ValueError(f"what can be resolved is known from 2 seeds on, got {seeds}")
+    dice, known = np.random.default_rng(0), 2 * binomial_error([error], images)**2
+    scatter = spread**2 / seeds * dice.chisquare(seeds - 1, (2, draws)) / (seeds - 1)         # of both means, as it looks
+    half = np.sqrt(scatter.sum(0) + known)
+    freedom = np.minimum(half**4 / np.maximum((scatter**2).sum(0) / (seeds - 1), 1e-300), 1e6)
+    noise = math.sqrt(2 * spread**2 / seeds + known) * dice.standard_normal(draws)
+    return float(np.quantile(stats.t.ppf(1 - 0.025 / comparisons, freedom) * half - noise, power))
+
+# %% ../../nbs/study/12_stats.ipynb #25ad6543
+def adjusted(p: Sequence[float]) -> list[float]:
+    "Values of p for many comparisons judged together (Benjamini and Hochberg); NaN stays."
+    from scipy import stats
+    known = [value for value in p if not math.isnan(value)]
+    found = iter(stats.false_discovery_control(known) if known else ())
+    return [value if math.isnan(value) else float(next(found)) for value in p]
+
+def direction(gap: Interval,
+              p: float | None = None,    # adjusted; None: the gap's own
+             ) -> str:
     "What a difference says of a claim that it is positive."
-    if gap.low > 0: return "direction agrees"
-    if gap.high < 0: return "direction disagrees"
-    return f"unresolvable at {gap.seeds} seed" + ("s" if gap.seeds > 1 else "")
+    p = gap.p if p is None else p
+    if gap.seeds >= 2 and p < 0.05:
+        if gap.low > 0: return "direction agrees"
+        if gap.high < 0: return "direction disagrees"
+    return unresolvable(gap.seeds)
 
-# %% ../../nbs/study/12_stats.ipynb #7ed44fe9
-def _relative_variance(errors: Sequence[float], images: int) -> float:
-    "Of a mean error, in units of its square."
-    n, mean = len(errors), max(sum(errors) / len(errors) / 100, 0.5 / images)       # half an error where there is none
-    if n == 1: return (1 - mean) / (mean * images)
-    return sum((error / 100 - mean)**2 for error in errors) / (n - 1) / n / mean**2
+def unresolvable(seeds: int) -> str: return f"unresolvable at {seeds} seed" + "s" * (seeds != 1)
+
+# %% ../../nbs/study/12_stats.ipynb #01ca134d
+def _share(before: Sequence[float], after: Sequence[float], images: int) -> tuple[float, list[Part]]:
+    "The share that is taken away, in percent, and the weighted sum that stands for its uncertainty."
+    if not before or not after or images < 1: raise ValueError("a reduction needs errors before and after, and test images")
+    first, last = (max(sum(errors) / len(errors), 50 / images) for errors in (before, after))       # half an error where there is none
+    return 100 * (1 - last / first), [Part(100 * last / first**2, before, binomial_error(before, images)),
+                                      Part(-100 / first, after, binomial_error(after, images))]
 
 def reduction(before: Sequence[float],   # errors in percent, one per seed
               after: Sequence[float],
@@ -85,13 +185,16 @@ def reduction(before: Sequence[float],   # errors in percent, one per seed
               confidence: float = 0.95,
              ) -> Interval:              # in percent of the error before
     "The share of an error that is taken away, with its interval."
-    from scipy import stats
-    if not before or not after or images < 1: raise ValueError("a reduction needs errors before and after, and test images")
-    ratio = max(sum(after) / len(after), 50 / images) / max(sum(before) / len(before), 50 / images)
-    n = min(len(before), len(after))
-    quantile = stats.norm.ppf((1 + confidence) / 2) if n == 1 else stats.t.ppf((1 + confidence) / 2, n - 1)
-    half = 100 * ratio * quantile * math.sqrt(_relative_variance(before, images) + _relative_variance(after, images))
-    return Interval(100 * (1 - ratio), 100 * (1 - ratio) - half, 100 * (1 - ratio) + half, n, "seeds" if n > 1 else "test images")
+    value, parts = _share(before, after, images)
+    return contrast(*parts, value=value, confidence=confidence)
+
+def reduction_gap(more: tuple[Sequence[float], Sequence[float]],   # errors before and after
+                  less: tuple[Sequence[float], Sequence[float]],
+                  images: int,
+                 ) -> Interval:                                    # in percent of the errors before
+    "By how much one share that is taken away exceeds another."
+    (one, parts), (other, others) = _share(*more, images), _share(*less, images)
+    return contrast(*parts, *(part._replace(weight=-part.weight) for part in others), value=one - other)
 
 def exceeds(one: Interval, other: Interval) -> Interval:
     "By how much one of two independent values exceeds the other; the half-widths add in squares."
