@@ -33,6 +33,7 @@ ARROWS = {
     "study.paper": [],
     "study.claims": ["study.config", "study.paper"],
     "study.verdicts": ["study.claims", "study.config", "study.paper", "study.runs", "study.stats"],
+    "study.evidence": ["study.paper"],
     "study.launch": ["study.config", "study.runs"],
     "study.cluster": ["study.config", "study.runs", "study.launch"],
     # the bridge
@@ -67,6 +68,8 @@ ARROWS = {
     "show.architecture": ["nn.networks", "show.plots", "show.report", "study.runs"],
     "show.mechanism": ["show.plots", "show.report", "study.config", "study.paper", "study.runs"],
     "show.bench": ["nn.*", "study.config", "study.runs"],
+    "show.deviations": ["show.report", "study.config", "study.runs", "study.stats"],
+    "show.evidence": ["show.deviations", "show.plots", "show.report", "study.config", "study.evidence", "study.paper", "study.runs"],
     "cli": ["*"],
     "__main__": ["cli"],
 }

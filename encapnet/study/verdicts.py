@@ -93,6 +93,7 @@ def gaps(rule: Rule,
             return [Gap(contrast(found, value=rule.error - _mean(errors[0])))]
     return []
 
+# %% ../../nbs/study/16_verdicts.ipynb #e68f7694
 _SHARE = " % of the error"
 
 def _mean(values: Sequence[float]) -> float: return sum(values) / len(values)
@@ -136,6 +137,7 @@ class Finding(NamedTuple):
     why: str = ""                 # what stands in its way
     seeds: int = 0
 
+# %% ../../nbs/study/16_verdicts.ipynb #7e9d6d5e
 class Judgement(NamedTuple):
     "What became of a claim."
     id: str
@@ -214,6 +216,7 @@ def _printed_trend(rule: Trend) -> str:
 
 def _printed_seconds(row: str) -> str: return f"{TABLE1[row.partition('/')[2].removesuffix('_votes')].seconds:g}"
 
+# %% ../../nbs/study/16_verdicts.ipynb #031d37e3
 def ours_text(rules: Sequence[Rule], seen: Seen, routed: Mapping[str, str] = ROUTED["fig2"]) -> str:
     "What was measured of the rows behind rules."
     rows = [row for rule in rules if _of_errors(rule) or isinstance(rule, Reaches) for row in rows_of(rule)]
@@ -279,6 +282,7 @@ def _rank(place: Place) -> tuple:
     known = place.dataset in _DATASETS
     return _PROFILES.index(place.profile), _DATASETS.index(place.dataset) if known else len(_DATASETS), place.routed
 
+# %% ../../nbs/study/16_verdicts.ipynb #30dd4294
 def _rows_at(rule: Rule, place: Place) -> tuple[str, ...]:
     if not isinstance(rule, Trend): return rows_of(rule)
     return tuple(ROUTED[place.routed][routing] for routing in dict.fromkeys((rule.higher[0], rule.lower[0])))
@@ -344,6 +348,7 @@ def judge_all(found: Sequence[Result], costs: Mapping[str, dict] = {}) -> list[J
     p = adjust(open_)
     return [_judgement(claim, *chosen[claim.id], p, costs) for claim in CLAIMS.values()]
 
+# %% ../../nbs/study/16_verdicts.ipynb #9b2e06c6
 def _judgement(claim: Claim, rules: list[Rule], places: Mapping[Place, Seen], best: Place | None, p, costs) -> Judgement:
     seen = places[best] if best else {}
     found = dict(zip(rules, judge(rules, seen, best or Place(CONFIRMING, "cifar10"), p)))
@@ -380,6 +385,7 @@ def _command(claim: Claim, verdict: str, place: Place, seeds: int) -> str:
 
 def _rows(claim: Claim) -> list: return [EXPERIMENTS[row.partition("/")[0]][row.partition("/")[2]] for rule in claim.rules for row in rows_of(rule)]
 
+# %% ../../nbs/study/16_verdicts.ipynb #d080a069
 def _everywhere(claim: Claim) -> bool:
     "Whether all of a claim's rows can be trained and compared on the data at hand."
     if any(isinstance(rule, Reaches) for rule in claim.rules) or claim.id == "deep_master_over_table1": return False
@@ -400,7 +406,7 @@ def judge_ledger(reports: str | Path = "reports") -> list[Judgement]:
     last = costs[-1].provenance.get("device") if costs else None        # times of two machines do not belong in one order
     return judge_all(results(records), {record.row: record.outcome for record in costs if record.provenance.get("device") == last})
 
-# %% ../../nbs/study/16_verdicts.ipynb #28408c50
+# %% ../../nbs/study/16_verdicts.ipynb #7ff7e157
 class Rates(NamedTuple):
     "What was found where the truth was known."
     gap: float            # planted, in points
@@ -409,6 +415,7 @@ class Rates(NamedTuple):
     false: float          # share of all that was found which is not there, or has the other sign
     rules: int            # judged together in each study
 
+# %% ../../nbs/study/16_verdicts.ipynb #19b31836
 def _draw(rules: Sequence[Below], gap: float, seeds: int, spread: float, error: float, images: int, dice) -> tuple[dict[str, bool], Seen]:
     "Which rows are better, and what was measured of all."
     rows = sorted({row for rule in rules for row in rows_of(rule)})
@@ -419,6 +426,7 @@ def _draw(rules: Sequence[Below], gap: float, seeds: int, spread: float, error: 
     def counted(rate): return max(0, round((rate + spread * dice.standard_normal()) / 100 * images)) * 100 / images
     return better, {row: {seed: Result(row, "quick", "digits", seed, counted(rate), images) for seed in range(seeds)} for row, rate in rates.items()}
 
+# %% ../../nbs/study/16_verdicts.ipynb #28408c50
 def planted(gap: float,              # in points
             seeds: int = 3,
             spread: float = 0.4,     # standard deviation over seeds, in points
