@@ -58,6 +58,7 @@ ARROWS = {
     "show.data_bench": ["nn.*", "data", "show.bench", "show.plots", "show.report", "show.routing_bench", "study.config", "study.runs"],
     "show.comparison": ["show.costs", "show.report", "study.config", "study.launch", "study.paper", "study.runs"],
     "show.costs": ["data", "training", "show.report", "study.config", "study.runs"],
+    "show.claims": ["show.report", "study.claims", "study.stats", "study.verdicts"],
     "show.softmax_axis": ["show.plots", "show.report", "study.config", "study.launch", "study.runs", "study.stats"],
     "show.ablation": [
         "show.plots", "show.report", "study.claims", "study.config", "study.launch", "study.paper", "study.runs", "study.stats", "study.verdicts",

@@ -10,7 +10,8 @@ from .config import EXPERIMENTS
 
 # %% auto #0
 __all__ = ['PAPER_COLUMN', 'Rule', 'GROUPS', 'ROUTED', 'CLAIMS', 'label', 'printed_error', 'Below', 'Trend', 'Reduces', 'Differs',
-           'Diverges', 'Reaches', 'Fits', 'Ordered', 'Computed', 'Claim', 'rows_of', 'Comparison', 'comparisons']
+           'Diverges', 'Reaches', 'Fits', 'Ordered', 'Computed', 'Claim', 'rows_of', 'rule_text', 'needs', 'Comparison',
+           'comparisons']
 
 # %% ../../nbs/study/13b_claims.ipynb #b8b0b6bd
 PAPER_COLUMN = dict(digits="mnist", mnist="mnist", cifar10="cifar10")   # which of the paper's columns a data set is set beside
@@ -124,6 +125,35 @@ def _row(beginning: str, experiment: str) -> str:
     if len(found) != 1: raise ValueError(f"{beginning!r} names {len(found)} rows of {experiment}")
     return found[0]
 
+# %% ../../nbs/study/13b_claims.ipynb #e925a7b6
+_MOMENT = dict(first="the first epoch", last="the last epoch")
+_ROUTING = dict(dynamic="dynamic routing", em="EM")
+
+def rule_text(rule: Rule) -> str:
+    "A rule in words."
+    match rule:
+        case Below(better, worse, "loss"): return f"the training loss of {label(better)} lies below that of {label(worse)}"
+        case Below(better, worse) if rule.margin: return f"{label(better)} errs at most {100 * rule.margin:g} % more than {label(worse)}"
+        case Below(better, worse): return f"{label(better)} errs less than {label(worse)}"
+        case Trend(statistic, higher, lower):
+            sides = [f"{_ROUTING[routing]} after {_MOMENT[moment]}" for routing, moment in (higher, lower)]
+            return f"{statistic.replace('_', ' ')}: {sides[0]} above {sides[1]}"
+        case Reduces(more, less):
+            return f"{label(more[1])} takes away a larger share of the error of {label(more[0])} than {label(less[1])} of that of {label(less[0])}"
+        case Differs(more, less): return f"{label(more[0])} and {label(more[1])} lie farther apart than {label(less[0])} and {label(less[1])}"
+        case Diverges(row): return f"the training loss of {row.partition('/')[2]} does not fall"
+        case Reaches(row, dataset, error): return f"{label(row)} has at most {error:g} % on {dataset}" + (f", as {rule.whose}" if rule.whose else "")
+        case Fits(row, batch): return f"the largest batch of {label(row)} that fits into 12 GiB is {batch}, within a factor of two"
+        case Ordered(rows): return f"seconds per step rise: {', '.join(map(label, rows))}"
+    return rule.what
+
+def needs(claim: Claim) -> str:
+    "What has to be there for a verdict."
+    rows = dict.fromkeys(row for rule in claim.rules for row in rows_of(rule))
+    if not rows: return "nothing but arithmetic"
+    if all(isinstance(rule, Fits | Ordered) for rule in claim.rules): return f"a measurement of {', '.join(rows)}"
+    return f"{', '.join(rows)} on one data set; two seeds of each for a direction, profile paper to confirm or refute"
+
 # %% ../../nbs/study/13b_claims.ipynb #7f8dfacf
 def _claims(experiment: str, **claims) -> tuple[Claim, ...]:
     "Claims by id: statement, source, rules, and a note."
@@ -170,7 +200,6 @@ _SIZES = _claims("Text",
         "True of the formula. In row (f) as built the factor is about 455: see the report on complexity."))
 
 # %% ../../nbs/study/13b_claims.ipynb #ee518410
-_ROUTING = dict(dynamic="dynamic routing", em="EM")
 _FIG2 = [
     *(Claim(f"{what}_grows_{routing}", GROUPS["fig2"], f"{words} ({_ROUTING[routing]})", "Sec. 2.2",
             (Trend(what, (routing, "last"), (routing, "first")),))
@@ -271,7 +300,6 @@ def comparisons(experiment: str) -> list[Comparison]:
         for rule in claim.rules:
             if isinstance(rule, Trend): found.setdefault(rule, Comparison(claim.id, claim.statement, rule))
             elif isinstance(rule, Below) and rule == Below(rule.better, rule.worse) and rows.issuperset(rows_of(rule)):
-                pair = f"{label(rule.better)} errs less than {label(rule.worse)}"
                 alone = len([one for one in claim.rules if isinstance(one, Below)]) == 1
-                if rule not in found or alone: found[rule] = Comparison(claim.id, claim.statement if alone else pair, rule)
+                if rule not in found or alone: found[rule] = Comparison(claim.id, claim.statement if alone else rule_text(rule), rule)
     return list(found.values())

@@ -19,8 +19,8 @@ from .stats import (Interval, Part, adjusted, apart, binomial_error, contrast, d
 
 # %% auto #0
 __all__ = ['Seen', 'CONFIRMING', 'VERDICTS', 'Result', 'results', 'statistic', 'Gap', 'gaps', 'Finding', 'Judgement', 'signed',
-           'gap_text', 'weakest', 'paper_text', 'ours_text', 'Place', 'judge', 'adjust', 'judge_all', 'judge_ledger',
-           'Rates', 'planted']
+           'gap_text', 'weakest', 'paper_text', 'ours_text', 'Place', 'judge', 'adjust', 'judge_all', 'ledger_results',
+           'judge_ledger', 'Rates', 'planted']
 
 # %% ../../nbs/study/16_verdicts.ipynb #da84337f
 class Result(NamedTuple):
@@ -398,10 +398,16 @@ def _paper_set(claim: Claim) -> str:
     return ",".join(sets) or "cifar10"
 
 # %% ../../nbs/study/16_verdicts.ipynb #69d9f602
+def _records(reports: str | Path) -> list[Record]:
+    return [record for path in sorted((Path(reports)/"ledger").glob("*.jsonl")) for record in read_ledger(path)[0]]
+
+def ledger_results(reports: str | Path = "reports") -> list[Result]:
+    "The training runs of the committed ledger. Lines that are no records are left out."
+    return results(_records(reports))
+
 def judge_ledger(reports: str | Path = "reports") -> list[Judgement]:
-    "Every claim, by the committed ledger. Lines that are no records are left out."
-    folder, records = Path(reports)/"ledger", []
-    for path in sorted(folder.glob("*.jsonl")): records += read_ledger(path)[0]
+    "Every claim, by the committed ledger."
+    records = _records(reports)
     costs = [record for record in records if record.experiment == "table1_cost"]
     last = costs[-1].provenance.get("device") if costs else None        # times of two machines do not belong in one order
     return judge_all(results(records), {record.row: record.outcome for record in costs if record.provenance.get("device") == last})
