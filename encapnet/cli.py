@@ -117,8 +117,9 @@ def reproduce(reports_: Annotated[list[str] | None, typer.Argument(metavar="[REP
         launch.ensure(needed, missing, data_root or None, reports, retrain, deadline, engine)
     for name, path in chosen.items():
         # What had to be trained is trained; the notebook takes what is there.
-        page = pages.publish(path, Path(reports)/profile/f"{name}.html",
-                             settings[name] | ({"missing": "show", "retrain": False} if "missing" in settings[name] else {}), profile=profile)
+        page = pages.publish(path, pages.place(path, reports, name, profile),
+                             settings[name] | ({"missing": "show", "retrain": False} if "missing" in settings[name] else {}),
+                             profile=settings[name].get("profile", ""))
         say(f"{page}")
     say(f"{pages.site(Path(reports))}")
 

@@ -134,6 +134,21 @@ def test_publish_keeps_a_good_page_until_there_is_a_better_one(notebook, tmp_pat
     assert {file.name for file in html.parent.iterdir()} <= {"demo.html", "demo.failed.ipynb"}
 
 
+def test_a_report_without_a_profile_lies_beside_the_front_page(notebook, tmp_path):
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# Claims")]), tmp_path / "claims.ipynb")
+    for path, expected, home in (
+        (tmp_path / "claims.ipynb", "claims.html", "index.html"),
+        (notebook(), "short/demo.html", "../index.html"),
+    ):
+        page = pages.place(path, tmp_path / "reports", path.stem, "short")
+        assert page == tmp_path / "reports" / expected
+        html = pages.publish(path, page, {}, profile="short" if "/" in expected else "").read_text()
+        assert re.search(r'<a class="home" href="([^"]*)"', html)[1] == home
+    front = pages.site(tmp_path / "reports").read_text()
+    assert 'href="claims.html"' in front and 'href="short/demo.html"' in front
+    assert "encapnet reproduce claims<" in front and "encapnet reproduce demo --profile short<" in front
+
+
 def test_importing_pages_is_light():
     code = "import sys, encapnet.study.runs, time; t = time.perf_counter(); import encapnet.show.pages; "
     code += "print(time.perf_counter() - t, *sys.modules)"

@@ -63,7 +63,7 @@ def test_every_row_is_trained_measured_and_shown(study):
     for label in ROWS:
         assert f">{label}<" in page, label
     assert "151.24" in page and "not attempted" not in page and "sha256" in page
-    assert all((study / "reports" / name).exists() for name in ("smoke/complexity.html", "smoke/fig2.html", "index.html"))
+    assert all((study / "reports" / name).exists() for name in ("complexity.html", "smoke/fig2.html", "index.html"))
     assert not (study / "reports" / "ledger").exists(), "trials are no results"
 
 
@@ -118,7 +118,7 @@ def test_a_data_root_replaces_the_embedded_images(tmp_path, name):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page", ["smoke/table1.html", "smoke/complexity.html", "smoke/softmax_axis.html", "smoke/fig1_fig3.html", "index.html"]
+@pytest.mark.parametrize("page", ["smoke/table1.html", "complexity.html", "smoke/softmax_axis.html", "smoke/fig1_fig3.html", "index.html"]
     + [f"smoke/{name}.html" for name in ABLATION],
 )
 def test_the_pages_open_offline(browser, study, axis, ablation, page):

@@ -16,7 +16,7 @@ from ..study.runs import write_atomic
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'PAGE_LIMIT', 'THUMBNAIL_LIMIT', 'THUMBNAILS_LIMIT', 'Parameter', 'parameters', 'check_parameters',
-           'execute', 'mathml', 'render', 'publish', 'site']
+           'execute', 'mathml', 'render', 'place', 'publish', 'site']
 
 # %% ../../nbs/show/34_pages.ipynb #90064203
 @dataclass(frozen=True)
@@ -488,6 +488,17 @@ def _render(notebook, html: Path, title, description, profile, home, pictures: P
         return _write_page(html, text, _largest_cell(nb))
     except StudyError as error: raise StudyError(f"{Path(notebook).name}: {error}") from error
 
+# %% ../../nbs/show/34_pages.ipynb #b0a134bb
+def place(notebook: str | Path,   # a report
+          reports: str | Path,    # the folder of all pages
+          name: str,              # the page's name
+          profile: str,           # what it is run with, if it asks
+         ) -> Path:               # where its page belongs
+    "`<profile>/<name>.html`, or `<name>.html` for a report that knows no profile."
+    return Path(reports)/(profile if _has_profile(notebook) else "")/f"{name}.html"
+
+def _has_profile(notebook) -> bool: return "profile" in parameters(notebook)
+
 # %% ../../nbs/show/34_pages.ipynb #51bae8d2
 def publish(notebook: str | Path,            # what to run
             html: str | Path,                # where the page shall appear
@@ -498,27 +509,28 @@ def publish(notebook: str | Path,            # what to run
            ) -> Path:                        # html
     "Run a notebook and render it. UsageError for its parameters, StudyError for what fails later."
     notebook, html = Path(notebook), Path(html)
+    home = "../index.html" if _has_profile(notebook) else "index.html"
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder)/notebook.name
         _execute(notebook, executed, html.with_suffix(".failed.ipynb"), parameters, timeout_s)
-        return _render(executed, html, title, None, profile, "../index.html", notebook.parent)
+        return _render(executed, html, title, None, profile, home, notebook.parent)
 
 # %% ../../nbs/show/34_pages.ipynb #2f801743
 THUMBNAIL_LIMIT, THUMBNAILS_LIMIT = 150_000, 1_500_000   # characters: one figure, all of them
 _FIRST_FIGURE = re.compile(r'<figure class="output figure">\s*<div class="paper"><img\b[^>]*?\bsrc="(data:[^"]*)"')
 
-def _card(page: Path) -> dict | None:
+def _card(page: Path, reports: Path) -> dict | None:
     "What the front page says of a page; None if `render` did not write it."
     text = page.read_text(encoding="utf-8", errors="replace")
     tags = re.findall(r"<meta\b[^>]*>", text.partition("</head>")[0])
     pairs = [dict(re.findall(r'\b(name|content)="([^"]*)"', tag)) for tag in tags]
     said = {pair["name"]: unescape(pair.get("content", "")) for pair in pairs if "name" in pair}
     if "encapnet:name" not in said: return None
-    figure = _FIRST_FIGURE.search(text)
+    figure, profile = _FIRST_FIGURE.search(text), page.parent.name if page.parent != reports else ""
     return {key: said.get(f"encapnet:{key}", "") for key in ("title", "description", "verdict")} | dict(
-        href=quote(f"{page.parent.name}/{page.name}"),
+        profile=profile, href=quote(page.relative_to(reports).as_posix()),
         thumbnail=unescape(figure[1]) if figure and len(figure[1]) <= THUMBNAIL_LIMIT else "",
-        command=f"encapnet reproduce {page.stem} --profile {page.parent.name}")
+        command=f"encapnet reproduce {page.stem}" + (f" --profile {profile}" if profile else ""))
 
 # %% ../../nbs/show/34_pages.ipynb #6eddc239
 def site(reports: str | Path,       # the folder that holds <profile>/<name>.html
@@ -527,11 +539,11 @@ def site(reports: str | Path,       # the folder that holds <profile>/<name>.htm
     "Write the front page of all pages that are there, be they none."
     from jinja2 import Environment, FileSystemLoader
     reports, profiles, room = Path(reports), {}, THUMBNAILS_LIMIT
-    for path in sorted(reports.glob("*/*.html")):
-        if not (card := _card(path)): continue
+    for path in sorted([*reports.glob("*.html"), *reports.glob("*/*.html")]):
+        if not (card := _card(path, reports)): continue
         if len(card["thumbnail"]) > room: card["thumbnail"] = ""
         room -= len(card["thumbnail"])
-        profiles.setdefault(path.parent.name, []).append(card)
+        profiles.setdefault(card["profile"], []).append(card)
     template = Environment(loader=FileSystemLoader(TEMPLATES/"report")).get_template("front.html.j2")
     page = _page(title, "index.html", [], {"description": f"{title}: rendered reports"})
     return _write_page(reports/"index.html", template.render(page=page, profiles=profiles))
