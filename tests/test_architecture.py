@@ -49,7 +49,7 @@ ARROWS = {
     "show.explore_transport": ["nn.*", "data", "training", "show.explore", "show.plots", "study.config", "study.runs"],
     "show.explore_capconv": ["nn.networks", "nn.trace", "data", "training", "show.explore", "show.plots", "study.config", "study.runs"],
     "show.explore_runs": ["show.explore", "show.plots", "study.config", "study.runs", "study.stats"],
-    "show.pages": ["study.config", "study.runs"],
+    "show.pages": ["study.config", "study.runs", "study.verdicts"],
     "show.serve": ["show.pages", "study.config"],
     "show.report": ["show.plots", "study.claims", "study.config", "study.launch", "study.paper", "study.runs", "study.stats", "study.verdicts"],
     "show.routing_bench": ["show.plots", "show.report", "study.config", "study.launch", "study.runs"],

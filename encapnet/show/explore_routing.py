@@ -277,6 +277,6 @@ def routing_still(shown: list[tuple[str, nn.Module]], image: torch.Tensor, label
         lengths.bar(range(len(names)), found.lengths[-1, 0].tolist(), color=[PALETTE[1] if j == label else PALETTE[0] for j in range(len(names))])
         size = "activation a" if model.classes.routing == "em" else "length |v|"
         lengths.set(xlabel="class", ylabel=size, xticks=range(len(names)), xticklabels=names)
-    return Figure(drawing, f"Coefficients, votes and class capsules of one image, for {', '.join(title for title, _ in shown)}.",
+    return Figure(drawing, f"Coefficients, votes and class capsules of one image, for {' and '.join(title for title, _ in shown)}.",
                   f"An image of class {names[label]}. Left: coefficients of that class over the lower capsules. Middle: the votes for it by cosine. "
                   "Right: what comes out for each class, the true one orange.")

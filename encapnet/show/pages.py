@@ -10,13 +10,13 @@ from functools import lru_cache
 from html import escape, unescape
 from importlib.resources import files
 from pathlib import Path
-from urllib.parse import quote
-from ..study.config import StudyError, UsageError, nearest
+from urllib.parse import quote, unquote
+from ..study.config import PROFILES, StudyError, UsageError, nearest
 from ..study.runs import write_atomic
 
 # %% auto #0
-__all__ = ['TEMPLATES', 'PAGE_LIMIT', 'THUMBNAIL_LIMIT', 'THUMBNAILS_LIMIT', 'Parameter', 'parameters', 'check_parameters',
-           'execute', 'mathml', 'render', 'place', 'publish', 'site']
+__all__ = ['TEMPLATES', 'PAGE_LIMIT', 'LEDGERS', 'THUMBNAIL_LIMIT', 'THUMBNAILS_LIMIT', 'SHAPES', 'Parameter', 'parameters',
+           'check_parameters', 'execute', 'mathml', 'render', 'place', 'publish', 'thumbnail', 'site']
 
 # %% ../../nbs/show/34_pages.ipynb #90064203
 @dataclass(frozen=True)
@@ -411,10 +411,42 @@ def _verdict(nb) -> str:
         for output in cell.get("outputs", []):
             said = next((text for mime in output.get("data", {}) if (text := _note(output, mime, "verdict"))), "")
             if not said and "verdict" in _tags(cell):
-                shown = output.get("text") or output.get("data", {}).get("text/plain", "")
+                data = output.get("data", {})
+                shown = output.get("text") or data.get("text/markdown") or data.get("text/plain", "")
                 said = next(iter(shown.strip().splitlines()), "")
             if said: return said if len(said) <= 200 else said[:199] + "…"
     return ""
+
+# %% ../../nbs/show/34_pages.ipynb #01272bb7
+_HEADINGS = ["h2", "h3", "h4", "h5", "h6"]
+
+def _named(html: str,    # what the cells show
+           title: str,   # the page's, for tables before the first heading
+          ) -> str:
+    "The same, with a name for every table and words in every header."
+    from bs4 import BeautifulSoup
+    soup, names, heading = BeautifulSoup(html, "html.parser"), [], title
+    for element in soup.find_all([*_HEADINGS, "table"]):
+        if element.name != "table":
+            heading = "".join(element.find_all(string=lambda text: not text.find_parent("a", class_="anchor"))).strip() or heading
+            continue
+        own = element.find(class_="gt_title") or element.caption
+        name = own.get_text(" ", strip=True) if own else heading
+        names.append(name)
+        if not element.caption: element["aria-label"] = name if names.count(name) == 1 else f"{name}, table {names.count(name)}"
+        for cell in element.find_all("th"):
+            if not cell.get_text(strip=True) and not cell.img: _head_column(soup, element, cell)
+    return str(soup)
+
+def _head_column(soup, table, cell):
+    frame = table.find_parent(id=True)
+    column = cell.get("id", "").removeprefix(f"{frame['id']}-" if frame else "")
+    if column:
+        cell.append(word := soup.new_tag("span", attrs={"class": "unseen"}))
+        word.string = column.replace("_", " ")
+    else:
+        cell.name = "td"
+        cell.attrs.pop("scope", None)
 
 # %% ../../nbs/show/34_pages.ipynb #1d9ba09d
 TEMPLATES = Path(str(files("encapnet")/"show"/"templates"))
@@ -433,12 +465,13 @@ def _exporter(outline: list[dict], title: str):
         return _markdown(source, outline, attachments=attachments, embed_images=True, path=place)
 
     def alt(output, mime):
-        return _note(output, mime, "alt") or f"Figure: {_text(outline[-1]['html']) if outline else title}"
+        said = _note(output, mime, "alt") or f"Figure: {_text(outline[-1]['html']) if outline else title}"
+        return " ".join(said.split())
 
     exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)], embed_images=True,
                             config=Config(NbConvertBase={"display_data_priority": _SHOWN_FIRST}))
     filters = dict(markdown2html=markdown2html, alt=alt, svg_uri=_svg_uri, bitmap_uri=_bitmap_uri, note=_note,
-                   size=_size, markdown_line=_line)
+                   size=_size, markdown_line=_line, named=lambda html: _named(html, title))
     for name, filter in filters.items(): exporter.register_filter(name, filter)
     exporter.environment.globals["headings"] = outline
     return exporter
@@ -446,12 +479,11 @@ def _exporter(outline: list[dict], title: str):
 # %% ../../nbs/show/34_pages.ipynb #b8d05c35
 PAGE_LIMIT = 2_000_000   # bytes
 
-def _page(title: str, home: str, scripts: list[str], meta: dict[str, str], **more) -> dict:
-    "What the shell of every page asks for."
-    parts = [(TEMPLATES/"report"/name).read_text(encoding="utf-8") for name in ("theme.js", "page.js", "style.css")]
-    return dict(title=title, project="encapnet", home=home, policy=_policy(parts[:2], scripts),
-                meta={name: content for name, content in meta.items() if content},
-                theme_js=parts[0], page_js=parts[1], css=parts[2], **more)
+def _page(title: str, home: str, scripts: list[str], meta: dict[str, str], more: str = "", **said) -> dict:
+    "What the shell of every page asks for; `more` names a script that only this page has."
+    css, *ours = ((TEMPLATES/"report"/name).read_text(encoding="utf-8") for name in ("style.css", "theme.js", "page.js", more) if name)
+    return dict(title=title, project="encapnet", home=home, policy=_policy(ours, scripts),
+                meta={name: content for name, content in meta.items() if content}, css=css, theme_js=ours[0], page_js=ours[1:], **said)
 
 def _write_page(path: Path, html: str, blame: str = "") -> Path:
     if (size := len(html.encode())) <= PAGE_LIMIT: return write_atomic(path, html)
@@ -515,35 +547,156 @@ def publish(notebook: str | Path,            # what to run
         _execute(notebook, executed, html.with_suffix(".failed.ipynb"), parameters, timeout_s)
         return _render(executed, html, title, None, profile, home, notebook.parent)
 
-# %% ../../nbs/show/34_pages.ipynb #2f801743
-THUMBNAIL_LIMIT, THUMBNAILS_LIMIT = 150_000, 1_500_000   # characters: one figure, all of them
-_FIRST_FIGURE = re.compile(r'<figure class="output figure">\s*<div class="paper"><img\b[^>]*?\bsrc="(data:[^"]*)"')
+# %% ../../nbs/show/34_pages.ipynb #49b9c4c1
+_SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+
+def thumbnail(svg: str,   # as matplotlib writes it
+             ) -> str:    # a fraction of its size
+    "A drawing without what no eye finds in a small one; unchanged if it cannot be read."
+    from xml.etree.ElementTree import Comment, ParseError, TreeBuilder, register_namespace, tostring
+    from defusedxml.ElementTree import XMLParser
+    for prefix, space in (("", _SVG[1:-1]), ("xlink", _LINK[1:-5])): register_namespace(prefix, space)
+    parser = XMLParser(target=TreeBuilder(insert_comments=True))
+    try:
+        parser.feed(svg)
+        root = parser.close()
+    except ParseError: return svg
+    outlines = {element.get("id"): element for element in root.iter(f"{_SVG}path") if element.get("id")}
+    for parent in list(root.iter()):
+        for before, here in zip(list(parent), list(parent)[1:]):
+            if before.tag is Comment and (words := _words(before.text.strip(), here)) is not None: parent[list(parent).index(here)] = words
+        for child in list(parent):
+            if child.tag in (Comment, f"{_SVG}metadata"): parent.remove(child)
+    used = {element.get(_LINK, "")[1:] for element in root.iter()} | set(re.findall(r"url\(#([^)]*)\)", svg))
+    there = {element.get("id") for element in root.iter()}
+    root.insert(0, lost := root.makeelement(f"{_SVG}defs", {}))      # outlines that text took along and formulas still use
+    lost.extend(outlines[name] for name in sorted(used & outlines.keys() - there))
+    for element in root.iter(): _thin(element, used)
+    root.set("font-family", "DejaVu Sans, Verdana, sans-serif")
+    return tostring(root, encoding="unicode").replace('"', "'")
+
+# %% ../../nbs/show/34_pages.ipynb #50d5f5d3
+def _words(text: str, outlines):
+    "The text element that says what outlines draw; None for a formula, or what is no text."
+    letters = outlines.findall(f"{_SVG}use")
+    place = re.fullmatch(r"(.*?)\s*scale\(([\d.]+) -[\d.]+\)", outlines.get("transform", ""))
+    if "$" in text or not letters or not place: return None
+    size, face = float(place[2]), letters[0].get(_LINK, "")
+    words = outlines.makeelement(f"{_SVG}text", {"transform": place[1], "font-size": f"{100 * size:g}"})
+    if style := outlines.get("style"): words.set("style", style)
+    if "Bold" in face: words.set("font-weight", "bold")
+    if "Oblique" in face: words.set("font-style", "italic")
+    if last := re.search(r"translate\(([\d.]+)", letters[-1].get("transform", "")):
+        words.attrib |= {"textLength": f"{float(last[1]) * size * len(letters) / (len(letters) - 1):.0f}", "lengthAdjust": "spacingAndGlyphs"}
+    words.text = text
+    return words
+
+def _thin(element, used: set[str]):
+    "Round numbers, forget unused names and empty space, and draw but one of the marks that coincide."
+    if element.get("id") not in used: element.attrib.pop("id", None)
+    for name, value in element.attrib.items():
+        if name not in (_LINK, "id") and "scale" not in value and "opacity" not in value:
+            value = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), value)
+            element.set(name, " ".join(value.split()))
+    if not (element.text or "").strip(): element.text = None
+    element.tail = None
+    drawn = set()
+    for mark in element.findall(f"{_SVG}use[@x]"):
+        for side in "xy": mark.set(side, f"{float(mark.get(side, 0)):.0f}")
+        if (same := tuple(sorted(mark.attrib.items()))) in drawn: element.remove(mark)
+        drawn.add(same)
+
+# %% ../../nbs/show/34_pages.ipynb #a94e57f6
+LEDGERS = ("claims", "deviations", "evidence")
+THUMBNAIL_LIMIT, THUMBNAILS_LIMIT = 150_000, 1_400_000   # characters: one figure, all of them
+_FIRST_FIGURE = re.compile(r'<figure class="output figure">\s*<div class="paper">(<img\b[^>]*>)')
+_MADE_BY = re.compile(r'<div [^>]*\bid="provenance[^"]*".*?<tbody[^>]*>(.*?)</tbody>', re.DOTALL)
+_ROW = re.compile(r"<tr[^>]*>\s*<t[dh][^>]*>(.*?)</t[dh]>\s*<t[dh][^>]*>(.*?)</t[dh]>\s*</tr>", re.DOTALL)
+
+def _attributes(tag: str) -> dict[str, str]:
+    return {name: unescape(value) for name, value in re.findall(r'\b(name|content|src|alt)="([^"]*)"', tag)}
 
 def _card(page: Path, reports: Path) -> dict | None:
     "What the front page says of a page; None if `render` did not write it."
     text = page.read_text(encoding="utf-8", errors="replace")
-    tags = re.findall(r"<meta\b[^>]*>", text.partition("</head>")[0])
-    pairs = [dict(re.findall(r'\b(name|content)="([^"]*)"', tag)) for tag in tags]
-    said = {pair["name"]: unescape(pair.get("content", "")) for pair in pairs if "name" in pair}
+    tags = map(_attributes, re.findall(r"<meta\b[^>]*>", text.partition("</head>")[0]))
+    said = {tag["name"]: tag.get("content", "") for tag in tags if "name" in tag}
     if "encapnet:name" not in said: return None
-    figure, profile = _FIRST_FIGURE.search(text), page.parent.name if page.parent != reports else ""
-    return {key: said.get(f"encapnet:{key}", "") for key in ("title", "description", "verdict")} | dict(
-        profile=profile, href=quote(page.relative_to(reports).as_posix()),
-        thumbnail=unescape(figure[1]) if figure and len(figure[1]) <= THUMBNAIL_LIMIT else "",
-        command=f"encapnet reproduce {page.stem}" + (f" --profile {profile}" if profile else ""))
+    profile, figure, made = page.parent.name if page.parent != reports else "", _FIRST_FIGURE.search(text), _MADE_BY.search(text)
+    made = [(_text(what), _text(value)) for what, value in _ROW.findall(made[1])] if made else []
+    command = dict(made).get("command", "").replace(" --from-ledger", "")
+    figure = _attributes(figure[1]) if figure else {}
+    return {key: said.get(f"encapnet:{key}", "") for key in ("name", "title", "description", "verdict")} | dict(
+        profile=profile, href=quote(page.relative_to(reports).as_posix()), thumbnail=_small(figure.get("src", "")), alt=figure.get("alt", ""),
+        command=command or f"encapnet reproduce {page.stem}" + (f" --profile {profile}" if profile else ""),
+        made=[line for line in made if line[0] not in ("command", "not fresh")], stale=[value for what, value in made if what == "not fresh"])
 
-# %% ../../nbs/show/34_pages.ipynb #6eddc239
-def site(reports: str | Path,       # the folder that holds <profile>/<name>.html
+def _small(uri: str) -> str:
+    "The thumbnail of a figure's data address; none where it would be too large."
+    drawing = uri.removeprefix("data:image/svg+xml,")
+    if drawing != uri: uri = _svg_uri(thumbnail(unquote(drawing)))
+    return uri if len(uri) <= THUMBNAIL_LIMIT else ""
+
+# %% ../../nbs/show/34_pages.ipynb #6d3fd9aa
+_ORDER = ("table", "fig", "", "explore_", "bench_")      # by how a page's name begins
+
+def _rank(card: dict) -> tuple:
+    kinds = [place for place, start in enumerate(_ORDER) if start and card["name"].startswith(start)]
+    return kinds[0] if kinds else _ORDER.index(""), card["name"]
+
+def _cards(reports: Path) -> list[dict]:
+    "The cards of all pages, in order, with as many thumbnails as there is room for."
+    efforts = [*reversed(PROFILES)]
+    effort = lambda profile: efforts.index(profile) if profile in efforts else len(efforts) + (not profile)
+    found = [card for path in [*reports.glob("*.html"), *reports.glob("*/*.html")] if (card := _card(path, reports))]
+    room = THUMBNAILS_LIMIT
+    for card in sorted(found, key=lambda card: (len(card["thumbnail"]), card["href"])):
+        if len(card["thumbnail"]) > room: card["thumbnail"] = ""
+        room -= len(card["thumbnail"])
+    return sorted(found, key=lambda card: (effort(card["profile"]), card["profile"], *_rank(card)))
+
+# %% ../../nbs/show/34_pages.ipynb #8dd79d71
+SHAPES = {"exact": "✓", "reproduced": "✓", "direction agrees": "~", "unresolvable": "?", "direction disagrees": "✗", "not reproduced": "✗",
+          "not attempted": "–"}      # in the order in which they are counted
+
+def _kind(verdict: str) -> str: return next((kind for kind in SHAPES if verdict.startswith(kind)), "not attempted")
+
+def _claims(judged) -> dict[str, list[dict]]:
+    "What the front page says of each claim, by the part of the paper that makes it."
+    groups = {}
+    for one in judged:
+        kind, findings = _kind(one.verdict), getattr(one, "findings", ())
+        verdict = one.verdict.replace("n seeds", "1 seed" if one.seeds == 1 else f"{one.seeds} seeds")
+        gaps = "; ".join(finding.gap for finding in findings if finding.gap)
+        groups.setdefault(one.group, []).append(dict(
+            id=one.id, statement=one.statement, verdict=verdict, kind=kind, shape=SHAPES[kind], tone=kind.replace(" ", "-"), paper=one.paper or "–",
+            ours=one.ours or "–", gap=gaps, seeds=one.seeds, profile=one.profile, dataset=one.dataset, command=one.command,
+            why=getattr(one, "why", ""), stale=bool(getattr(one, "stale", ()))))
+    return groups
+
+# %% ../../nbs/show/34_pages.ipynb #5883c746
+def site(reports: str | Path,       # the folder that holds <name>.html and <profile>/<name>.html
          title: str = "encapnet",
+         judged=None,               # of every claim, as `judge_ledger` makes them; None: what it makes of this folder's ledger
         ) -> Path:                  # reports/index.html
     "Write the front page of all pages that are there, be they none."
     from jinja2 import Environment, FileSystemLoader
-    reports, profiles, room = Path(reports), {}, THUMBNAILS_LIMIT
-    for path in sorted([*reports.glob("*.html"), *reports.glob("*/*.html")]):
-        if not (card := _card(path, reports)): continue
-        if len(card["thumbnail"]) > room: card["thumbnail"] = ""
-        room -= len(card["thumbnail"])
-        profiles.setdefault(card["profile"], []).append(card)
+    reports = Path(reports)
+    if judged is None: judged = _judged(reports)
+    cards, claims = _cards(reports), _claims(judged)
+    ledgers = sorted((card for card in cards if not card["profile"] and card["name"] in LEDGERS), key=lambda card: LEDGERS.index(card["name"]))
+    profiles = {}
+    for card in cards:
+        if card not in ledgers: profiles.setdefault(card["profile"], []).append(card)
+    found = [claim for group in claims.values() for claim in group]
+    counts = {kind: count for kind in SHAPES if (count := sum(claim["kind"] == kind for claim in found))}
     template = Environment(loader=FileSystemLoader(TEMPLATES/"report")).get_template("front.html.j2")
-    page = _page(title, "index.html", [], {"description": f"{title}: rendered reports"})
-    return _write_page(reports/"index.html", template.render(page=page, profiles=profiles))
+    page = _page(title, "index.html", [], {"description": f"{title}: what the paper claims, what was measured, and how to measure it again"},
+                 more="front.js")
+    return _write_page(reports/"index.html", template.render(
+        page=page, profiles=profiles, ledgers=ledgers, claims=claims, counts=counts, shapes=SHAPES, total=len(found),
+        about={name: profile.about for name, profile in PROFILES.items()}, addressed="claims" in [card["name"] for card in ledgers]))
+
+def _judged(reports: Path) -> list:
+    from encapnet.study.verdicts import judge_ledger
+    return judge_ledger(reports)

@@ -272,7 +272,7 @@ def agreement_histograms(frame: pd.DataFrame,   # row, moment, left, share (%), 
         epochs = ", ".join(f"{epoch}" for epoch in dict.fromkeys(theirs.epoch))
         words = ["share of lower capsules (left)", "mean length |V| of their votes (right)", f"authors' share, epochs {epochs}"]
         drawing.legend(handles, words[:len(handles)], loc="outside lower center", ncols=3)
-    return Figure(drawing, f"Histograms, a row for each of {', '.join(rows)}, a column for each of epochs {', '.join(map(str, moments))}. {about}.",
+    return Figure(drawing, f"Histograms, a row for each of {'; '.join(rows)}; a column for each of epochs {', '.join(map(str, moments))}. {about}.",
                   f"{about}. Bars: share of lower capsules in each of 20 bins. Line: mean length of their votes in the bin, none where it is empty.")
 
 # %% ../../nbs/show/30_plots.ipynb #986a8ba2
@@ -359,5 +359,5 @@ def candidate_seconds(frame: pd.DataFrame,  # group, way, turns (a list of lists
         ax.margins(x=0.15)
         plain_log(ax.xaxis)
         if math.log10(ax.get_xlim()[1] / ax.get_xlim()[0]) > 3: ax.xaxis.set_major_locator(LogLocator())    # or numbers run into each other
-    return Figure(drawing, f"Marks on a logarithmic axis of seconds, a row for each of {', '.join(dict.fromkeys(frame.way))}.",
+    return Figure(drawing, f"Marks on a logarithmic axis of seconds, a row for each of {'; '.join(dict.fromkeys(frame.way))}.",
                   f"{what}. Each mark is one step, the bar its candidate's median; all took turns.")

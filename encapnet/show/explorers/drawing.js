@@ -48,7 +48,7 @@ function choice({ label, options, value, change }) { // options: [[value, text],
 
 function button(text, click) { return node("button", { type: "button", onclick: click, onkeydown: keep }, text); }
 
-function panel(title, ...children) { return node("section", { class: "panel" }, node("h4", {}, title), ...children); }
+function panel(title, ...children) { return node("section", { class: "panel" }, node("h3", {}, title), ...children); }
 
 // Colours: cividis for quantities, blue to red through grey for signed ones; both are told apart by colour-blind readers.
 const CIVIDIS = [[0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115], [138, 134, 120], [165, 156, 116], [195, 179, 105], [225, 204, 85], [254, 232, 56]];

@@ -103,7 +103,7 @@ function draw(model, element) {
   const controls = node("div", { class: "row", role: "group", "aria-label": "Routing" });
   const picture = pixels("The image", 128), couplings = pixels("Coefficients of the chosen class over the lower capsules", 270);
   const couplingScale = node("div"), lengths = node("div"), histogram = node("div"), pose = node("div"), said = node("p", { class: "said", "aria-live": "polite" });
-  const couplingTitle = node("h4");
+  const couplingTitle = node("h3");
   element.append(controls, node("div", { class: "row" }, panel("Image", picture),
     node("section", { class: "panel" }, couplingTitle, couplings, couplingScale), panel("Votes for the chosen class (Fig. 2)", histogram), panel("Class capsules", lengths), panel("The chosen capsule", pose)), said);
 
@@ -190,7 +190,7 @@ function draw(model, element) {
       lines.line(curve.turns.map((turn, k) => [turn, curve.index[k]]), { stroke: INK[0] });
       lines.line(curve.turns.map((turn, k) => [turn, curve.unmoved[k]]), { stroke: INK[1], "stroke-dasharray": "5 3" });
       lines.rule(entry.turn || 0, true, { stroke: "currentColor", "stroke-opacity": 0.5 });
-      parts.push(node("h4", {}, "Equivariance index"), lines, key([INK[0], "one linear map per rotation"], [INK[1], "capsule as if unmoved"]));
+      parts.push(node("h3", {}, "Equivariance index"), lines, key([INK[0], "one linear map per rotation"], [INK[1], "capsule as if unmoved"]));
     }
     pose.replaceChildren(...parts);
   }

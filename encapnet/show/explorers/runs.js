@@ -102,7 +102,7 @@ function draw(model, element) {
     const heads = ["run", "last error (%)", "95 % interval over seeds", "seeds", "epochs", "parameters", "seconds", "images", "on", "state"];
     const cells = ({ group }) => [group.name, group.n ? brief(group.error) : "–", group.low === null ? "–" : `${brief(group.low)} to ${brief(group.high)}`, group.n, group.epochs,
       group.parameters ? group.parameters.toLocaleString("en") : "–", group.seconds === null ? "–" : brief(group.seconds), group.images ? group.images.toLocaleString("en") : "all", group.devices.join("; ") || "–", group.states];
-    table.replaceChildren(...(found.length ? [node("h4", {}, "Results"), node("table", {}, node("thead", {}, node("tr", {}, ...heads.map((head) => node("th", { scope: "col", class: head === "run" ? "name" : undefined }, head)))),
+    table.replaceChildren(...(found.length ? [node("h3", {}, "Results"), node("table", {}, node("thead", {}, node("tr", {}, ...heads.map((head) => node("th", { scope: "col", class: head === "run" ? "name" : undefined }, head)))),
       node("tbody", {}, ...found.map((one) => { const [name, ...rest] = cells(one); return node("tr", {}, node("th", { scope: "row", class: "name" }, name), ...rest.map((text) => node("td", {}, String(text)))); })))] : []));
   }
 
