@@ -63,7 +63,8 @@ def test_the_test_of_barriers_can_fail(browser, tmp_path):
 
 def judged(id, verdict, **more):
     numbers = dict(paper="11.93 < 13.87", ours="(f) 2.10, (e) 2.50", seeds=3, profile="quick", dataset="digits")
-    usual = dict(statement=f"claim {id}", group="Table 1", command="encapnet reproduce table1 --profile quick --seeds 6")
+    usual = dict(statement=f"claim {id}", group="Table 1", why="", findings=(), stale=(),
+                 command="encapnet reproduce table1 --profile quick --seeds 6")
     return SimpleNamespace(**numbers | usual | dict(id=id, verdict=verdict) | more)
 
 

@@ -665,13 +665,11 @@ def _claims(judged) -> dict[str, list[dict]]:
     "What the front page says of each claim, by the part of the paper that makes it."
     groups = {}
     for one in judged:
-        kind, findings = _kind(one.verdict), getattr(one, "findings", ())
-        verdict = one.verdict.replace("n seeds", "1 seed" if one.seeds == 1 else f"{one.seeds} seeds")
-        gaps = "; ".join(finding.gap for finding in findings if finding.gap)
+        kind, gaps = _kind(one.verdict), "; ".join(finding.gap for finding in one.findings if finding.gap)
         groups.setdefault(one.group, []).append(dict(
-            id=one.id, statement=one.statement, verdict=verdict, kind=kind, shape=SHAPES[kind], tone=kind.replace(" ", "-"), paper=one.paper or "–",
-            ours=one.ours or "–", gap=gaps, seeds=one.seeds, profile=one.profile, dataset=one.dataset, command=one.command,
-            why=getattr(one, "why", ""), stale=bool(getattr(one, "stale", ()))))
+            id=one.id, statement=one.statement, verdict=one.verdict, kind=kind, shape=SHAPES[kind], tone=kind.replace(" ", "-"), why=one.why,
+            paper=one.paper or "–", ours=one.ours or "–", gap=gaps, seeds=one.seeds, profile=one.profile, dataset=one.dataset,
+            command=one.command, stale=bool(one.stale)))
     return groups
 
 # %% ../../nbs/show/34_pages.ipynb #5883c746
