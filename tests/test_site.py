@@ -118,7 +118,7 @@ def test_every_claim_stands_on_the_front_page(browser, front):
         assert visit.page.locator("tr.group").all_text_contents() == ["Table 1", "Text", "Table 3, left", "Table 4"]
         marks = visit.page.locator(".counts .mark").all_inner_texts()
         assert [" ".join(mark.split()) for mark in marks] == [
-            "✓ 1 exact", "✓ 1 reproduced", "~ 1 direction agrees", "? 1 unresolvable",
+            "✓ 1 reproduced", "✓ 1 direction agrees", "= 1 exact", "~ 1 unresolvable",
             "✗ 1 direction disagrees", "✗ 1 not reproduced", "– 1 not attempted",
         ]  # fmt: skip
         assert "stale" in rows.filter(has_text="claim skips").locator(".judged").inner_text()
@@ -128,7 +128,7 @@ def test_every_claim_stands_on_the_front_page(browser, front):
         row = visit.page.locator("table.claims tr[data-kind]:visible")
         assert row.count() == 1 and visit.page.locator("#found").inner_text() == "1 of 7 claims"
         said = " ".join(row.inner_text().split())
-        for expected in ("(f) errs less than (e) <b>", "? unresolvable at 3 seeds", "11.93 < 13.87", "(f) 2.10, (e) 2.50",
+        for expected in ("(f) errs less than (e) <b>", "~ unresolvable at 3 seeds", "11.93 < 13.87", "(f) 2.10, (e) 2.50",
                          "+0.40 points (-0.91 to +1.71)", "3 seeds quick, digits"):  # fmt: skip
             assert expected in said, expected
         summary = row.locator("summary")
@@ -143,6 +143,13 @@ def test_every_claim_stands_on_the_front_page(browser, front):
         assert button.get_attribute("aria-pressed") == "true" and "EM is the better routing" in row.inner_text()
         button.click()
         assert row.count() == len(JUDGED) and visit.said == []
+
+
+def test_a_verdict_has_one_shape_on_all_pages():
+    from encapnet.show import claims
+    from encapnet.study import verdicts
+
+    assert pages.SHAPES == claims.SHAPES and list(pages.SHAPES) == list(verdicts.VERDICTS)
 
 
 @pytest.mark.browser

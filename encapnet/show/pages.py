@@ -656,7 +656,7 @@ def _cards(reports: Path) -> list[dict]:
     return sorted(found, key=lambda card: (effort(card["profile"]), card["profile"], *_rank(card)))
 
 # %% ../../nbs/show/34_pages.ipynb #8dd79d71
-SHAPES = {"exact": "✓", "reproduced": "✓", "direction agrees": "~", "unresolvable": "?", "direction disagrees": "✗", "not reproduced": "✗",
+SHAPES = {"reproduced": "✓", "direction agrees": "✓", "exact": "=", "unresolvable": "~", "direction disagrees": "✗", "not reproduced": "✗",
           "not attempted": "–"}      # in the order in which they are counted
 
 def _kind(verdict: str) -> str: return next((kind for kind in SHAPES if verdict.startswith(kind)), "not attempted")
