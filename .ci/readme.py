@@ -5,9 +5,10 @@
     .ci/readme.py --check   say so and exit 1 when README.md is out of step
 
 Code cells become fenced blocks; a cell tagged `hide` stays in the notebook. A line `<!-- include PATH -->` takes in a
-rendered table, so that the README's numbers are those of the reports.
+table that a report has written as CSV, so that the README's numbers are those of the reports.
 """
 
+import csv
 import json
 import posixpath
 import re
@@ -54,6 +55,21 @@ def bend_links(text, folder):
 INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
 
 
+def table(text):
+    "A report's table in CSV as Markdown; a value with its bounds becomes one cell again."
+    titles, *lines = csv.reader(text.splitlines())
+    shown = [place for place, title in enumerate(titles) if not title.endswith((", low", ", high"))]
+    bounds = {place: (place + 1, place + 2) for place in shown if titles[place + 1 : place + 2] == [f"{titles[place]}, low"]}
+
+    def cell(line, place):
+        low, high = (line[at] for at in bounds.get(place, (place, place)))
+        value = line[place].replace("|", "\\|") or "–"
+        return f"{value} <small>({low} to {high})</small>" if place in bounds and low else value
+
+    rows = [["" if titles[at] == "row" else titles[at] for at in shown], ["---"] * len(shown), *([cell(line, at) for at in shown] for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def readme(notebook, folder="nbs", read=lambda path: ""):
     "The README that the parsed `notebook`, which lies in `folder`, makes; `read` gives the text of an included file."
     blocks = [NOTICE]
@@ -62,7 +78,7 @@ def readme(notebook, folder="nbs", read=lambda path: ""):
         if not source or "hide" in cell["metadata"].get("tags", []):
             continue
         if cell["cell_type"] == "markdown":
-            source = INCLUDE.sub(lambda m: read(from_root(m[1], folder)).strip(), source)
+            source = INCLUDE.sub(lambda m: table(read(from_root(m[1], folder))), source)
             blocks.append(bend_links(source, folder))
         elif cell["cell_type"] == "code":
             code = re.sub(r"^#\s*\|.*\n?", "", source, flags=re.MULTILINE).strip()

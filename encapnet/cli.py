@@ -16,11 +16,12 @@ from .study.config import (BENCHES, EXPERIMENTS, PROFILES, BenchConfig, MeasureC
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'ProfileOption', 'DataOption', 'RootOption', 'RunsOption', 'ReportsOption', 'MinutesOption',
-           'ProcessesOption', 'AccumulateOption', 'NormOption', 'ScopeOption', 'DEFAULT_REPORTS', 'PAGED', 'COSTS',
-           'DIVIDING', 'Context', 'Taken', 'bench_app', 'JsonOption', 'say', 'notebooks', 'chosen_reports', 'reproduce',
-           'command_for', 'run_', 'taken_seconds', 'estimate', 'epochs_done', 'standing', 'status', 'data_list',
-           'data_fetch', 'data_verify', 'data_build_himagenet', 'bench_routing', 'bench_transport', 'bench_capconv',
-           'bench_data', 'bench_measure', 'device', 'explore', 'main', 'one_line']
+           'ProcessesOption', 'AccumulateOption', 'NormOption', 'ScopeOption', 'DEFAULT_REPORTS', 'CheckOption',
+           'OnOption', 'PAGED', 'COSTS', 'TIMED', 'DIVIDING', 'Context', 'Taken', 'bench_app', 'JsonOption', 'say',
+           'notebooks', 'chosen_reports', 'reproduce', 'command_for', 'run_', 'taken_seconds', 'estimate',
+           'epochs_done', 'standing', 'status', 'data_list', 'data_fetch', 'data_verify', 'data_build_himagenet',
+           'bench_routing', 'bench_transport', 'bench_capconv', 'bench_data', 'bench_measure', 'device', 'explore',
+           'main', 'one_line']
 
 # %% ../nbs/40_cli.ipynb #2f289ecb
 app = typer.Typer(name="encapnet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -65,6 +66,10 @@ def _seed_count(profile: str, seeds: int | None) -> int:
 
 # %% ../nbs/40_cli.ipynb #94ab5e07
 DEFAULT_REPORTS = ("table1", "complexity", "fig2")
+CheckOption = Annotated[bool, typer.Option("--check", help="Render nothing: say of every page (or of those named) whether it still is what ledger, "
+                                           "notebook and code make of it; exit with 1 if not.")]
+OnOption = Annotated[str, typer.Option(help="Train many runs at once: local[:N], so many processes here, or ray[:ADDRESS], on a cluster.",
+                                       show_default=False)]
 
 PAGED = ("routing", "transport")   # explorers that work without a kernel, too
 
@@ -86,7 +91,8 @@ def chosen_reports(names: list[str], everything: bool) -> dict[str, Path]:
 
 # %% ../nbs/40_cli.ipynb #f1a6001d
 @app.command()
-def reproduce(reports_: Annotated[list[str] | None, typer.Argument(metavar="[REPORT]...", help="Default: table1 complexity fig2.")] = None,
+def reproduce(context: typer.Context,
+              reports_: Annotated[list[str] | None, typer.Argument(metavar="[REPORT]...", help="Default: table1 complexity fig2.")] = None,
               profile: ProfileOption = "quick",
               seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0 up; default: the profile's.")] = None,
               missing: Annotated[str, typer.Option(help="What to do about missing runs: train, show or fail.")] = "train",
@@ -95,11 +101,11 @@ def reproduce(reports_: Annotated[list[str] | None, typer.Argument(metavar="[REP
               all_: Annotated[bool, typer.Option("--all", help="Every report there is.")] = False,
               from_ledger: Annotated[bool, typer.Option(help="Rebuild pages from the committed ledger; train nothing.")] = False,
               retrain: Annotated[bool, typer.Option(help="Train stale and failed runs again.")] = False,
-              on: Annotated[str, typer.Option(help="Train many runs at once: local[:N], so many processes here, or ray[:ADDRESS], on a cluster.",
-                                              show_default=False)] = ""):
+              check: CheckOption = False, on: OnOption = ""):
     "Train what is missing and render the reports."
     from encapnet.show import pages
     from encapnet.study import cluster, launch
+    if check: return _check_pages(context, reports_ or [], profile, reports)
     if on and from_ledger: raise UsageError("--on trains, and --from-ledger trains nothing: leave one of them out")
     engine = cluster.engine(on) if on else None      # one run after the other
     chosen, deadline, seeds = chosen_reports(reports_ or [], all_), _deadline(max_minutes), _seed_count(profile, seeds)
@@ -109,6 +115,7 @@ def reproduce(reports_: Annotated[list[str] | None, typer.Argument(metavar="[REP
                  ledger=from_ledger, retrain=retrain, offline=True)
     settings = {name: {key: value for key, value in given.items() if key in pages.parameters(path)} for name, path in chosen.items()}
     for name, path in chosen.items(): pages.check_parameters(path, settings[name])
+    for problem in _problems(reports): say(problem)
     if not from_ledger:
         # Reports share rows: each is needed once.
         needed = {run.config.key: run for name in chosen for run in launch.needed(name, profile, seeds, data, data_root or None, runs)}
@@ -122,6 +129,36 @@ def reproduce(reports_: Annotated[list[str] | None, typer.Argument(metavar="[REP
                              profile=settings[name].get("profile", ""))
         say(f"{page}")
     say(f"{pages.site(Path(reports))}")
+
+# %% ../nbs/40_cli.ipynb #1a6e893a
+def _given(context: typer.Context) -> set[str]:
+    "The options and arguments that were typed."
+    return {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
+
+def _problems(reports: str) -> list[str]:
+    "A line about each line of the ledgers that no report counts."
+    from encapnet.study.runs import read_ledger
+    return [problem for path in sorted((Path(reports)/"ledger").glob("*.jsonl")) for problem in read_ledger(path)[1]]
+
+def _check_pages(context: typer.Context, names: list[str], profile: str, reports: str):
+    "Hold pages against ledger and code. Raises StudyError if one no longer holds."
+    from encapnet.show import upkeep
+    given, known = _given(context), notebooks()
+    making = "seeds missing data data_root runs max_minutes from_ledger retrain on"
+    _refuse(given, making, "is for making pages, and --check only looks at them: leave one of them out")
+    if "profile" in given: find_profile(profile)
+    for name in names:
+        if name not in known: raise UsageError(f"no report {name!r}; {nearest(name, known)}")
+    for problem in _problems(reports): say(problem)
+    looked = upkeep.check(reports, known, names, profile if "profile" in given else "")
+    width = max(len(look.page) for look in looked)
+    for page, differences in looked:
+        for place, text in enumerate(differences or ["ok"]): typer.echo(f"{'' if place else page:{width}}  {one_line(text)}")
+    if not (bad := [page for page, differences in looked if differences]): return
+    stale = any(text.startswith("stale") for _, differences in looked for text in differences)
+    again = " ".join(dict.fromkeys(Path(page).stem for page in bad if Path(page).stem in known))
+    raise StudyError(f"{len(bad)} of {len(looked)} pages no longer hold; `encapnet reproduce {again} --from-ledger` renders them anew"
+                     + (", and what is stale is trained with --retrain" if stale else ""))
 
 # %% ../nbs/40_cli.ipynb #e2f58473
 def _config_from(file: Path):
@@ -145,10 +182,11 @@ def _config_from(file: Path):
         raise UsageError(f"{file}: {'.'.join(map(str, first['loc'])) or 'configuration'}: {message}") from error
     except (ValueError, TypeError, RecursionError) as error: raise UsageError(f"{file} is not a configuration: {error}") from error
 
-def command_for(config: RunConfig | MeasureConfig, profile: str, data_root: str = "", runs: str = "runs", reports: str = "reports",
+def command_for(config: RunConfig | MeasureConfig | BenchConfig, profile: str, data_root: str = "", runs: str = "runs", reports: str = "reports",
                 retrain: bool = False) -> str:
     "What to type to get this run."
     words = ["encapnet", "run", f"{config.experiment}/{config.row}", "--profile", profile]
+    if isinstance(config, BenchConfig): words[1:3] = config.experiment.split("_")      # candidates take turns: one comes with the others
     if isinstance(config, RunConfig):
         words += ["--seed", str(config.seed), "--data", config.data.name]
         if data_root: words += ["--data-root", data_root]
@@ -160,30 +198,56 @@ def command_for(config: RunConfig | MeasureConfig, profile: str, data_root: str 
     return shlex.join(words + ["--retrain"] * retrain)
 
 # %% ../nbs/40_cli.ipynb #a97b1be7
-COSTS = "table1_cost"   # the experiment of the measurements, which have no seed or data
+COSTS = "table1_cost"          # the experiment of the measurements
+TIMED = (COSTS, *BENCHES)      # what has no seed or data
 
-def _plan_row(name: str, profile: str, seed: int, data: str, root: str | None) -> list[RunConfig | MeasureConfig]:
+def _plan_row(name: str, profile: str, seed: int, data: str, root: str | None, show: bool = False) -> list[RunConfig | MeasureConfig | BenchConfig]:
     "The configurations behind EXPERIMENT/ROW: one for each data set. Raises UsageError."
     from encapnet.study import launch
     from encapnet.study.config import plan
     experiment, _, row = name.partition("/")
     if not row: raise UsageError(f"{name!r} is not EXPERIMENT/ROW, for example table1/{next(iter(EXPERIMENTS['table1']))}")
     find_profile(profile)
-    if experiment == COSTS:
-        if row not in (rows := [config.row for config in measurements("")]): raise UsageError(f"no row {row!r} in {COSTS}; {nearest(row, rows)}")
-        return [run.config for run in launch.measured(profile) if run.config.row == row]
-    if experiment not in EXPERIMENTS: raise UsageError(f"no experiment {experiment!r}; {nearest(experiment, [*EXPERIMENTS, COSTS])}")
-    find_row(experiment, row)
-    hashes = launch.data_hashes(launch.dataset_names(profile, data, root), root)
+    if experiment in TIMED: return _timed_row(experiment, row, profile)
+    if experiment not in EXPERIMENTS: raise UsageError(f"no experiment {experiment!r}; {nearest(experiment, [*EXPERIMENTS, *TIMED])}")
+    fitting = find_row(experiment, row).data
+    names = launch.dataset_names(profile, data, root, experiment)
+    # Of those that nobody asked for, only some may be for this row.
+    if fitting and not data: names = [one for one in names if one in fitting] or fitting[:1]
+    if fitting and (wrong := next((one for one in names if one not in fitting), "")):
+        raise UsageError(f"{name} is not for {wrong}; {nearest(wrong, fitting)}")
+    hashes = _hashes(names, root, show)
     return [config.model_copy(update=dict(seed=seed)) for config in plan(experiment, profile, hashes, 1, [row])]
+
+# %% ../nbs/40_cli.ipynb #a76e008e
+def _timed_row(experiment: str, row: str, profile: str) -> list[MeasureConfig | BenchConfig]:
+    "A measurement, or a candidate of a bench, on this machine. Raises UsageError."
+    from encapnet.study import launch
+    def refuse(rows): raise UsageError(f"no row {row!r} in {experiment}; {nearest(row, rows)}")
+    if experiment == COSTS and row not in (rows := [config.row for config in measurements("")]): refuse(rows)
+    found = [run.config for run in (launch.measured(profile) if experiment == COSTS else launch.benched(experiment, profile))]
+    return [config for config in found if config.row == row] or refuse([config.row for config in found])
+
+def _hashes(names: list[str], root: str | None, show: bool) -> dict[str, str]:
+    "Content hashes of data sets; where a configuration is only shown, zeros stand for data that are not here."
+    from encapnet.study import launch
+    found, absent = {}, []
+    for name in names:
+        try: found |= launch.data_hashes([name], root)
+        except UsageError as error:
+            if not show: raise
+            found[name] = "0" * 64
+            absent.append(f"zeros stand for the content hash of {name}, which is not here: {error}")
+    for line in absent: say(line)
+    return found
 
 DIVIDING = "processes accumulate norm transport_scope"      # options that say how batches are divided
 
-def _divided(config: RunConfig | MeasureConfig, asked: dict) -> RunConfig | MeasureConfig:
+def _divided(config: RunConfig | MeasureConfig | BenchConfig, asked: dict) -> RunConfig | MeasureConfig | BenchConfig:
     "The same run with its batches divided as asked. Raises UsageError where that cannot be."
     from pydantic import ValidationError
     from encapnet.study.launch import place
-    if isinstance(config, MeasureConfig): return config
+    if not isinstance(config, RunConfig): return config
     asked = dict(processes=place()[1]) | {name: value for name, value in asked.items() if value is not None}
     try: return RunConfig.model_validate(config.model_dump() | asked)
     except ValidationError as error:
@@ -207,13 +271,13 @@ def run_(context: typer.Context, row: Annotated[str, typer.Argument(metavar="[EX
          events: Annotated[bool, typer.Option(help="Tell progress in JSON lines on stdout.")] = False):
     "Train or measure one row of an experiment, or go on with it."
     if bool(row) == (config is not None): raise UsageError("run takes either EXPERIMENT/ROW or --config FILE; `encapnet status` lists the rows")
-    given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
+    given = _given(context)
     if show: _refuse(given, "retrain events max_minutes", "trains, and --show trains nothing: leave one of them out")
     if config: _refuse(given, f"profile seed data {DIVIDING}", "is a row's: the configuration file has its own")
-    if row.startswith(f"{COSTS}/"): _refuse(given, f"seed data data_root max_minutes {DIVIDING}", "is for training: a measurement has none")
+    if row.partition("/")[0] in TIMED: _refuse(given, f"seed data data_root max_minutes {DIVIDING}", "is for training: a measurement has none")
     root, deadline = _root(data_root), _deadline(max_minutes)
     asked = dict(processes=processes, accumulate=accumulate, norm_scope=norm, transport_scope=transport_scope)
-    planned = [_config_from(config)] if config else [_divided(one, asked) for one in _plan_row(row, profile, seed, data, root)]
+    planned = [_config_from(config)] if config else [_divided(one, asked) for one in _plan_row(row, profile, seed, data, root, show)]
     for one in planned:
         if show:
             say(shlex.join(["encapnet", "run", "--config", str(config)]) if config else command_for(one, profile, data_root, runs, reports))
@@ -381,6 +445,7 @@ def status(profile: ProfileOption = "quick", seeds: Annotated[int | None, typer.
            as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False):
     "Where every row stands, why, how long it takes, and the command that gets it."
     lines, absent = standing(profile, seeds, data, data_root, runs, reports)
+    for problem in _problems(reports): say(problem)
     if as_json:
         for line in lines: typer.echo(json.dumps(line))
         return

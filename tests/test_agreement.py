@@ -201,11 +201,11 @@ def pages(tmp_path_factory):
 def test_both_pages_come_from_five_runs(pages):
     done = [json.loads(path.read_text()) for path in pages.glob("runs/*/*/*/DONE")]
     assert sorted(record["row"] for record in done) == ["a512_dynamic", "a_dynamic", "b512_em", "b_em", "lower_scaled"]
-    csv = (pages / "reports" / "tables" / "smoke" / "polarisation.csv").read_text().splitlines()
+    csv = (pages / "reports" / "tables" / "smoke" / "polarisation-runs.csv").read_text().splitlines()
     assert len(csv) == 1 + 2 * (6 + 5) * 2, "rows, statistics of both classes, epochs"
     record = next(record for record in done if record["row"] == "b512_em")
     last = record["outcome"]["agreement"]["true"]["polarisation"][-1][0]
-    assert f"{last:.3f}" in (pages / "reports" / "tables" / "smoke" / "polarisation.md").read_text()
+    assert f"{last:.3f}" in (pages / "reports" / "tables" / "smoke" / "polarisation-numbers.csv").read_text()
     page = (pages / "reports" / "smoke" / "fig2.html").read_text()
     assert page.count('<figure class="output figure">') == 2 and ">35.85<" in page and "64 test images" in page and "sha256" in page
     assert "not attempted" not in page and "no run yet" not in page

@@ -57,7 +57,7 @@ def smoke(hashes, row, store="runs", **change):
     return Run(store, config.model_copy(update=change))
 
 
-OUTCOME = dict(error=50.0, parameters=7)
+OUTCOME = dict(error=50.0, errors=[60.0, 50.0], losses=[0.5, 0.4], train_loss=0.4, test_images=64, parameters=7, source="synthetic")
 TRAINED = sum(not row.home and (not row.data or "synthetic" in row.data) for rows in EXPERIMENTS.values() for row in rows.values())
 MEASURED = 12
 
@@ -213,3 +213,53 @@ def test_commands_name_what_is_not_usual():
     assert command_for(config, "quick", "my data", "r", "p", True) == f"{usual} --data-root 'my data' --runs r --reports p --retrain"
     cost = "encapnet run table1_cost/a_dynamic --profile short"
     assert command_for(measurements("x")[0], "short", data_root="data") == cost
+
+
+EVERY = [(experiment, row) for experiment, rows in EXPERIMENTS.items() for row in rows]
+EVERY += [("table1_cost", config.row) for config in measurements("")]
+
+
+@pytest.mark.parametrize("profile", ["smoke", "paper"])
+def test_every_row_there_is_can_be_shown(ends, profile, monkeypatch):
+    "Of every experiment: a configuration that is the row's, and a command that, asked to show, shows the same one."
+    monkeypatch.setattr(launch, "_here", lambda: dict(device=DEVICE, type="cpu"))
+    every = EVERY + [(bench, config.row) for bench in BENCHES for config in BENCHES[bench][1](DEVICE, 2 if profile == "smoke" else 32)]
+    for experiment, row in every:
+        code, told, said = ends("run", f"{experiment}/{row}", "--profile", profile, "--show")
+        assert code == 0, (experiment, row, said)
+        values, place = [], 0
+        while place < len(told.rstrip()):
+            value, place = json.JSONDecoder().raw_decode(told, place)
+            values.append(value)
+            place += 1
+        commands = [line for line in said.splitlines() if line.startswith("encapnet ")]
+        assert len(values) == len(commands) >= 1 and all(value["row"] == row for value in values)
+        for value, command in zip(values, commands):
+            words = shlex.split(command)
+            if experiment in BENCHES:
+                assert words == ["encapnet", "bench", experiment.partition("_")[2], "--profile", profile]
+                continue
+            assert words[2] == f"{value['experiment']}/{row}"
+            if "data" in value:
+                assert (value["data"]["sha256"] == "0" * 64) == (f"zeros stand for the content hash of {value['data']['name']}, " in said)
+            again = ends(*words[1:], "--show")
+            assert again[0] == 0 and json.loads(again[1]) == value
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("table4/v1", "--data", "cifar10"), "table4/v1 is not for cifar10; expected one of: himagenet32"),
+        (("table4/v1",), "himagenet32"),
+        (("table4/v9",), "no row 'v9' in table4"),
+        (("bench_routing/ours",), "no row 'ours' in bench_routing"),
+        (("bench_transport/ours_l10", "--seed", "1"), "--seed is for training: a measurement has none"),
+        (("bench_capconv/ours",), "timings make sense beside others: `encapnet bench capconv` takes them in turn"),
+        (("table1_cost/e_mastr",), "did you mean 'e_master'"),
+        (("tabel1/e_master",), "did you mean 'table1'"),
+    ],
+)
+def test_rows_that_are_none_here(ends, monkeypatch, arguments, message):
+    monkeypatch.setattr(launch, "_here", lambda: dict(device=DEVICE, type="cpu"))
+    code, told, said = ends("run", *arguments)
+    assert (code, told) == (2, "") and message in said and said.count("\n") == 1, said

@@ -316,6 +316,12 @@ def test_readme_takes_cells_as_they_are():
     assert maker.readme({"cells": cells}) == "\n\n".join(expected) + "\n"
 
 
+def test_readme_takes_tables_in():
+    table = 'row,network,"error (%)","error (%), low","error (%), high",paper\n(a),"x, y",5.00,3.81,6.53,0.37\n(b),a|b,,,,\n'
+    lines = ["|  | network | error (%) | paper |", "| --- | --- | --- | --- |", "| (a) | x, y | 5.00 <small>(3.81 to 6.53)</small> | 0.37 |"]
+    assert readme_maker().table(table).splitlines() == [*lines, r"| (b) | a\|b | – | – |"]
+
+
 def test_readme_check_tells_and_writes_nothing(tmp_path, monkeypatch):
     maker, readme = readme_maker(), tmp_path / "README.md"
     assert "missing" in maker.main([], tmp_path)

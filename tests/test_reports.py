@@ -168,7 +168,7 @@ def test_the_softmax_axis_is_trained_watched_and_judged(axis):
     for row in ("scaled over higher", "scaled over lower", "released over higher", "released over lower", "full length over higher"):
         assert page.count(f">{row}<") == 3, f"{row}: once for each layer, and in the verdict"
     assert "not attempted" not in page and "direction " in page and "sha256" in page and "no run yet" not in page
-    votes = (axis / "reports" / "tables" / "smoke" / "softmax_axis.csv").read_text().splitlines()
+    votes = (axis / "reports" / "tables" / "smoke" / "softmax_axis-runs.csv").read_text().splitlines()
     assert len(votes) == 1 + 5 * 2 * 3, "rows, layers, epochs from 0 to 2"
 
 

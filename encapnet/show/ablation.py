@@ -4,23 +4,21 @@
 
 # %% ../../nbs/show/35b_ablation.ipynb #31b1f261
 from __future__ import annotations
-from pathlib import Path
+from typing import Any
 import pandas as pd
 from great_tables import GT
 from . import plots
 from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, clear_best, command_of, error_text,
-                                  experiment_from_ledger, from_store, markdown, provenance_table, run_frame, seconds_text, seen_on, themed, verdict,
-                                  verdict_text)
+                                  from_ledger, from_store, run_frame, seconds_text, seen_on, themed, verdict, verdict_text)
 from ..study import paper
 from ..study.claims import CLAIMS
 from ..study.config import EXPERIMENTS, find_profile
 from ..study.launch import planned
-from ..study.runs import write_atomic
 from ..study.stats import Interval, reduction
 from ..study.verdicts import Place, judge
 
 # %% auto #0
-__all__ = ['row_letter', 'Ablation', 'ablation']
+__all__ = ['PAGES', 'row_letter', 'Ablation', 'ablation']
 
 # %% ../../nbs/show/35b_ablation.ipynb #e4e7924e
 def row_letter(row: str) -> str:
@@ -30,7 +28,7 @@ def row_letter(row: str) -> str:
 class Ablation(Trained):
     "Rows of Table 3: what was trained, and what follows."
     def __init__(self, experiment: str, profile: str, command: str, standing: Standing):
-        self.experiment, self.profile, self.command, self.standing = experiment, find_profile(profile), command, standing
+        self.experiment, self.profile, self.command, self.standings = experiment, find_profile(profile), command, [standing]
         self.runs, self.rows = run_frame(standing, row_letter), EXPERIMENTS[experiment]
         self.runs["feedback_parameters"] = [record.outcome.get("feedback_parameters", 0) for record in standing.records]
         self.runs["divergences"] = [record.outcome.get("divergences") for record in standing.records]
@@ -41,9 +39,12 @@ class Ablation(Trained):
     def curves(self) -> plots.Figure: return _curves(self)
     def feedback_curves(self) -> plots.Figure: return _feedback_curves(self)
     def reductions(self) -> Verdict: return _reductions(self)
-    def verdict(self) -> Verdict: return verdict(self.standing, self.experiment, self.profile.name)
-    def save(self, reports: str | Path) -> list[Path]: return _save(self, Path(reports))
-    def provenance(self) -> GT: return provenance_table(self.command, self.profile, self.standing)
+    def verdict(self) -> Verdict: return verdict(self.standings[0], self.experiment, self.profile.name)
+    def tables(self) -> dict[str, Any]: return _tables(self)
+    def figures(self) -> dict[str, plots.Figure]:
+        if self.experiment == "fig4": return dict(fig4=self.feedback_curves())
+        return {self.experiment: self.ladder(), f"{self.experiment}-curves": self.curves()}
+    def frames(self) -> dict[str, pd.DataFrame]: return {self.experiment: self.runs.drop(columns=["errors", "losses", "divergences"])}
 
 # %% ../../nbs/show/35b_ablation.ipynb #47606935
 def ablation(experiment: str = "table3_left", profile: str = "quick", seeds: int = 1, missing: str = "train", data: str = "", data_root: str = "",
@@ -52,9 +53,10 @@ def ablation(experiment: str = "table3_left", profile: str = "quick", seeds: int
     check_arguments(ablation, locals())
     find_profile(profile)
     command = command_of(experiment, profile, seeds, data, data_root, ledger)
-    if ledger: return Ablation(experiment, profile, command, experiment_from_ledger(experiment, reports, profile))
+    if ledger: return Ablation(experiment, profile, command, from_ledger(experiment, reports, profile))
     wanted = planned(experiment, profile, seeds, data, data_root or None, runs)
-    return Ablation(experiment, profile, command, from_store(wanted, data_root=data_root or None, missing=missing, reports=reports, retrain=retrain))
+    options = dict(data_root=data_root or None, missing=missing, reports=reports, retrain=retrain)
+    return Ablation(experiment, profile, command, from_store(wanted, [(experiment, profile)], **options))
 
 # %% ../../nbs/show/35b_ablation.ipynb #f9441df3
 def _effort(study: Ablation) -> str:
@@ -131,7 +133,7 @@ def _feedback_curves(study: Ablation) -> plots.Figure:
 def _reductions(study: Ablation) -> Verdict:
     "The share of the error that optimal transport takes away, in both networks, and whether it is more in EncapNet."
     lines, said, rule = [], [], CLAIMS["ot_helps_encapnet_more"].rules[0]
-    for dataset, seen in seen_on(study.standing).items():
+    for dataset, seen in seen_on(study.standings[0]).items():
         finding, about = judge([rule], seen, Place(study.profile.name, dataset))[0], dict(data=DATASET_TITLE.get(dataset, dataset))
         for network, (before, after, printed) in paper.REDUCTIONS.items():
             errors = [list(study.of(row, dataset).error) for row in (before, after)]
@@ -151,13 +153,12 @@ def _reductions(study: Ablation) -> Verdict:
 
 def _percent(share: Interval | None) -> str: return "–" if share is None else f"{share.value:.0f} % ({share.low:.0f} to {share.high:.0f})"
 
-# %% ../../nbs/show/35b_ablation.ipynb #47976c97
-def _save(study: Ablation, reports: Path) -> list[Path]:
-    profile, name = study.profile.name, study.experiment
-    titles = {"row": "", "design": "design"} | {dataset: f"error (%), {DATASET_TITLE.get(dataset, dataset)}" for dataset in study.datasets}
-    table = markdown(_error_lines(study), titles | {"paper": "paper, CIFAR-10 (%)", "parameters": "parameters", "feedback": "of feedback"})
-    figures = dict(fig4=study.feedback_curves()) if name == "fig4" else {name: study.ladder(), f"{name}-curves": study.curves()}
-    files = {f"tables/{profile}/{name}.md": f"{table}\n{_effort(study)} Made by `{study.command}`.\n",
-             f"tables/{profile}/{name}.csv": study.runs.drop(columns=["errors", "losses", "divergences"]).to_csv(index=False, lineterminator="\n")}
-    files |= {f"figures/{profile}/{figure}.svg": drawing.svg for figure, drawing in figures.items()}
-    return [write_atomic(reports/file, content) for file, content in files.items()]
+# %% ../../nbs/show/35b_ablation.ipynb #700ba4db
+PAGES = dict(table3_left="Table 3, left", table3_right="Table 3, right", fig4="Figure 4")
+
+def _tables(study: Ablation) -> dict[str, Any]:
+    title = PAGES[study.experiment]
+    shown = {f"{title}: what each row errs.": study.error_table()}
+    if study.experiment != "table3_left": shown[f"{title}: the share of the error that optimal transport takes away."] = study.reductions()
+    if study.experiment != "fig4": shown[f"{title}: what the paper says of its rows."] = study.verdict()
+    return shown

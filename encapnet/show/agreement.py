@@ -5,17 +5,17 @@
 # %% ../../nbs/show/35d_agreement.ipynb #49dd955d
 from __future__ import annotations
 import math
-from pathlib import Path
+from typing import Any
 import pandas as pd
 from great_tables import GT, loc, style
 from . import plots
-from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, command_of, error_text, experiment_from_ledger,
-                                  from_store, markdown, provenance_table, run_frame, seen_on, themed, verdict_text)
+from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, command_of, error_text, from_ledger,
+                                  from_store, run_frame, seen_on, themed, verdict_text)
 from ..study import paper
 from ..study.claims import Trend, comparisons
 from ..study.config import EXPERIMENTS, StudyError, find_profile
 from ..study.launch import planned
-from ..study.runs import Record, write_atomic
+from ..study.runs import Record
 from ..study.stats import Interval, exceeds, mean_interval
 from ..study.verdicts import Place, judge
 
@@ -42,7 +42,7 @@ def with_agreement(standing: Standing, command: str) -> Standing:
     if silent and len(silent) == len(standing.records):
         raise StudyError(f"no word on how votes agreed in the record of {', '.join(silent.values())}: {cure}")
     return Standing({key: (row, None, "without agreement", cure) if key in silent else (row, record, state, why)
-                     for key, (row, record, state, why) in standing.items()})
+                     for key, (row, record, state, why) in standing.items()}, standing.asked, standing.notes, standing.sources)
 
 # %% ../../nbs/show/35d_agreement.ipynb #03bc2104
 def _named(record: Record, which: str) -> dict:
@@ -77,9 +77,9 @@ class Agreement(Trained):
     "How votes agree with the capsule that they vote for: over training, in both routings."
     def __init__(self, experiment: str, profile: str, command: str, standing: Standing):
         self.experiment, self.profile, self.command = experiment, find_profile(profile), command
-        self.standing, self.rows = with_agreement(standing, command), EXPERIMENTS[experiment]
-        self.runs = run_frame(self.standing, lambda row: self.rows[row].title)
-        self.lines, self.bins = curve_lines(self.standing), histogram_lines(self.standing)
+        standing, self.rows = with_agreement(standing, command), EXPERIMENTS[experiment]
+        self.standings, self.runs = [standing], run_frame(standing, lambda row: self.rows[row].title)
+        self.lines, self.bins = curve_lines(standing), histogram_lines(standing)
         self.datasets = list(self.runs.dataset.unique())
         self.routed = {row.network.routing: name for name, row in self.rows.items() if row.network.normalize == "higher"}
 
@@ -97,8 +97,12 @@ class Agreement(Trained):
     def curves(self) -> plots.Figure: return _curves(self)
     def table(self) -> GT: return _table(self)
     def verdict(self) -> Verdict: return _verdict(self)
-    def save(self, reports: str | Path) -> list[Path]: return _save(self, Path(reports))
-    def provenance(self) -> GT: return provenance_table(self.command, self.profile, self.standing)
+    def tables(self) -> dict[str, Any]:
+        title = dict(fig2="Figure 2", polarisation="Polarisation").get(self.experiment, self.experiment)
+        return {f"{title}: the numbers, after the last epoch.": self.table(), f"{title}: what the paper says of votes.": self.verdict()}
+    def figures(self) -> dict[str, plots.Figure]:
+        return {"fig2": self.figure(), "fig2-other": self.figure("other")} if self.experiment == "fig2" else {self.experiment: self.curves()}
+    def frames(self) -> dict[str, pd.DataFrame]: return {self.experiment: self.bins if self.experiment == "fig2" else self.lines}
 
 def _interval(found: pd.DataFrame) -> Interval | None: return mean_interval(list(found.value), found.error.iloc[0]) if len(found) else None
 
@@ -109,9 +113,10 @@ def agreement(experiment: str = "fig2", profile: str = "quick", seeds: int = 1, 
     check_arguments(agreement, locals())
     find_profile(profile)
     command = command_of(experiment, profile, seeds, data, data_root, ledger)
-    if ledger: return Agreement(experiment, profile, command, experiment_from_ledger(experiment, reports, profile))
+    if ledger: return Agreement(experiment, profile, command, from_ledger(experiment, reports, profile))
     wanted = planned(experiment, profile, seeds, data, data_root or None, runs)
-    return Agreement(experiment, profile, command, from_store(wanted, data_root=data_root or None, missing=missing, reports=reports, retrain=retrain))
+    options = dict(data_root=data_root or None, missing=missing, reports=reports, retrain=retrain)
+    return Agreement(experiment, profile, command, from_store(wanted, [(experiment, profile)], **options))
 
 # %% ../../nbs/show/35d_agreement.ipynb #cec75ced
 def _pooled(study: Agreement, which: str) -> pd.DataFrame:
@@ -241,7 +246,7 @@ def _authors(rule: Trend) -> str:
     return " vs ".join(_text(Interval(value, math.nan, math.nan, 1, ""), rule.statistic) for value in pair)
 
 def _claim_lines(study: Agreement, dataset: str) -> list[dict[str, str]]:
-    claimed, seen = comparisons(study.experiment), seen_on(study.standing).get(dataset, {})
+    claimed, seen = comparisons(study.experiment), seen_on(study.standings[0]).get(dataset, {})
     findings = judge([one.rule for one in claimed], seen, Place(study.profile.name, dataset, study.experiment))
     return [dict(id=one.id, data=DATASET_TITLE.get(dataset, dataset), claim=one.statement, paper=finding.paper, authors=_authors(one.rule),
                  ours=finding.ours, gap=finding.gap or "–", word=finding.verdict, verdict=verdict_text(finding))
@@ -286,17 +291,3 @@ def _line(lines: list[dict[str, str]]) -> str:
     grows, grows_em, more = (told[name] for name in ("polarisation_grows_dynamic", "polarisation_grows_em", "em_more_polarised"))
     agree = sum(line["word"] == "direction agrees" for line in lines)
     return f"polarisation grows: {grows} (dynamic), {grows_em} (EM); EM more polarised: {more}; {agree} of {len(lines)} claims agree"
-
-# %% ../../nbs/show/35d_agreement.ipynb #206a7d29
-def _save(study: Agreement, reports: Path) -> list[Path]:
-    profile, name = study.profile.name, study.experiment
-    titles = dict(group="", what="after the last epoch") | {row: settings.title for row, settings in study.rows.items()}
-    titles |= {f"{row}_paper": f"paper, {study.rows[row].title}" for row in study.routed.values()}
-    line = study.verdict().line
-    table = (f"{markdown(_all_numbers(study), titles | dict(authors='the authors’ file, dynamic, epoch 200'))}\n{RULE} {_note(study)} "
-             f"{line[0].upper()}{line[1:]}. Made by `{study.command}`.\n")
-    figures = {name: study.figure(), f"{name}-other": study.figure("other")} if name == "fig2" else {name: study.curves()}
-    numbers = study.bins if name == "fig2" else study.lines
-    files = {f"tables/{profile}/{name}.md": table, f"tables/{profile}/{name}.csv": numbers.to_csv(index=False, lineterminator="\n")}
-    files |= {f"figures/{profile}/{figure}.svg": drawing.svg for figure, drawing in figures.items()}
-    return [write_atomic(reports/file, content) for file, content in files.items()]

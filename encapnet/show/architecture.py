@@ -11,9 +11,8 @@ import pandas as pd
 import torch
 from great_tables import GT, loc, style
 from ..nn.networks import EncapNet, LayerSummary, ResNet, summary
-from . import plots
-from .report import markdown, themed
-from ..study.runs import write_atomic
+from . import plots, twins
+from .report import themed
 
 # %% auto #0
 __all__ = ['DEEP', 'VERSIONS', 'TITLES', 'summarized', 'table2', 'versions_table', 'profile', 'save']
@@ -78,7 +77,6 @@ def profile() -> plots.Figure:
     return plots.layer_profile(pd.DataFrame(lines))
 
 def save(reports: str | Path, profile_name: str = "quick") -> list[Path]:
-    "Both networks as Markdown, and the picture."
-    text = "\n".join(f"{version}\n\n{markdown(_lines(summarized(version)[1]), TITLES)}" for version in ("EncapNet_v1", "ResNet"))
-    files = {f"tables/{profile_name}/table2.md": text, f"figures/{profile_name}/table2.svg": profile().svg}
-    return [write_atomic(Path(reports)/name, content) for name, content in files.items()]
+    "The tables and the picture, beside the page."
+    shown = {f"Table 2: {version}, layer by layer.": table2(version) for version in ("EncapNet_v1", "ResNet")}
+    return twins.save(reports, profile_name, shown | {"Table 2: every version.": versions_table()}, dict(table2=profile()))

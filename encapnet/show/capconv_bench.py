@@ -4,7 +4,6 @@
 
 # %% ../../nbs/show/38_capconv_bench.ipynb #d70ba742
 from __future__ import annotations
-from pathlib import Path
 from typing import Any
 import pandas as pd
 import torch
@@ -101,8 +100,9 @@ class CapConvBench(Bench):
         ran = self.frame[self.frame.n > 0].assign(group="")
         return plots.candidate_seconds(ran, f"A training step of the 18-layer EncapNet, {self.hardware}")
     def verdict(self) -> Verdict: return verdict(self.frame)
-    def save(self, reports: str | Path) -> list[Path]:
-        return self.write(reports, self.frame.drop(columns="turns"), self.figure(), "bench_capconv")
+    def tables(self) -> dict[str, Any]: return {"A training step, measured.": self.costs(), "A training step: what follows.": self.verdict()}
+    def figures(self) -> dict[str, plots.Figure]: return dict(bench_capconv=self.figure())
+    def frames(self) -> dict[str, pd.DataFrame]: return dict(bench_capconv=self.frame.drop(columns="turns"))
 
 def capconv_bench(profile: str = "quick", missing: str = "train", runs: str = "runs", reports: str = "reports", ledger: bool = False,
                   retrain: bool = False) -> CapConvBench:

@@ -5,12 +5,14 @@
 # %% ../../nbs/show/35g_claims.ipynb #9782e713
 from __future__ import annotations
 from collections import Counter
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from statistics import median, stdev
 import pandas as pd
 from great_tables import GT
-from .report import DATASET_TITLE, Verdict, check_arguments, themed
+from . import twins
+from .report import DATASET_TITLE, Provenance, Verdict, check_arguments, every_ledger, provenance_table, themed
 from ..study.claims import CLAIMS, needs, rule_text
 from ..study.stats import resolvable_gap
 from ..study.verdicts import VERDICTS, Finding, Judgement, Rates, Result, judge_ledger, ledger_results, planted
@@ -73,8 +75,17 @@ class Claims:
 
     def rollup(self) -> Verdict: return _rollup(self.judged)
     def cards(self) -> Cards: return Cards(self.judged)
-    def trials(self) -> GT: return _trials(*_size(self.runs))
+    @cached_property
+    def _shown_trials(self) -> GT: return _trials(*_size(self.runs))
+    def trials(self) -> GT: return self._shown_trials
+    def provenance(self) -> Provenance: return provenance_table("encapnet reproduce claims", None, *every_ledger(self.reports))
+    def save(self, reports: str | Path) -> list[Path]:
+        names = "id group statement source verdict why paper ours seeds profile dataset command".split()
+        frame = pd.DataFrame([{name: getattr(one, name) for name in names} for one in self.judged])
+        return twins.save(reports, "", {"Claims by verdict.": self.rollup(), "Simulated studies, judged in the same way.": self.trials()}, {},
+                          dict(claims=frame))
 
+# %% ../../nbs/show/35g_claims.ipynb #0c9bdad4
 def claims(reports: str = "reports") -> Claims:
     "Judge the ledger. Raises UsageError for parameters that nobody takes."
     check_arguments(claims, locals())

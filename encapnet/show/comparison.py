@@ -4,16 +4,15 @@
 
 # %% ../../nbs/show/35f_comparison.ipynb #f253877e
 from __future__ import annotations
-from pathlib import Path
+from typing import Any
 import pandas as pd
 from great_tables import GT
 from .costs import duration_text, work
 from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, clear_best, command_of, error_text,
-                                  experiment_from_ledger, from_store, markdown, provenance_table, run_frame, themed, verdict)
+                                  from_ledger, from_store, run_frame, themed, verdict)
 from ..study import paper
 from ..study.config import EXPERIMENTS, find_profile, plan
 from ..study.launch import TABLE4_SETS, planned
-from ..study.runs import write_atomic
 
 # %% auto #0
 __all__ = ['SETS', 'LARGE', 'HIMAGENET_IMAGES', 'CLASSES', 'Comparison', 'comparison', 'hours_text', 'command_text']
@@ -25,7 +24,7 @@ LARGE = tuple(name for name in TABLE4_SETS if name not in SETS)
 class Comparison(Trained):
     "Rows of Table 4, on whatever data there was."
     def __init__(self, profile: str, command: str, standing: Standing, teraflops: float = 10.0):
-        self.profile, self.command, self.standing, self.teraflops = find_profile(profile), command, standing, teraflops
+        self.profile, self.command, self.standings, self.teraflops = find_profile(profile), command, [standing], teraflops
         self.runs, self.rows = run_frame(standing, lambda row: EXPERIMENTS["table4"][row].title), EXPERIMENTS["table4"]
         # Of complete ImageNet the paper tells the top-5 error.
         self.runs["error"] = [record.outcome.get("error_top5", record.outcome["error"]) if record.config["data"]["name"] == "imagenet"
@@ -34,13 +33,11 @@ class Comparison(Trained):
 
     def small(self) -> GT: return _small_table(self)
     def large(self) -> GT: return _large_table(self)
-    def verdict(self) -> Verdict: return verdict(self.standing, "table4", self.profile.name)
-    def provenance(self) -> GT: return provenance_table(self.command, self.profile, self.standing)
-    def save(self, reports: str | Path) -> list[Path]:
-        table = markdown(_small_lines(self), dict(network="") | {name: DATASET_TITLE.get(name, name) for name in _columns(self)})
-        files = dict(csv=self.runs.drop(columns=["errors", "losses"]).to_csv(index=False, lineterminator="\n"),
-                     md=f"{table}\nMade by `{self.command}`.\n")
-        return [write_atomic(Path(reports)/f"tables/{self.profile.name}/table4.{kind}", content) for kind, content in files.items()]
+    def verdict(self) -> Verdict: return verdict(self.standings[0], "table4", self.profile.name)
+    def tables(self) -> dict[str, Any]:
+        return {"Table 4: small images.": self.small(), "Table 4: large images, and what was not attempted.": self.large(),
+                "Table 4: what the paper says of its rows.": self.verdict()}
+    def frames(self) -> dict[str, pd.DataFrame]: return dict(table4=self.runs.drop(columns=["errors", "losses"]))
 
 def comparison(profile: str = "quick", seeds: int = 1, missing: str = "train", data: str = "", data_root: str = "", runs: str = "runs",
                reports: str = "reports", ledger: bool = False, retrain: bool = False, teraflops: float = 10.0) -> Comparison:
@@ -48,9 +45,9 @@ def comparison(profile: str = "quick", seeds: int = 1, missing: str = "train", d
     check_arguments(comparison, locals())
     find_profile(profile)
     command = command_of("table4", profile, seeds, data, data_root, ledger)
-    if ledger: return Comparison(profile, command, experiment_from_ledger("table4", reports, profile), teraflops)
+    if ledger: return Comparison(profile, command, from_ledger("table4", reports, profile), teraflops)
     wanted = planned("table4", profile, seeds, data, data_root or None, runs)
-    found = from_store(wanted, data_root=data_root or None, missing=missing, reports=reports, retrain=retrain)
+    found = from_store(wanted, [("table4", profile)], data_root=data_root or None, missing=missing, reports=reports, retrain=retrain)
     return Comparison(profile, command, found, teraflops)
 
 # %% ../../nbs/show/35f_comparison.ipynb #c449b3cc

@@ -7,15 +7,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
 import pandas as pd
 import torch
 from great_tables import GT
 from torch.utils.flop_counter import FlopCounterMode
 from .. import data
-from .report import check_arguments, themed
+from .report import Standing, Study, check_arguments, from_ledger, themed
 from ..study.config import EXPERIMENTS, PROFILES, NetworkConfig, RunConfig, UsageError, find_profile, plan
-from ..study.runs import Record, read_ledger, write_atomic
+from ..study.runs import Record
 from ..training import build
 
 # %% auto #0
@@ -114,21 +113,30 @@ def stretch_note(frame: pd.DataFrame) -> str:
     named = ", ".join(f"{line.experiment}/{line.row} ({line.of} by {line.by}): {line.ratio:.1f}" for line in errors.itertuples())
     return f"Stretched over measured, where a row was trained in two profiles: {named}."
 
-# %% ../../nbs/show/35e_costs.ipynb #34ed287c
-class Costs:
+# %% ../../nbs/show/35e_costs.ipynb #1246fc44
+class Costs(Study):
     "What rows cost, from a ledger."
-    def __init__(self, profile: str, frame: pd.DataFrame, teraflops: float): self.profile, self.frame, self.teraflops = profile, frame, teraflops
+    def __init__(self, profile: str, command: str, standings: list[Standing], device: str, teraflops: float):
+        self.profile, self.command, self.teraflops = find_profile(profile), command, teraflops
+        self.frame = cost_frame([record for standing in standings for record in standing.records], device)
+        self.standings = [_of_device(standing, next(iter(self.frame.device), "")) for standing in standings]
+
     def table(self) -> GT: return cost_table(self.frame, self.teraflops)
     def note(self) -> str: return stretch_note(self.frame)
-    def save(self, reports: str | Path) -> Path:
-        return write_atomic(Path(reports)/f"tables/{self.profile}/costs.csv", self.frame.to_csv(index=False, lineterminator="\n"))
+    def tables(self) -> dict[str, GT]: return {"What one run of each row takes.": self.table()}
+    def frames(self) -> dict[str, pd.DataFrame]: return dict(costs=self.frame)
 
 def costs(profile: str = "quick", reports: str = "reports", device: str = "", teraflops: float = 10.0) -> Costs:
     "Read the ledger. Raises UsageError for a device that is not in it or a rate that is none."
     check_arguments(costs, locals())
     find_profile(profile)
     if not 0 < teraflops < math.inf: raise UsageError(f"teraflops must be a positive number, got {teraflops:g}")
-    records = [record for experiment in TABLES for record in read_ledger(Path(reports)/"ledger"/f"{experiment}.jsonl")[0]]
-    known = sorted({record.provenance["device"] for record in records})
+    standings = [from_ledger(experiment, reports, "*", needed=False).at_home(experiment) for experiment in TABLES]
+    known = sorted({record.provenance["device"] for standing in standings for record in standing.records})
     if device and device not in known: raise UsageError(f"nothing was trained on {device!r}; expected one of: {', '.join(known) or 'nothing'}")
-    return Costs(profile, cost_frame(records, device), teraflops)
+    return Costs(profile, f"encapnet reproduce costs --profile {profile}", standings, device, teraflops)
+
+def _of_device(standing: Standing, device: str) -> Standing:
+    "The last record of each run on a device; others have no time on the page."
+    chosen = {entry[1].key: entry for entry in standing.values() if entry[1].provenance["device"] == device}
+    return Standing(chosen, standing.asked, standing.notes, standing.sources)

@@ -131,8 +131,11 @@ class DataBench(Bench):
         ran = self.frame[self.frame.n > 0]
         return plots.candidate_seconds(ran.assign(group=""), f"A batch brought, and a batch trained on; {self.hardware}")
     def verdict(self) -> Verdict: return verdict(self.frame)
-    def save(self, reports: str | Path) -> list[Path]:
-        return self.write(reports, self.frame.drop(columns="turns"), self.figure(), "bench_data")
+    def tables(self) -> dict[str, Any]:
+        return {"Loaders and training steps, measured.": self.rates(), "The loader's share of a training step.": self.shares(),
+                "Loaders: what follows.": self.verdict()}
+    def figures(self) -> dict[str, plots.Figure]: return dict(bench_data=self.figure())
+    def frames(self) -> dict[str, pd.DataFrame]: return dict(bench_data=self.frame.drop(columns="turns"))
 
 def data_bench(profile: str = "quick", missing: str = "train", runs: str = "runs", reports: str = "reports", ledger: bool = False,
                retrain: bool = False) -> DataBench:

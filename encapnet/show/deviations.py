@@ -6,20 +6,22 @@
 from __future__ import annotations
 import json, re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 import pandas as pd
 from great_tables import GT
 import encapnet
-from .report import DATASET_TITLE, Standing, Verdict, check_arguments, from_ledger, provenance_table, themed
-from ..study.config import BENCHES, EXPERIMENTS, RunConfig, StudyError, UsageError, nearest
+from . import twins
+from .report import DATASET_TITLE, Provenance, Standing, Verdict, check_arguments, from_ledger, provenance_table, themed
+from ..study.config import BENCHES, EXPERIMENTS, StudyError, UsageError, nearest
 from ..study.runs import Record, write_atomic
 from ..study.stats import difference
 
 # %% auto #0
 __all__ = ['HEADINGS', 'TOPICS', 'EFFECTS', 'Deviation', 'notebooks_folder', 'read_deviations', 'collect', 'Effect',
-           'check_effects', 'Found', 'measure', 'effect_text', 'Deviations', 'deviations']
+           'check_effects', 'Found', 'consulted', 'measure', 'effect_text', 'Deviations', 'deviations']
 
 # %% ../../nbs/show/35h_deviations.ipynb #5b7aefbf
 HEADINGS = ("what", "the paper says", "the released code does", "we do", "why")
@@ -199,12 +201,14 @@ def _ratios(effect: Effect, ledgers: dict[str, Standing]) -> list[Found]:
             found.append(Found(effect, machine, what, value, value, value, steps, stale, (ours, theirs)))
     return found
 
+def consulted(effects: tuple[Effect, ...], reports: str | Path) -> dict[str, Standing]:
+    "The ledgers that can say something of effects."
+    names = {row.split("/")[0] for effect in effects for row in (effect.ours, effect.theirs)} | {"table1", "table3_left", "table3_right"}
+    return {name: from_ledger(name, reports, "*", needed=False) for name in sorted(names)}
+
 def measure(effects: tuple[Effect, ...], reports: str | Path) -> list[Found]:
     "What the ledgers say of each effect, wherever both of its rows are there."
-    ledgers = {}
-    for name in {row.split("/")[0] for effect in effects for row in (effect.ours, effect.theirs)} | {"table1", "table3_left", "table3_right"}:
-        try: ledgers[name] = from_ledger(Path(reports)/"ledger"/f"{name}.jsonl", BENCHES[name][0] if name in BENCHES else RunConfig)
-        except StudyError: continue                                              # no record of that experiment
+    ledgers = consulted(effects, reports)
     return [one for effect in effects for one in (_ratios if effect.ours.split("/")[0] in BENCHES else _points)(effect, ledgers)]
 
 # %% ../../nbs/show/35h_deviations.ipynb #889cf930
@@ -244,8 +248,8 @@ def _tables(study: Deviations) -> str:
 # %% ../../nbs/show/35h_deviations.ipynb #6cd99d9c
 class Deviations:
     "Every deviation of the study, with what was measured of it."
-    def __init__(self, lines: list[Deviation], effects: tuple[Effect, ...], found: list[Found]):
-        self.lines, self.effects, self.found, self.command = lines, effects, found, "encapnet reproduce deviations"
+    def __init__(self, lines: list[Deviation], effects: tuple[Effect, ...], found: list[Found], ledgers: Iterable[Standing] = ()):
+        self.lines, self.effects, self.found, self.command, self.ledgers = lines, effects, found, "encapnet reproduce deviations", list(ledgers)
 
     def registered(self, line: Deviation) -> list[Effect]:
         return [one for one in self.effects if (one.notebook, one.what) == (line.notebook, line.what)]
@@ -262,10 +266,12 @@ class Deviations:
         topic = {name: topic for topic, names in TOPICS.items() for name in names}
         return pd.DataFrame([dict(topic=topic[line.notebook], **line._asdict(), effect=self.effect(line)) for line in self.lines])
 
-    def provenance(self) -> GT:
+    def provenance(self) -> Provenance:
         "Of the records that effects were computed from."
-        records = {record.key: (record.row, record, "stale" if one.stale else "fresh", "") for one in self.found for record in one.records}
-        return provenance_table(self.command, SimpleNamespace(name="every profile", about="as told beside each effect"), Standing(records))
+        used = {record.key for one in self.found for record in one.records}
+        standings = [Standing({key: entry for key, entry in ledger.items() if key in used}, ledger.asked, ledger.notes, ledger.sources)
+                     for ledger in self.ledgers]
+        return provenance_table(self.command, SimpleNamespace(name="every profile", about="as told beside each effect"), *standings)
 
 def deviations(reports: str = "reports",  # where the ledger is
               ) -> Deviations:
@@ -273,7 +279,7 @@ def deviations(reports: str = "reports",  # where the ledger is
     check_arguments(deviations, locals())
     lines = collect()
     check_effects(EFFECTS, lines)
-    return Deviations(lines, EFFECTS, measure(EFFECTS, reports))
+    return Deviations(lines, EFFECTS, measure(EFFECTS, reports), consulted(EFFECTS, reports).values())
 
 # %% ../../nbs/show/35h_deviations.ipynb #f373c0c3
 def _clear(one: Found) -> bool: return one.dataset not in ("seconds", "bytes") and not one.low <= 0 <= one.high
@@ -300,4 +306,5 @@ def _save(study: Deviations, reports: Path) -> list[Path]:
     columns = ["notebook", "what", "other", "ours", "theirs", "profile", "dataset", "value", "low", "high", "n", "stale"]
     effects = pd.DataFrame([one.effect._asdict() | one._asdict() for one in study.found], columns=columns)
     files = dict(deviations=study.frame, deviations_effects=effects)
-    return [write_atomic(reports/"tables"/f"{name}.csv", frame.to_csv(index=False, lineterminator="\n")) for name, frame in files.items()]
+    written = [write_atomic(reports/"tables"/f"{name}.csv", frame.to_csv(index=False, lineterminator="\n")) for name, frame in files.items()]
+    return written + twins.save(reports, "", {"Deviations by topic.": study.counts()}, {})

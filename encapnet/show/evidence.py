@@ -7,9 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 import pandas as pd
 from great_tables import GT, loc, style
-from . import plots
+from . import plots, twins
 from .deviations import Deviation, collect, notebooks_folder
-from .report import Verdict, check_arguments, parameter_table, themed
+from .report import Provenance, Verdict, check_arguments, computed, parameter_table, themed
 from ..study import evidence as public
 from ..study import paper
 from ..study.config import EXPERIMENTS, StudyError, nearest
@@ -159,7 +159,15 @@ class Evidence:
     def save(self, reports: str | Path) -> list[Path]:
         errors = pd.DataFrame(public.PUBLIC_ERRORS).to_csv(index=False, lineterminator="\n")
         files = {"tables/evidence.csv": errors, "figures/evidence.svg": self.figure().svg}
-        return [write_atomic(Path(reports)/name, content) for name, content in files.items()]
+        return [write_atomic(Path(reports)/name, content) for name, content in files.items()] + twins.save(reports, "", self._shown(), {})
+
+    def _shown(self) -> dict[str, GT | Verdict]:
+        captions = ("Table 1's parameter column.", "Table 1's parameter column, cut to two decimals.", "The build behind each count, by formula.")
+        return dict(zip(captions, self.parameters())) | {"Times in the public logs.": self.times(), "Memory of the voting layers.": self.memory(),
+                                                         "Errors that public runs reached.": self.errors()}
+
+    def provenance(self) -> Provenance:
+        return computed("encapnet reproduce evidence", parameter_table, rule_table, build_table, time_table, memory_table, error_table, error_figure)
 
 def evidence(reports: str = "reports",  # where pages are
             ) -> Evidence:

@@ -12,8 +12,8 @@ from statistics import fmean
 from typing import Any
 import ipywidgets as widgets
 from .explore import Picture, missing, said, stored
-from ..study.config import EXPERIMENTS, RunConfig, StudyError
-from ..study.runs import Record, Run, changed_code, finished, read_ledger, state
+from ..study.config import EXPERIMENTS, StudyError
+from ..study.runs import Record, Run, changed_code, config_of, finished, read_ledger, state
 from ..study.stats import error_interval
 
 # %% auto #0
@@ -88,11 +88,8 @@ def _in_ledger(reports: str | Path, runs: str | Path, known: set[str]) -> tuple[
         problems += wrong
         for record in records:
             if record.key in known or "schedule" not in record.config: continue            # in the store, or a measurement
-            try: config = RunConfig.model_validate_json(json.dumps(record.config))
-            except ValueError:
-                problems.append(f"{path.name}: {record.experiment}/{record.row} ({record.key}) is of another version")
-                continue
-            why = changed_code(record, config)
+            why = changed_code(record, config := config_of(record))
+            if why and record.key in found and found[record.key].state == "fresh": continue      # the same run, made by older code
             found[record.key] = Found(Run(runs, config), "stale" if why else "fresh", why, record, curves_of_record(record.outcome), "ledger")
     return list(found.values()), problems
 

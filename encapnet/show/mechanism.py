@@ -12,12 +12,11 @@ from great_tables import GT
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path as Outline
-from . import plots
+from . import plots, twins
 from .plots import PALETTE, Figure
 from .report import themed
 from ..study import paper
 from ..study.config import find_profile
-from ..study.runs import write_atomic
 
 # %% auto #0
 __all__ = ['TABLE1_LAYER', 'ROW_F', 'INK', 'SOFT', 'PLAIN', 'MAIN', 'AIDE', 'WEIGHT', 'BACK', 'DRAWINGS', 'Layer', 'Branches',
@@ -513,6 +512,6 @@ def feedback(count: int = 8,         # samples drawn
 DRAWINGS = dict(fig1a=capsule_layer, fig1b=convolutional_capsules, fig1c=capconv, fig3a=module, fig3b=feedback)
 
 def save(reports: str | Path = "reports", profile: str = "quick") -> list[Path]:
-    "Write every drawing as SVG. Raises UsageError for a profile that there is not."
-    folder = Path(reports)/"figures"/find_profile(profile).name
-    return [write_atomic(folder/f"fig1_fig3-{name}.svg", draw().svg) for name, draw in DRAWINGS.items()]
+    "Write every drawing, and the table beside them. Raises UsageError for a profile that there is not."
+    figures = {f"fig1_fig3-{name}": draw() for name, draw in DRAWINGS.items()}
+    return twins.save(reports, find_profile(profile).name, {"Figure 1: what a layer has to carry.": size_table()}, figures)

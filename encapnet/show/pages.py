@@ -11,6 +11,7 @@ from html import escape, unescape
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote, unquote
+from .upkeep import made_by
 from ..study.config import PROFILES, StudyError, UsageError, nearest
 from ..study.runs import write_atomic
 
@@ -405,6 +406,11 @@ def _profile(nb) -> str:
     default = re.search(r"""^profile\b[^=]*=\s*["'](\w+)["']""", source, re.MULTILINE)
     return str(given or (default[1] if default else ""))
 
+def _said(nb, key: str) -> str:
+    "What an output's metadata say under a key; empty if none does."
+    noted = (_note(output, mime, key) for cell in nb.cells for output in cell.get("outputs", []) for mime in output.get("data", {}))
+    return next(filter(None, noted), "")
+
 def _verdict(nb) -> str:
     "One line on what came out, if the notebook says it."
     for cell in nb.cells:
@@ -507,12 +513,15 @@ def render(notebook: str | Path,             # a notebook, executed or not
 def _render(notebook, html: Path, title, description, profile, home, pictures: Path) -> Path:
     nb, outline = _read(notebook), []
     try:
+        sources = _said(nb, "sources")
+        code = made_by(_authored(nb.cells), json.loads(sources)["asked"] if sources else ())
         scripts, (its_title, lede) = _tidy(nb), map(_line, _take_head(nb))
         title_html = escape(title) if title else its_title or escape(html.stem)
         description = description or _text(lede)
         profile = _profile(nb) if profile is None else profile
         meta = {"description": description, "encapnet:name": html.stem, "encapnet:title": _text(title_html),
-                "encapnet:description": description, "encapnet:profile": profile, "encapnet:verdict": _verdict(nb)}
+                "encapnet:description": description, "encapnet:profile": profile, "encapnet:verdict": _verdict(nb),
+                "encapnet:code": json.dumps(code), "encapnet:sources": sources}
         page = _page(_text(title_html), home, scripts, meta, profile=profile, title_html=title_html,
                      lede=lede or escape(description))
         resources = {"page": page, "metadata": {"name": Path(notebook).stem, "path": str(pictures)}}

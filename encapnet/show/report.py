@@ -9,26 +9,37 @@ from collections import Counter
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
+from typing import Any
 import pandas as pd
 from great_tables import GT, loc, style
-from . import plots
+from . import plots, twins
 from ..study import paper
 from ..study.claims import PAPER_COLUMN, comparisons
-from ..study.config import EXPERIMENTS, Identified, MeasureConfig, RunConfig, StudyError, UsageError, find_profile, nearest
+from ..study.config import EXPERIMENTS, StudyError, UsageError, find_profile, nearest
 from ..study.launch import ensure, measured, planned
-from ..study.runs import Record, Run, changed_code, finished, read_ledger, write_atomic
+from ..study.runs import (COSTS, Record, Run, changed_code, code_closure, code_hash, config_of, counted, finished, known_rows,
+                                 own_versions, seal_of)
 from ..study.stats import Interval, error_interval
 from ..study.verdicts import Finding, Place, Seen, judge, results
 
 # %% auto #0
-__all__ = ['DATASET_TITLE', 'Standing', 'from_store', 'from_ledger', 'experiment_from_ledger', 'error_text', 'bytes_text',
-           'seconds_text', 'clear_best', 'row_label', 'run_frame', 'Trained', 'Table1', 'check_arguments', 'command_of',
-           'table1', 'one_machine', 'themed', 'Verdict', 'seen_on', 'verdict_text', 'verdict', 'markdown',
-           'provenance_table', 'parameter_table', 'reduction_table', 'kept_table']
+__all__ = ['DATASET_TITLE', 'RULE', 'ALARM', 'Standing', 'from_store', 'from_ledger', 'every_ledger', 'error_text', 'bytes_text',
+           'seconds_text', 'clear_best', 'row_label', 'run_frame', 'Study', 'Trained', 'Table1', 'check_arguments',
+           'command_of', 'table1', 'themed', 'Verdict', 'seen_on', 'verdict_text', 'verdict', 'Provenance',
+           'provenance_table', 'computed', 'parameter_table', 'reduction_table', 'kept_table']
 
-# %% ../../nbs/show/32_report.ipynb #74ea7a42
+# %% ../../nbs/show/32_report.ipynb #b76ba6cc
 class Standing(dict):
     "Key -> (row, record or None, state, why), in the order of the plan."
+    def __init__(self, entries=(), asked: Sequence[tuple[str, str]] = (), notes: Sequence[str] = (), sources: Sequence[str] | None = None):
+        super().__init__(entries)
+        self.asked, self.notes, self._sources = [*asked], [*notes], sources     # asked of `runs.counted`; what does not count; see `sources`
+
+    @property
+    def sources(self) -> list[str]:
+        "Name, key and seal of each record; those that were given, where records have been left out since."
+        if self._sources is not None: return [*self._sources]
+        return [f"{record.experiment}/{record.row} {record.key} {seal_of(record)}" for record in self.records]
     @property
     def records(self) -> list[Record]: return [record for _, record, _, _ in self.values() if record is not None]
     @property
@@ -36,34 +47,34 @@ class Standing(dict):
         "A line for each run that is not fresh."
         return [f"{row} ({key}): {state}" + (f", {why}" if why else "") for key, (row, _, state, why) in self.items() if state != "fresh"]
 
-def from_store(runs: list[Run], **options) -> Standing:
+    def at_home(self, experiment: str) -> Standing:
+        "Without the rows that are at home elsewhere."
+        mine = {key: entry for key, entry in self.items() if entry[1].experiment == experiment}
+        return Standing(mine, self.asked, self.notes, self.sources)
+
+# %% ../../nbs/show/32_report.ipynb #a36a147b
+def from_store(runs: list[Run], asked: Sequence[tuple[str, str]] = (), **options) -> Standing:
     "See to it that the runs are there (options: those of `launch.ensure`) and take their records."
     states = ensure(runs, **options)
     # A running or failed run may still hold the record of an earlier time; only finished states count as results.
     return Standing({run.config.key: (run.config.row, finished(run) if states[run.config.key].name in ("fresh", "stale") else None,
-                                      states[run.config.key].name, states[run.config.key].why) for run in runs})
+                                      states[run.config.key].name, states[run.config.key].why) for run in runs}, asked)
 
-def from_ledger(path: str | Path, kind: type[Identified], **wanted) -> Standing:
-    "The ledger's records whose configuration has the wanted values. Raises StudyError if there are none."
-    records, _ = read_ledger(path)
-    chosen = {record.key: record for record in records if all(record.config.get(name) == value for name, value in wanted.items())}
-    if not chosen: raise StudyError(f"{path} holds no record" + "".join(f", {name}={value}" for name, value in wanted.items()))
-    found = Standing()
-    for key, record in chosen.items():
-        why = changed_code(record, kind.model_validate_json(json.dumps(record.config)))
-        found[key] = (record.row, record, "stale" if why else "fresh", why)
-    return found
+def from_ledger(experiment: str, reports: str | Path, profile: str = "", needed: bool = True) -> Standing:
+    "The records that count in an experiment, as `runs.counted` has them. Raises StudyError if there are none, and some are needed."
+    records, notes = counted(reports, experiment, profile)
+    if needed and not records:
+        said = f", and {len(notes)} lines that do not count; the first: {notes[0]}" if notes else ""
+        raise StudyError(f"{Path(reports)/'ledger'} holds no record of {experiment}" + (f", profile={profile}" if profile else "") + said)
+    judged = {record.key: (record, changed_code(record, config_of(record))) for record in records}
+    return Standing({key: (record.row, record, "stale" if why else "fresh", why) for key, (record, why) in judged.items()},
+                    [(experiment, profile)], notes)
 
-# %% ../../nbs/show/32_report.ipynb #6a183241
-def experiment_from_ledger(experiment: str, reports: str | Path, profile: str) -> Standing:
-    "The records of an experiment's rows, in their order, from the ledgers of their homes. Raises StudyError if there are none."
-    rows, found, absent = EXPERIMENTS[experiment], {}, []
-    for home in dict.fromkeys(row.home or experiment for row in rows.values()):
-        try: found[home] = from_ledger(Path(reports)/"ledger"/f"{home}.jsonl", RunConfig, profile=profile)
-        except StudyError as error: absent.append(error)
-    chosen = Standing({key: entry for name, row in rows.items() for key, entry in found.get(row.home or experiment, {}).items() if entry[0] == name})
-    if not chosen: raise absent[0] if absent else StudyError(f"the ledgers hold no row of {experiment}, profile={profile}")
-    return chosen
+def every_ledger(reports: str | Path) -> list[Standing]:
+    "What counts in any profile, ledger by ledger, each run where it is at home; of timings those of Table 1's costs."
+    homes = [experiment for experiment in EXPERIMENTS if known_rows(experiment)]
+    trained = [from_ledger(experiment, reports, "*", needed=False).at_home(experiment) for experiment in homes]
+    return [*trained, from_ledger(COSTS, reports, needed=False)]
 
 # %% ../../nbs/show/32_report.ipynb #7632a7c5
 def error_text(interval: Interval | None) -> str:
@@ -110,8 +121,21 @@ def run_frame(standing: Standing, label: Callable[[str], str] = row_label) -> pd
     columns = ("row label dataset seed key state error train_loss errors losses images parameters source seconds").split()
     return pd.DataFrame(lines, columns=columns)
 
+# %% ../../nbs/show/32_report.ipynb #cc1c4119
+class Study:
+    "What a page shows, and what made it."
+    command: str
+    profile: Any
+    standings: Sequence[Standing] = ()
+
+    def tables(self) -> dict[str, Any]: return {}            # caption -> table
+    def figures(self) -> dict[str, plots.Figure]: return {}  # by name
+    def frames(self) -> dict[str, pd.DataFrame]: return {}   # by name: what lies below, run by run
+    def save(self, reports: str | Path) -> list[Path]: return twins.save(reports, self.profile.name, self.tables(), self.figures(), self.frames())
+    def provenance(self) -> Provenance: return provenance_table(self.command, self.profile, *self.standings)
+
 # %% ../../nbs/show/32_report.ipynb #d685df06
-class Trained:
+class Trained(Study):
     "What a study of trained rows can be asked; `runs` is its tidy frame, one line per run."
     runs: pd.DataFrame
 
@@ -125,7 +149,7 @@ class Trained:
 class Table1(Trained):
     "Table 1: what was trained, what it costs, and what follows."
     def __init__(self, profile: str, command: str, runs: Standing, costs: Standing):
-        self.profile, self.command, self.standing, self.cost_standing = find_profile(profile), command, runs, costs
+        self.profile, self.command, self.standings = find_profile(profile), command, [runs, costs]
         self.runs = run_frame(runs)
         self.rows = list(EXPERIMENTS["table1"])
         self.datasets = list(self.runs.dataset.unique())
@@ -137,9 +161,12 @@ class Table1(Trained):
     def time_table(self) -> GT: return _time_table(self)
     def figure(self) -> plots.Figure: return _table1_figure(self)
     def curves(self) -> plots.Figure: return _table1_curves(self)
-    def verdict(self) -> Verdict: return verdict(self.standing, "table1", self.profile.name)
-    def save(self, reports: str | Path) -> list[Path]: return _save_table1(self, Path(reports))
-    def provenance(self) -> GT: return provenance_table(self.command, self.profile, self.standing, self.cost_standing)
+    def verdict(self) -> Verdict: return verdict(self.standings[0], "table1", self.profile.name)
+    def tables(self) -> dict[str, Any]:
+        return {"Table 1: what each row errs.": self.error_table(), "Table 1: parameters and memory.": self.cost_table(),
+                "Table 1: seconds of a training step.": self.time_table(), "Table 1: what the paper says of its rows.": self.verdict()}
+    def figures(self) -> dict[str, plots.Figure]: return {"table1": self.figure(), "table1-curves": self.curves()}
+    def frames(self) -> dict[str, pd.DataFrame]: return dict(table1=self.runs.drop(columns=["errors", "losses"]))
 
 # %% ../../nbs/show/32_report.ipynb #c625a5ee
 def _injected() -> list[str]:
@@ -170,19 +197,11 @@ def table1(profile: str = "quick", seeds: int = 1, missing: str = "train", data:
     check_arguments(table1, locals())
     find_profile(profile)
     command = command_of("table1", profile, seeds, data, data_root, ledger)
-    if ledger:
-        folder = Path(reports)/"ledger"
-        trained = experiment_from_ledger("table1", reports, profile)
-        costs = from_ledger(folder/"table1_cost.jsonl", MeasureConfig)
-        return Table1(profile, command, trained, one_machine(costs))
+    if ledger: return Table1(profile, command, from_ledger("table1", reports, profile), from_ledger(COSTS, reports, needed=False))
     options = dict(missing=missing, reports=reports, retrain=retrain)
-    trained = from_store(planned("table1", profile, seeds, data, data_root or None, runs), data_root=data_root or None, **options)
-    return Table1(profile, command, trained, from_store(measured(profile, runs), **options))
-
-def one_machine(costs: Standing) -> Standing:
-    "Timings from different machines do not belong in one column: keep the machine that measured last."
-    last = costs.records[-1].provenance["device"]
-    return Standing({key: entry for key, entry in costs.items() if entry[1].provenance["device"] == last})
+    wanted = planned("table1", profile, seeds, data, data_root or None, runs)
+    trained = from_store(wanted, [("table1", profile)], data_root=data_root or None, **options)
+    return Table1(profile, command, trained, from_store(measured(profile, runs), [(COSTS, "")], **options))
 
 # %% ../../nbs/show/32_report.ipynb #b8e42d58
 def themed(table: GT) -> GT:
@@ -323,45 +342,59 @@ def verdict(standing: Standing, experiment: str, profile: str) -> Verdict:
         "and only the profile “paper” can confirm or refute."))
     return Verdict(table, f"{len(lines)} comparisons: " + ", ".join(f"{count} {word}" for word, count in counts.most_common()))
 
-# %% ../../nbs/show/32_report.ipynb #89066c70
-def markdown(lines: list[dict[str, str]], titles: dict[str, str]) -> str:
-    "Lines of a table as Markdown, under their titles."
-    rows = [list(titles.values()), ["---"] * len(titles), *([line[name] for name in titles] for line in lines)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+# %% ../../nbs/show/32_report.ipynb #ddedb6c5
+RULE = ("Of several records of one run, one of today's code counts before a stale one, and then the one further down in the ledger; "
+        "of timings, those of the machine that measured last.")
+ALARM = "color: var(--alarm, #b00020); font-weight: bold"      # the page's own red, which it has for light and dark
 
-def _save_table1(study: Table1, reports: Path) -> list[Path]:
-    titles = {"row": "", "network": "network"}
-    for dataset in study.datasets:
-        titles |= {dataset: f"error (%), {DATASET_TITLE.get(dataset, dataset)}"}
-        if column := PAPER_COLUMN.get(dataset): titles[f"{dataset}_paper"] = f"paper, {DATASET_TITLE[column]}"
-    profile = study.profile.name
-    table = f"{markdown(_error_lines(study), titles)}\n{_error_note(study)} Made by `{study.command}`.\n"
-    runs = study.runs.drop(columns=["errors", "losses"]).to_csv(index=False, lineterminator="\n")
-    files = {f"tables/{profile}/table1.md": table, f"tables/{profile}/table1.csv": runs,
-             f"figures/{profile}/table1.svg": study.figure().svg, f"figures/{profile}/table1-curves.svg": study.curves().svg}
-    return [write_atomic(reports/name, content) for name, content in files.items()]
+class Provenance:
+    "A table of what made a page, and for programs what its numbers come from."
+    def __init__(self, table: GT, sources: dict[str, list]): self.table, self.sources = table, sources
+    def as_raw_html(self) -> str: return self.table.as_raw_html()
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        said = {"sources": json.dumps(self.sources)}
+        return {"text/html": self.table.as_raw_html(), "text/plain": f"made from {len(self.sources['records'])} records"}, {"text/html": said}
 
-# %% ../../nbs/show/32_report.ipynb #1589c85d
-def provenance_table(command: str, profile, *standings: Standing) -> GT:
-    "What made a page's numbers: command, profile, data, code, machine, versions; and each run that is not fresh."
+def provenance_table(command: str, profile, *standings: Standing) -> Provenance:
+    "What made a page's numbers; each run that is not fresh; each line of the ledger that does not count."
     records = [record for standing in standings for record in standing.records]
+    lines = [("command", command), ("profile", f"{profile.name}: {profile.about}" if profile else ""), *_made_by(records)]
+    problems, notes = ([one for standing in standings for one in getattr(standing, what)] for what in ("problems", "notes"))
+    lines += [("✗ not fresh", problem) for problem in problems] or [("freshness", "✓ every number is today's code's")] * bool(records)
+    lines += [("✗ left out", note) for note in dict.fromkeys(notes)]
+    sources = dict(asked=[list(one) for standing in standings for one in standing.asked], records=sorted({*sum((s.sources for s in standings), [])}))
+    return Provenance(_stamped(lines, RULE if notes else ""), sources)
+
+def _stamped(lines: list[tuple[str, str]], note: str = "") -> GT:
+    lines = [(what, str(value)) for what, value in lines if value]
+    table = themed(GT(pd.DataFrame(lines, columns=["what", "value"]), id="provenance-table").cols_label(what="", value=""))
+    bad = [index for index, (what, _) in enumerate(lines) if what.startswith("✗")]
+    if bad: table = table.tab_style(style.css(ALARM), loc.body(rows=bad))
+    return table.tab_source_note(note) if note else table
+
+# %% ../../nbs/show/32_report.ipynb #cbe62e2b
+def _made_by(records: list[Record]) -> list[tuple[str, str]]:
+    "Data, seeds, revision, code, hardware, versions and time behind records."
     def every(pick): return sorted({value for record in records if (value := pick(record))})
+    def counts(pick):
+        return "; ".join(f"{value} ({count} record{'s' * (count != 1)})" for value, count in sorted(Counter(map(pick, records)).items()))
     trained = [record for record in records if "data" in record.config]
     data = sorted({f"{r.config['data']['name']} ({r.outcome['source']}, sha256 {r.config['data']['sha256'][:12]})" for r in trained})
-    code = every(lambda r: (r.provenance.get("git") or "unknown")[:10] + (", with uncommitted changes" if r.provenance.get("dirty") else ""))
-    versions = every(lambda r: ", ".join(f"{name} {version}" for name, version in r.provenance.get("versions", {}).items()))
+    revisions = every(lambda r: (r.provenance.get("git") or "unknown")[:10] + (", with uncommitted changes" if r.provenance.get("dirty") else ""))
+    versions = every(lambda r: ", ".join(f"{name} {version}" for name, version in (
+        dict(Python=r.provenance.get("python", "?")) | r.provenance.get("versions", {})).items()))
     seconds = sum(record.provenance.get("seconds") or 0 for record in records)
-    lines = [("command", command), ("profile", f"{profile.name}: {profile.about}"), ("data", "; ".join(data)),
-             ("seeds", ", ".join(every(lambda r: str(r.config["seed"]) if "seed" in r.config else ""))), ("revision", "; ".join(code)),
-             ("hardware", "; ".join(every(lambda r: r.provenance.get("device")))), ("versions", "; ".join(versions)),
-             ("computing time", f"{seconds / 60:.1f} minutes for {len(records)} records")]
-    problems = [problem for standing in standings for problem in standing.problems]
-    lines += [("not fresh", problem) for problem in problems] or [("freshness", "every number is today's code's")]
-    lines = [(what, str(value)) for what, value in lines if value]
-    frame = pd.DataFrame(lines, columns=["what", "value"])
-    table = themed(GT(frame, id="provenance").cols_label(what="", value=""))
-    bad = [index for index, (what, _) in enumerate(lines) if what == "not fresh"]
-    return table.tab_style(style.text(color="#b00020", weight="bold"), loc.body(rows=bad)) if bad else table
+    return [("data", "; ".join(data)), ("seeds", ", ".join(map(str, sorted({r.config["seed"] for r in records if "seed" in r.config})))),
+            ("revision", "; ".join(revisions)), ("code", counts(lambda r: r.provenance.get("code") or "unknown")),
+            ("hardware", "; ".join(every(lambda r: r.provenance.get("device")))), ("versions", "; ".join(versions)),
+            ("computing time", f"{seconds / 60:.1f} minutes for {len(records)} records" if records else "")]
+
+def computed(command: str, *functions: Callable, standings: Sequence[Standing] = ()) -> Provenance:
+    "The provenance of a page that computes what it shows when it is rendered: the code of the functions that do."
+    code = code_hash(code_closure([f"{function.__module__}:{function.__qualname__}" for function in functions], leave_out=()))
+    lines = [("command", command), ("data", "none: what is shown is computed when the page is rendered, nothing was trained or measured for it"),
+             ("code", code), ("versions", ", ".join(f"{name} {version}" for name, version in own_versions().items()))]
+    return Provenance(_stamped(lines), dict(asked=[], records=[]))
 
 # %% ../../nbs/show/32_report.ipynb #bd666a24
 def parameter_table() -> GT:

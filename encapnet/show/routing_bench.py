@@ -4,16 +4,17 @@
 
 # %% ../../nbs/show/36_routing_bench.ipynb #abbf6b3e
 from __future__ import annotations
-from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 import pandas as pd
 from great_tables import GT, loc, style
 from . import plots
-from .report import (Standing, Verdict, bytes_text, check_arguments, from_ledger, from_store, one_machine, provenance_table,
+from .bench import largest_batches
+from .report import (Standing, Study, Verdict, bytes_text, check_arguments, from_ledger, from_store,
                                   seconds_text, themed)
-from ..study.config import BENCHES, find_profile
+from ..study.config import find_profile
 from ..study.launch import benched
-from ..study.runs import Record, write_atomic
+from ..study.runs import Record
 
 # %% auto #0
 __all__ = ['WAYS', 'RULES', 'bench_frame', 'baseline', 'cost_table', 'largest_table', 'verdict', 'Bench', 'collected',
@@ -108,24 +109,17 @@ def verdict(frame: pd.DataFrame) -> Verdict:
     return Verdict(table, f"{counts.count('holds')} of {len(lines)} statements about routing without votes hold on this machine")
 
 # %% ../../nbs/show/36_routing_bench.ipynb #0987f4ac
-class Bench:
+class Bench(Study):
     "What a bench measured on one machine."
     def __init__(self, profile: str, command: str, standing: Standing):
-        self.profile, self.command, self.standing = find_profile(profile), command, standing
+        self.profile, self.command, self.standings = find_profile(profile), command, [standing]
         self.hardware = next((record.provenance["device"] for record in standing.records), "(not measured here)")
-
-    def provenance(self) -> GT: return provenance_table(self.command, self.profile, self.standing)
-    def write(self, reports: str | Path, frame: pd.DataFrame, figure: plots.Figure, name: str) -> list[Path]:
-        "Save the frame and the figure beside the page."
-        files = {f"tables/{self.profile.name}/{name}.csv": frame.to_csv(index=False, lineterminator="\n"),
-                 f"figures/{self.profile.name}/{name}.svg": figure.svg}
-        return [write_atomic(Path(reports)/path, content) for path, content in files.items()]
 
 def collected(bench: str, profile: str, missing: str, runs: str, reports: str, ledger: bool, retrain: bool) -> tuple[str, str, Standing]:
     "Profile, command and records of a bench, measuring what is missing, or from the committed ledger. Raises UsageError, StudyError."
     command = f"encapnet reproduce {bench} --profile {profile}" + (" --from-ledger" if ledger else "")
-    if ledger: return profile, command, one_machine(from_ledger(Path(reports)/"ledger"/f"{bench}.jsonl", BENCHES[bench][0]))
-    return profile, command, from_store(benched(bench, profile, runs), missing=missing, reports=reports, retrain=retrain)
+    if ledger: return profile, command, from_ledger(bench, reports)
+    return profile, command, from_store(benched(bench, profile, runs), [(bench, "")], missing=missing, reports=reports, retrain=retrain)
 
 # %% ../../nbs/show/36_routing_bench.ipynb #4705a130
 class RoutingBench(Bench):
@@ -145,8 +139,13 @@ class RoutingBench(Bench):
     def over_batch(self) -> plots.Figure:
         full = self.frame[self.frame.workload != "DigitCaps"].lower.max()
         return self._over("batch", "batch", f"Dynamic routing, J = {full:,.0f}", higher=full)
+    def largest(self) -> GT: return largest_table(largest_batches())
     def verdict(self) -> Verdict: return verdict(self.frame)
-    def save(self, reports: str | Path) -> list[Path]: return self.write(reports, self.frame, self.over_higher(), "bench_routing")
+    def tables(self) -> dict[str, Any]:
+        return {"Routing, measured.": self.costs(), "Routing: the largest batch of Table 1's layer.": self.largest(),
+                "Routing: what follows.": self.verdict()}
+    def figures(self) -> dict[str, plots.Figure]: return {"bench_routing": self.over_higher(), "bench_routing-batch": self.over_batch()}
+    def frames(self) -> dict[str, pd.DataFrame]: return dict(bench_routing=self.frame)
 
 def routing_bench(profile: str = "quick", missing: str = "train", runs: str = "runs", reports: str = "reports", ledger: bool = False,
                   retrain: bool = False) -> RoutingBench:

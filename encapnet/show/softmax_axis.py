@@ -4,15 +4,15 @@
 
 # %% ../../nbs/show/35_softmax_axis.ipynb #8a54ab12
 from __future__ import annotations
-from pathlib import Path
+from typing import Any
 import pandas as pd
 from great_tables import GT, loc, style
 from . import plots
 from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, command_of, error_text, from_ledger, from_store,
-                                  markdown, provenance_table, seconds_text, themed)
-from ..study.config import EXPERIMENTS, RunConfig, find_profile
+                                  seconds_text, themed)
+from ..study.config import EXPERIMENTS, find_profile
 from ..study.launch import planned
-from ..study.runs import Record, write_atomic
+from ..study.runs import Record
 
 # %% auto #0
 __all__ = ['AXIS', 'BEGINNING', 'LAYERS', 'SEEN', 'run_lines', 'vote_lines', 'SoftmaxAxis', 'softmax_axis', 'obstacles']
@@ -48,7 +48,7 @@ def vote_lines(standing: Standing) -> pd.DataFrame:
 class SoftmaxAxis(Trained):
     "Both axes of routing's softmax, from several beginnings: what trained, and what its votes were like."
     def __init__(self, profile: str, command: str, standing: Standing):
-        self.profile, self.command, self.standing = find_profile(profile), command, standing
+        self.profile, self.command, self.standings = find_profile(profile), command, [standing]
         self.runs, self.votes, self.rows = run_lines(standing), vote_lines(standing), EXPERIMENTS["softmax_axis"]
         self.datasets = list(self.runs.dataset.unique())
 
@@ -61,8 +61,11 @@ class SoftmaxAxis(Trained):
     def vote_table(self) -> GT: return _vote_table(self)
     def figure(self) -> plots.Figure: return _figure(self)
     def verdict(self) -> Verdict: return _verdict(self)
-    def save(self, reports: str | Path) -> list[Path]: return _save(self, Path(reports))
-    def provenance(self) -> GT: return provenance_table(self.command, self.profile, self.standing)
+    def tables(self) -> dict[str, Any]:
+        return {"The softmax axis: what trains.": self.error_table(), "The softmax axis: what votes are like.": self.vote_table(),
+                "The softmax axis: what follows.": self.verdict()}
+    def figures(self) -> dict[str, plots.Figure]: return dict(softmax_axis=self.figure())
+    def frames(self) -> dict[str, pd.DataFrame]: return dict(softmax_axis=self.votes)
 
 # %% ../../nbs/show/35_softmax_axis.ipynb #8b492ded
 def softmax_axis(profile: str = "quick", seeds: int = 1, missing: str = "train", data: str = "", data_root: str = "", runs: str = "runs",
@@ -71,9 +74,10 @@ def softmax_axis(profile: str = "quick", seeds: int = 1, missing: str = "train",
     check_arguments(softmax_axis, locals())
     find_profile(profile)
     command = command_of("softmax_axis", profile, seeds, data, data_root, ledger)
-    if ledger: return SoftmaxAxis(profile, command, from_ledger(Path(reports)/"ledger"/"softmax_axis.jsonl", RunConfig, profile=profile))
+    if ledger: return SoftmaxAxis(profile, command, from_ledger("softmax_axis", reports, profile))
     wanted = planned("softmax_axis", profile, seeds, data, data_root or None, runs)
-    return SoftmaxAxis(profile, command, from_store(wanted, data_root=data_root or None, missing=missing, reports=reports, retrain=retrain))
+    options = dict(data_root=data_root or None, missing=missing, reports=reports, retrain=retrain)
+    return SoftmaxAxis(profile, command, from_store(wanted, [("softmax_axis", profile)], **options))
 
 # %% ../../nbs/show/35_softmax_axis.ipynb #bd358cec
 def _error_lines(study: SoftmaxAxis) -> list[dict[str, str]]:
@@ -194,16 +198,3 @@ def _verdict(study: SoftmaxAxis) -> Verdict:
         f"{_note(study)} The remark is made of the released initialisation; beside ours it is a question. "
         "Only the profile “paper” can confirm or refute."))
     return Verdict(table, line)
-
-# %% ../../nbs/show/35_softmax_axis.ipynb #588201b9
-def _save(study: SoftmaxAxis, reports: Path) -> list[Path]:
-    titles = dict(axis="softmax over", beginning="initialisation")
-    for dataset in study.datasets:
-        title = DATASET_TITLE.get(dataset, dataset)
-        titles |= {dataset: f"error (%), {title}", f"{dataset}_loss": "last training loss", f"{dataset}_trains": "trains"}
-    profile = study.profile.name
-    line = study.verdict().line
-    table = f"{markdown(_error_lines(study), titles)}\n{_note(study)} {line[0].upper()}{line[1:]}. Made by `{study.command}`.\n"
-    files = {f"tables/{profile}/softmax_axis.md": table, f"figures/{profile}/softmax_axis.svg": study.figure().svg,
-             f"tables/{profile}/softmax_axis.csv": study.votes.to_csv(index=False, lineterminator="\n")}
-    return [write_atomic(reports/name, content) for name, content in files.items()]

@@ -6,7 +6,6 @@
 from __future__ import annotations
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 import pandas as pd
 import torch
@@ -138,7 +137,10 @@ class TransportBench(Bench):
         frame = self.frame.assign(group=[f"L = {iterations}" for iterations in self.frame.iterations])
         return plots.candidate_seconds(frame, f"One Sinkhorn divergence, forward and backward, {self.hardware}")
     def verdict(self) -> Verdict: return verdict(self.frame)
-    def save(self, reports: str | Path) -> list[Path]: return self.write(reports, self.frame.drop(columns="turns"), self.figure(), "bench_transport")
+    def tables(self) -> dict[str, Any]:
+        return {"The Sinkhorn divergence, measured.": self.costs(), "The Sinkhorn divergence: what follows.": self.verdict()}
+    def figures(self) -> dict[str, plots.Figure]: return dict(bench_transport=self.figure())
+    def frames(self) -> dict[str, pd.DataFrame]: return dict(bench_transport=self.frame.drop(columns="turns"))
 
 def transport_bench(profile: str = "quick", missing: str = "train", runs: str = "runs", reports: str = "reports", ledger: bool = False,
                     retrain: bool = False) -> TransportBench:

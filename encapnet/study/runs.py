@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
-from .config import BenchConfig, Identified, MeasureConfig, RunConfig, StudyError, Strict
+from typing import Annotated, Any, Literal, NamedTuple
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from .config import (BENCHES, EXPERIMENTS, PROFILES, BenchConfig, Identified, MeasureConfig, Positive, RunConfig, StudyError, Strict,
+                                   measurements, plan)
 
 # %% auto #0
-__all__ = ['BENCH_MODULES', 'SCHEMA', 'CHECKPOINTS', 'write_atomic', 'sweep', 'check_writable', 'code_closure', 'roots',
-           'code_of', 'code_hash', 'processor', 'provenance', 'UnknownSchema', 'Record', 'read_ledger', 'append_ledger',
-           'State', 'Run', 'write_config', 'finished', 'record_of', 'changed_code', 'changes', 'state', 'finish',
-           'ledger_path']
+__all__ = ['BENCH_MODULES', 'SCHEMA', 'COSTS', 'Percent', 'Count', 'CHECKPOINTS', 'write_atomic', 'sweep', 'check_writable',
+           'code_closure', 'mentioned', 'syntax', 'roots', 'code_of', 'code_hash', 'processor', 'own_versions',
+           'provenance', 'UnknownSchema', 'Record', 'seal_of', 'append_ledger', 'known_rows', 'config_of',
+           'read_ledger', 'State', 'Run', 'write_config', 'finished', 'record_of', 'changed_code', 'changes', 'state',
+           'finish', 'ledger_path', 'Ledger', 'counted']
 
 # %% ../../nbs/study/11_runs.ipynb #30a370e5
 def write_atomic(path: str | Path,      # where the file shall appear
@@ -135,14 +137,14 @@ class _Module:
 
 # %% ../../nbs/study/11_runs.ipynb #46e88f7c
 def code_closure(roots: list[str],             # "package.module:symbol"
-                 leave_out: str = "encapnet.study",  # a prefix that is not followed
+                 leave_out: tuple[str, ...] = ("encapnet.study",),  # modules that are not followed, with all below them
                 ) -> dict[str, str]:           # symbol -> eight digits of its definition's hash
     "Every definition that the roots can reach, and what it says, comments and docstrings aside."
     modules, found, todo = {}, {}, [tuple(root.split(":")) for root in roots]
     while todo:
         module, symbol = todo.pop()
         name = f"{module}:{symbol}"
-        if name in found or f"{module}.".startswith(f"{leave_out}."): continue
+        if name in found or f"{module}.".startswith(tuple(f"{one}." for one in leave_out)): continue
         if module not in modules: modules[module] = _Module(module)
         if symbol not in modules[module].defined:
             target = modules[module].imports.get(symbol)      # a name that is only passed on
@@ -153,6 +155,21 @@ def code_closure(roots: list[str],             # "package.module:symbol"
         found[name] = hashlib.sha256(tree.encode()).hexdigest()[:8]
         todo += modules[module].reached(symbol)
     return dict(sorted(found.items()))
+
+# %% ../../nbs/study/11_runs.ipynb #a1ae8f25
+def mentioned(source: str) -> list[str]:  # roots for `code_closure`
+    "The definitions of this package that a piece of code mentions."
+    tree, found = ast.parse(source), set()
+    known = _imports(tree, "encapnet.notebook")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and (target := known.get(node.id)) and target[1]: found.add(target)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and (target := known.get(node.value.id)) and target[1] is None:
+            found.add((target[0], node.attr))
+    return sorted(f"{module}:{symbol}" for module, symbol in found)
+
+def syntax(source: str) -> Any:
+    "What a piece of code says, comments, layout and docstrings aside."
+    return _canonical(ast.parse(source))
 
 # %% ../../nbs/study/11_runs.ipynb #b6206204
 BENCH_MODULES = dict(bench_routing="bench", bench_transport="transport_bench", bench_capconv="capconv_bench",
@@ -200,16 +217,20 @@ def processor() -> str:
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
+def own_versions() -> dict[str, str]:
+    "Versions of what computes."
+    return {name: importlib.metadata.version(name) for name in ("encapnet", "torch", "torchvision", "numpy")}
+
 @lru_cache(1)
 def provenance() -> dict[str, Any]:
     "Revision, versions and processor behind a result. The device is the trainer's to add."
     revision, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", "*.py", "*.ipynb")
-    versions = {name: importlib.metadata.version(name) for name in ("encapnet", "torch", "torchvision", "numpy")}
     return dict(git=revision, dirty=bool(changed), python=platform.python_version(), system=platform.system(),
-                processor=processor(), versions=versions)
+                processor=processor(), versions=own_versions())
 
 # %% ../../nbs/study/11_runs.ipynb #38373054
 SCHEMA = 1         # of records, manifests and checkpoints
+COSTS = "table1_cost"   # the experiment of the measurements
 
 class UnknownSchema(StudyError):
     "A file of another version's making: neither damaged nor ours to judge, so it is left alone."
@@ -229,24 +250,30 @@ class Record(Strict):
         "Records that agree on this say the same thing; the later one counts."
         return self.key, self.provenance.get("code", ""), self.provenance.get("device", "")
 
-def _record(text: str) -> Record:
-    "A record from its JSON. Raises StudyError with what is wrong."
-    try: return Record.model_validate_json(text)
+# %% ../../nbs/study/11_runs.ipynb #8eee75c0
+def _record(text: str | bytes) -> Record:
+    "A record from its JSON, which may bear a seal. Raises StudyError with what is wrong."
+    try: fields = json.loads(text if isinstance(text, str) else text.decode())
+    except UnicodeDecodeError: raise StudyError("no text in UTF-8") from None
+    except (ValueError, RecursionError): raise StudyError("not a record (torn, or no JSON)") from None
+    seal = fields.pop("seal", None) if isinstance(fields, dict) else None
+    try: record = Record.model_validate(fields)
     except ValidationError as error:
         schema = [e["input"] for e in error.errors() if e["loc"] == ("schema_version",)]
         if schema: raise UnknownSchema(f"schema version {schema[0]!r}, this version of encapnet reads {SCHEMA}") from None
-        raise StudyError(f"not a record ({error.errors()[0]['msg']})") from None
+        raise StudyError(f"not a record ({_first(error)})") from None
+    if seal not in (None, _seal(fields)): raise StudyError("not as it was written: its seal does not match")
+    return record
 
-def read_ledger(path: str | Path) -> tuple[list[Record], list[str]]:  # records, and a line about each line that is none
-    "Read a ledger; the last of several records with one identity counts."
-    path, records, problems = Path(path), {}, []
-    if not path.exists(): return [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
-        if not line.strip(): continue
-        try: record = _record(line)
-        except StudyError as error: problems.append(f"{path.name}, line {number}: {error}; the line is left alone")
-        else: records[record.identity] = record
-    return list(records.values()), problems
+def seal_of(record: Record) -> str:
+    "Sixteen digits that stand for all that a record says."
+    return _seal(record.model_dump(mode="json"))
+
+def _seal(fields: dict) -> str: return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
 
 # %% ../../nbs/study/11_runs.ipynb #b4f1b2d4
 def append_ledger(path: str | Path, record: Record):
@@ -257,11 +284,117 @@ def append_ledger(path: str | Path, record: Record):
         sweep(path.parent, path.name)
         try: lines = path.read_bytes().split(b"\n") if path.exists() else []
         except OSError as error: raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
-        def other(line):
-            try: return _record(line.decode(errors="replace")).identity != record.identity
-            except StudyError: return bool(line.strip())
-        lines = [line for line in lines if other(line)] + [json.dumps(record.model_dump(mode="json"), sort_keys=True).encode()]
+        def kept(line):
+            try: other = _record(line)
+            except StudyError: return line
+            return b"" if other.identity == record.identity else line if b'"seal"' in line else _sealed(other)
+        lines = [line for line in map(kept, lines) if line.strip()] + [_sealed(record)]
         write_atomic(path, b"\n".join(lines) + b"\n")
+
+def _sealed(record: Record) -> bytes:
+    fields = record.model_dump(mode="json")
+    return json.dumps(fields | dict(seal=_seal(fields)), sort_keys=True).encode()
+
+# %% ../../nbs/study/11_runs.ipynb #dc48ea5a
+Percent, Count = Annotated[float, Field(ge=0, le=100)], Annotated[int, Field(ge=0)]
+
+class _Said(BaseModel):
+    "What may be relied on; more may be there."
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+class _Trained(_Said):
+    error: Percent
+    errors: list[Percent]
+    losses: list[float]
+    train_loss: float
+    test_images: Positive
+    parameters: Positive
+    source: str
+    constant_error: Percent = 90.0
+    error_top5: Percent = 0.0
+    feedback_parameters: Count = 0
+    divergences: list[float] | None = None
+    agreement: dict[str, list[int] | dict[str, list[list[float]]]] | None = None
+    diagnostics: dict[str, list[int] | dict[str, list[float]]] | None = None
+
+# %% ../../nbs/study/11_runs.ipynb #c01f570c
+class _Measured(_Said):
+    parameters: Positive
+    bytes: dict[str, float]
+    largest_batch: Count
+    seconds: dict[str, list[float]]
+    median_seconds: dict[str, float]
+
+class _Timed(_Said):
+    median: float | None
+    low: float | None
+    high: float | None
+    n: Count
+    peak: float | None
+    turns: list[list[float]]
+    accounted: float | None = None
+    operations: float | None = None
+
+class _Stamp(_Said):
+    code: str
+    device: str
+    definitions: dict[str, str] = {}
+    git: str | None = None
+    dirty: bool = False
+    versions: dict[str, str] = {}
+    seconds: float | None = None
+
+# %% ../../nbs/study/11_runs.ipynb #5c0eda0d
+def known_rows(experiment: str) -> list[str]:
+    "The rows whose records are at home in an experiment's ledger; none for an experiment that there is not."
+    if experiment == COSTS: return [config.row for config in measurements("")]
+    if experiment in BENCHES: return list(dict.fromkeys(config.row for cuda in (False, True) for config in BENCHES[experiment][1]("", cuda=cuda)))
+    return [name for name, row in EXPERIMENTS.get(experiment, {}).items() if not row.home]
+
+def config_of(record: Record) -> Identified:
+    "A record's configuration, checked. Raises StudyError if it is none of its row's, or not the one that its key stands for."
+    kind = MeasureConfig if record.experiment == COSTS else BENCHES.get(record.experiment, (RunConfig, None))[0]
+    try: config = kind.model_validate_json(json.dumps(record.config))
+    except ValidationError as error: raise StudyError(f"its configuration is none of this version's ({_first(error)})") from None
+    if (config.experiment, config.row) != (record.experiment, record.row):
+        raise StudyError(f"says {record.experiment}/{record.row}, its configuration says {config.experiment}/{config.row}")
+    if config.key != record.key: raise StudyError(f"its key {record.key} is not that of its configuration, {config.key}")
+    return config
+
+def _check(record: Record, home: str):
+    "Raise StudyError if a record cannot count in the ledger of an experiment."
+    if not (rows := known_rows(record.experiment)): raise StudyError(f"unknown experiment {record.experiment!r}")
+    if record.row not in rows: raise StudyError(f"unknown row {record.row!r} of {record.experiment}")
+    if record.experiment != home: raise StudyError(f"a record of {record.experiment}, which is at home in {record.experiment}.jsonl")
+    config = config_of(record)
+    if isinstance(config, RunConfig) and config.profile not in PROFILES: raise StudyError(f"unknown profile {config.profile!r}")
+    kind = _Trained if isinstance(config, RunConfig) else _Measured if isinstance(config, MeasureConfig) else _Timed
+    try: said, _ = kind.model_validate(record.outcome), _Stamp.model_validate(record.provenance)
+    except ValidationError as error: raise StudyError(f"lacks what a report needs ({_first(error)})") from None
+    if isinstance(said, _Trained) and not len(said.errors) == len(said.losses) == len(said.divergences or said.losses) == config.schedule.epochs:
+        raise StudyError(f"lacks what a report needs (curves of {config.schedule.epochs} epochs, here of {len(said.errors)} and {len(said.losses)})")
+
+# %% ../../nbs/study/11_runs.ipynb #82b8e310
+def _numbered(path: Path) -> tuple[dict[tuple, tuple[int, Record]], list[str]]:
+    "Records with their lines, by identity, and a sentence about each line that is left out."
+    found, problems = {}, []
+    try: lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError: return found, problems
+    except OSError as error: return found, [f"{path.name} cannot be read: {error.strerror or error}"]
+    for number, line in enumerate(lines, 1):
+        if not line.strip(): continue
+        try: _check(record := _record(line), path.stem)
+        except StudyError as error: problems.append(f"{path.name}, line {number}: {error}; the line is left out")
+        else:
+            if said := found.pop(record.identity, None):
+                problems.append(f"{path.name}, line {said[0]}: the same as line {number}, which counts; the line is left out")
+            found[record.identity] = number, record
+    return found, problems
+
+def read_ledger(path: str | Path) -> tuple[list[Record], list[str]]:  # records, and a line about each line that is left out
+    "Read a ledger; of lines that agree on run, code and device the last one counts. Never raises for what the file holds."
+    found, problems = _numbered(Path(path))
+    return [record for _, record in found.values()], problems
 
 # %% ../../nbs/study/11_runs.ipynb #219c2d7a
 CHECKPOINTS = ("checkpoint.safetensors", "checkpoint.previous.safetensors")   # the last one, and the one before
@@ -387,3 +520,64 @@ def finish(run: Run, outcome: dict, device: str, reports: str | Path | None = No
 def ledger_path(run: Run, reports: str | Path) -> Path:
     "The ledger that a run's record enters."
     return Path(reports)/"ledger"/f"{run.config.experiment}.jsonl"
+
+# %% ../../nbs/study/11_runs.ipynb #5dab73b2
+class Ledger(NamedTuple):
+    "What of the ledger a report rests on."
+    records: list[Record]
+    notes: list[str]      # what does not count, and why
+
+def counted(reports: str | Path,     # the folder that holds ledger/
+            experiment: str,         # or "table1_cost", or a bench
+            profile: str = "",       # "": timings, of one machine; "*": of every profile, or timings of every machine
+           ) -> Ledger:
+    "The records of an experiment that count, row by row, from the ledgers where its rows are at home."
+    folder = Path(reports)/"ledger"
+    if experiment not in EXPERIMENTS:
+        every = _once(folder/f"{experiment}.jsonl")
+        return every if profile == "*" else _of_one_machine(every)
+    if profile == "*":
+        parts = [counted(reports, experiment, name) for name in PROFILES]
+        return Ledger([record for part in parts for record in part.records], list(dict.fromkeys(note for part in parts for note in part.notes)))
+    rows = EXPERIMENTS[experiment]
+    homes = {home: _once(folder/f"{home}.jsonl", profile) for home in dict.fromkeys(row.home or experiment for row in rows.values())}
+    return Ledger([record for name, row in rows.items() for record in homes[row.home or experiment].records if record.row == name],
+                  [note for home in homes.values() for note in home.notes])
+
+def _off_plan(config: RunConfig) -> str:
+    "Why a run is none of today's plan; empty if it is."
+    planned = plan(config.experiment, config.profile, {config.data.name: config.data.sha256}, 1, [config.row])
+    if not planned: return f"is not planned on {config.data.name}"
+    if (wanted := planned[0].model_copy(update=dict(seed=config.seed))).key == config.key: return ""
+    ours, theirs = wanted.model_dump(), config.model_dump()
+    return f"is not what profile {config.profile} plans (other: {', '.join(name for name in ours if ours[name] != theirs[name])})"
+
+# %% ../../nbs/study/11_runs.ipynb #ad306c28
+def _once(path: Path, profile: str = "") -> Ledger:
+    "Each run of a ledger once; training runs of one profile."
+    (found, notes), same = _numbered(path), {}
+    for number, record in found.values():
+        config, run = config_of(record), (record.key,)
+        if isinstance(config, RunConfig):
+            if config.profile != profile: continue
+            if why := _off_plan(config):
+                notes.append(f"{path.name}, line {number}: {record.experiment}/{record.row} {why}; the line is left out")
+                continue
+            run = record.row, config.data.name, config.seed
+        same.setdefault(run, []).append((not changed_code(record, config), number, record))
+    chosen = []
+    for candidates in same.values():
+        *others, best = sorted(candidates, key=lambda one: one[:2])
+        chosen.append(best)
+        notes += [f"{path.name}, line {number}: {record.experiment}/{record.row} on {record.provenance['device']} is the same run as line {best[1]}, "
+                  f"on {best[2].provenance['device']}, which counts; the line is left out" for _, number, record in others]
+    order = [(record.config.get("data", {}).get("name", ""), record.config.get("seed", 0), number, record) for _, number, record in chosen]
+    return Ledger([record for *_, record in sorted(order, key=lambda one: one[:3])], notes)
+
+def _of_one_machine(ledger: Ledger) -> Ledger:
+    "Timings of the machine that measured last."
+    records, notes = ledger
+    ours = [record for record in records if record.provenance["device"] == records[-1].provenance["device"]]
+    left = sorted({record.provenance["device"] for record in records} - {record.provenance["device"] for record in ours})
+    said = f"{records[-1].experiment}.jsonl: {len(records) - len(ours)} timings of another machine ({'; '.join(left)}) are left out" if left else ""
+    return Ledger(ours, [*notes, *[said] * bool(said)])

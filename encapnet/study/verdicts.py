@@ -13,7 +13,7 @@ from .claims import (CLAIMS, ROUTED, Below, Claim, Computed, Differs, Diverges, 
                                    Trend, label, printed_error, rows_of)
 from .config import EXPERIMENTS, PROFILES, RunConfig
 from .paper import FIG2_PRINTED, TABLE1
-from .runs import Record, changed_code, read_ledger
+from .runs import COSTS, Record, changed_code, counted
 from .stats import (Interval, Part, adjusted, apart, binomial_error, contrast, difference, direction, paired_difference, reduction,
                                   reduction_gap, unresolvable)
 
@@ -399,7 +399,8 @@ def _paper_set(claim: Claim) -> str:
 
 # %% ../../nbs/study/16_verdicts.ipynb #69d9f602
 def _records(reports: str | Path) -> list[Record]:
-    return [record for path in sorted((Path(reports)/"ledger").glob("*.jsonl")) for record in read_ledger(path)[0]]
+    "What counts in any profile, each run where it is at home."
+    return [record for experiment in EXPERIMENTS for record in counted(reports, experiment, "*").records if record.experiment == experiment]
 
 def ledger_results(reports: str | Path = "reports") -> list[Result]:
     "The training runs of the committed ledger. Lines that are no records are left out."
@@ -407,10 +408,7 @@ def ledger_results(reports: str | Path = "reports") -> list[Result]:
 
 def judge_ledger(reports: str | Path = "reports") -> list[Judgement]:
     "Every claim, by the committed ledger."
-    records = _records(reports)
-    costs = [record for record in records if record.experiment == "table1_cost"]
-    last = costs[-1].provenance.get("device") if costs else None        # times of two machines do not belong in one order
-    return judge_all(results(records), {record.row: record.outcome for record in costs if record.provenance.get("device") == last})
+    return judge_all(results(_records(reports)), {record.row: record.outcome for record in counted(reports, COSTS).records})
 
 # %% ../../nbs/study/16_verdicts.ipynb #7ff7e157
 class Rates(NamedTuple):
