@@ -30,10 +30,10 @@ class Table:
     def __init__(self, html: str):
         read = _Reader()
         read.feed(html)
-        if not read.body: raise StudyError("no table in this HTML")
+        if not read.head: raise StudyError("no table in this HTML")
         self.name, self.title, self.head, self.body, self.notes = read.name, read.title, read.head, read.body, read.notes
-        first = next(row for row in self.body if len(row) > 1 or row[0].columns == 1)
-        self.align = [cell.align for cell in first]
+        first = next((row for row in self.body if len(row) > 1 or row[0].columns == 1), None)
+        self.align = [cell.align for cell in first] if first else ["l"] * sum(cell.columns for cell in self.head[0])
 
 def plain(content: Content) -> str:
     "The words alone."
@@ -98,7 +98,7 @@ def _columns(table: Table) -> list[tuple[str, list[str]]]:
         if len(row) == 1 and row[0].columns > 1: group = texts[0]
         else: lines.append([group, *texts])
     grouped = any(line[0] for line in lines)
-    return list(zip(["group", *names], map(list, zip(*lines))))[not grouped:]
+    return list(zip(["group", *names], map(list, zip(*lines)) if lines else [[] for _ in ["group", *names]]))[not grouped:]
 
 # %% ../../nbs/show/32b_twins.ipynb #d71880a1
 def _split(title: str, cells: list[str]) -> list[tuple[str, list[str]]]:
@@ -178,7 +178,7 @@ def _width(labels: list, place: int, label: tuple) -> int: return sum(label in o
 def _specification(table: Table) -> str:
     "What LaTeX aligns: long prose breaks its lines."
     lines = [row for row in table.body if len(row) == len(table.align)]
-    longest = [max(len(plain(row[place].content)) for row in lines) for place in range(len(table.align))]
+    longest = [max((len(plain(row[place].content)) for row in lines), default=0) for place in range(len(table.align))]
     def wide(size): return rf"p{{{min(0.38, size / 130):.2f}\linewidth}}"
     return "".join(wide(size) if align == "l" and size > 32 else align for align, size in zip(table.align, longest))
 
