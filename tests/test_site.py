@@ -145,13 +145,6 @@ def test_every_claim_stands_on_the_front_page(browser, front):
         assert row.count() == len(JUDGED) and visit.said == []
 
 
-def test_a_verdict_has_one_shape_on_all_pages():
-    from encapnet.show import claims
-    from encapnet.study import verdicts
-
-    assert pages.SHAPES == claims.SHAPES and list(pages.SHAPES) == list(verdicts.VERDICTS)
-
-
 @pytest.mark.browser
 def test_cards_come_in_order_with_what_made_them(browser, front):
     with Visit(browser, front) as visit:

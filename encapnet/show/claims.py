@@ -15,22 +15,15 @@ from . import twins
 from .report import DATASET_TITLE, Provenance, Verdict, check_arguments, every_ledger, provenance_table, themed
 from ..study.claims import CLAIMS, needs, rule_text
 from ..study.stats import resolvable_gap
-from ..study.verdicts import VERDICTS, Finding, Judgement, Rates, Result, judge_ledger, ledger_results, planted
+from ..study.verdicts import VERDICTS, Finding, Judgement, Rates, Result, judge_ledger, kind, ledger_results, planted
 
 # %% auto #0
-__all__ = ['SHAPES', 'kind', 'mark', 'card', 'Cards', 'Claims', 'claims']
+__all__ = ['mark', 'card', 'Cards', 'Claims', 'claims']
 
 # %% ../../nbs/show/35g_claims.ipynb #67005544
-SHAPES = {"reproduced": "✓", "direction agrees": "✓", "exact": "=", "unresolvable": "~", "direction disagrees": "✗", "not reproduced": "✗",
-          "not attempted": "–"}
-
-def kind(verdict: str) -> str:
-    "Which of the seven words a verdict is."
-    return next(word for word in VERDICTS if verdict.startswith(word))
-
 def mark(verdict: str) -> str:
     "A verdict as HTML."
-    return (f'<span class="mark {kind(verdict).replace(" ", "-")}"><span class="shape" aria-hidden="true">{SHAPES[kind(verdict)]}</span> '
+    return (f'<span class="mark {kind(verdict).replace(" ", "-")}"><span class="shape" aria-hidden="true">{VERDICTS[kind(verdict)]}</span> '
             f"{escape(verdict)}</span>")
 
 def _by(one: Judgement) -> str:
@@ -52,12 +45,13 @@ def card(one: Judgement) -> str:
     "A claim as HTML, under its id."
     claim = CLAIMS[one.id]
     elsewhere = "; ".join(f"{profile}, {DATASET_TITLE.get(dataset, dataset)}: {word}" for profile, dataset, word in one.further)
-    lines = [("the paper", f"{escape(one.paper)} <small>({escape(one.source)})</small>"), ("here", escape(one.ours)), ("by", escape(_by(one))),
+    lines = [("the paper", f"{escape(one.paper)} <small>({escape(one.source)})</small>"), ("here", escape(one.ours)),
+             ("difference", escape(one.findings[0].gap) if len(one.findings) == 1 else ""), ("by", escape(_by(one))),
              ("why", escape(one.why)), ("note", escape(one.note)), ("elsewhere", escape(elsewhere)),
              ("stale", escape("; ".join(one.stale))), ("needs", escape(needs(claim))), ("to know more", f"<code>{escape(one.command)}</code>")]
     shown = "".join(f'<dt{" class=stale" * (name == "stale")}>{name}</dt><dd>{text}</dd>' for name, text in lines if text and text != "–")
     return (f'<article class="claim" id="{one.id}" aria-labelledby="{one.id}-says"><h4 id="{one.id}-says">{escape(one.statement)}</h4>'
-            f"<p>{mark(one.verdict)}</p><dl>{shown}</dl>{_rules(one)}</article>")
+            f"<p>{mark(one.verdict)}</p><dl>{shown}</dl>{_rules(one) if len(one.findings) > 1 else ''}</article>")
 
 # %% ../../nbs/show/35g_claims.ipynb #6e5bce1b
 class Cards:
@@ -97,7 +91,7 @@ def _rollup(judged: list[Judgement]) -> Verdict:
     words = [word for word in VERDICTS if counts[word]]
     lines = [dict(group=group) | {word: str(found[word] or "–") for word in words} | dict(all=str(found.total()))
              for group, found in (groups | {"all": counts}).items()]
-    table = GT(pd.DataFrame(lines), id="claims-rollup").cols_label(group="", all="claims", **{word: f"{SHAPES[word]} {word}" for word in words})
+    table = GT(pd.DataFrame(lines), id="claims-rollup").cols_label(group="", all="claims", **{word: f"{VERDICTS[word]} {word}" for word in words})
     table = themed(table.cols_align("right", [*words, "all"]).tab_source_note(
         "Only the profile “paper” can reproduce a claim or fail to. Nothing is judged by a single seed. All comparisons are judged together: of "
         "those that are called resolved one in twenty may be false (Benjamini and Hochberg)."))

@@ -14,9 +14,10 @@ from urllib.parse import quote, unquote
 from .upkeep import made_by
 from ..study.config import PROFILES, StudyError, UsageError, nearest
 from ..study.runs import write_atomic
+from ..study.verdicts import VERDICTS, judge_ledger, kind
 
 # %% auto #0
-__all__ = ['TEMPLATES', 'PAGE_LIMIT', 'LEDGERS', 'THUMBNAIL_LIMIT', 'THUMBNAILS_LIMIT', 'SHAPES', 'Parameter', 'parameters',
+__all__ = ['TEMPLATES', 'PAGE_LIMIT', 'LEDGERS', 'THUMBNAIL_LIMIT', 'THUMBNAILS_LIMIT', 'Parameter', 'parameters',
            'check_parameters', 'execute', 'mathml', 'render', 'place', 'publish', 'thumbnail', 'site']
 
 # %% ../../nbs/show/34_pages.ipynb #90064203
@@ -665,18 +666,13 @@ def _cards(reports: Path) -> list[dict]:
     return sorted(found, key=lambda card: (effort(card["profile"]), card["profile"], *_rank(card)))
 
 # %% ../../nbs/show/34_pages.ipynb #8dd79d71
-SHAPES = {"reproduced": "✓", "direction agrees": "✓", "exact": "=", "unresolvable": "~", "direction disagrees": "✗", "not reproduced": "✗",
-          "not attempted": "–"}      # in the order in which they are counted
-
-def _kind(verdict: str) -> str: return next((kind for kind in SHAPES if verdict.startswith(kind)), "not attempted")
-
 def _claims(judged) -> dict[str, list[dict]]:
     "What the front page says of each claim, by the part of the paper that makes it."
     groups = {}
     for one in judged:
-        kind, gaps = _kind(one.verdict), "; ".join(finding.gap for finding in one.findings if finding.gap)
+        word, gaps = kind(one.verdict), "; ".join(finding.gap for finding in one.findings if finding.gap)
         groups.setdefault(one.group, []).append(dict(
-            id=one.id, statement=one.statement, verdict=one.verdict, kind=kind, shape=SHAPES[kind], tone=kind.replace(" ", "-"), why=one.why,
+            id=one.id, statement=one.statement, verdict=one.verdict, kind=word, shape=VERDICTS[word], tone=word.replace(" ", "-"), why=one.why,
             paper=one.paper or "–", ours=one.ours or "–", gap=gaps, seeds=one.seeds, profile=one.profile, dataset=one.dataset,
             command=one.command, stale=bool(one.stale)))
     return groups
@@ -689,21 +685,17 @@ def site(reports: str | Path,       # the folder that holds <name>.html and <pro
     "Write the front page of all pages that are there, be they none."
     from jinja2 import Environment, FileSystemLoader
     reports = Path(reports)
-    if judged is None: judged = _judged(reports)
+    if judged is None: judged = judge_ledger(reports)
     cards, claims = _cards(reports), _claims(judged)
     ledgers = sorted((card for card in cards if not card["profile"] and card["name"] in LEDGERS), key=lambda card: LEDGERS.index(card["name"]))
     profiles = {}
     for card in cards:
         if card not in ledgers: profiles.setdefault(card["profile"], []).append(card)
     found = [claim for group in claims.values() for claim in group]
-    counts = {kind: count for kind in SHAPES if (count := sum(claim["kind"] == kind for claim in found))}
+    counts = {word: count for word in VERDICTS if (count := sum(claim["kind"] == word for claim in found))}
     template = Environment(loader=FileSystemLoader(TEMPLATES/"report")).get_template("front.html.j2")
     page = _page(title, "index.html", [], {"description": f"{title}: what the paper claims, what was measured, and how to measure it again"},
                  more="front.js")
     return _write_page(reports/"index.html", template.render(
-        page=page, profiles=profiles, ledgers=ledgers, claims=claims, counts=counts, shapes=SHAPES, total=len(found),
+        page=page, profiles=profiles, ledgers=ledgers, claims=claims, counts=counts, shapes=VERDICTS, total=len(found),
         about={name: profile.about for name, profile in PROFILES.items()}, addressed="claims" in [card["name"] for card in ledgers]))
-
-def _judged(reports: Path) -> list:
-    from encapnet.study.verdicts import judge_ledger
-    return judge_ledger(reports)

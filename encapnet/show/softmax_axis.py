@@ -13,6 +13,7 @@ from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments,
 from ..study.config import EXPERIMENTS, find_profile
 from ..study.launch import planned
 from ..study.runs import Record
+from ..study.stats import unresolvable
 
 # %% auto #0
 __all__ = ['AXIS', 'BEGINNING', 'LAYERS', 'SEEN', 'run_lines', 'vote_lines', 'SoftmaxAxis', 'softmax_axis', 'obstacles']
@@ -157,8 +158,9 @@ def obstacles(seen: pd.Series | None) -> str:
                                       ("blind", seen.s_varying < 0.01 * seen.s_length)) if there]
     return ", ".join(found) or "none"
 
-def _judge(claimed: bool, trains: bool | None, profile: str) -> str:
+def _judge(claimed: bool, trains: bool | None, profile: str, seeds: int) -> str:
     if trains is None: return "not attempted"
+    if seeds < 2: return unresolvable(seeds)
     if profile == "paper": return "reproduced" if trains == claimed else "not reproduced"
     return "direction agrees" if trains == claimed else "direction disagrees"
 
@@ -183,12 +185,13 @@ def _verdict(study: SoftmaxAxis) -> Verdict:
     for dataset in study.datasets or [""]:
         for name, row in study.rows.items():
             claimed, found = row.network.normalize == "lower", study.interval(name, dataset)
+            seeds = len(study.of(name, dataset))
             judged = row.network.initialization != "full_length"            # nobody has said anything of that one
             lines.append(dict(data=DATASET_TITLE.get(dataset, dataset), row=row.title, error=error_text(found),
                               remark=("converges" if claimed else "does not converge") if judged else "–",
                               trains={True: "trains", False: f"not in {_epochs(study)}", None: "–"}[study.trains(name, dataset)],
                               obstacles=obstacles(_seen(study, name, "classes")) if dataset == (study.datasets or [""])[0] else "–",
-                              verdict=_judge(claimed, study.trains(name, dataset), study.profile.name) if judged else "–"))
+                              verdict=_judge(claimed, study.trains(name, dataset), study.profile.name, seeds) if judged else "–"))
     line = _paragraph(study, study.datasets[0] if study.datasets else "")
     table = GT(pd.DataFrame(lines), id="axis-verdict", groupname_col="data").cols_label(
         row="", error="test error (%)", remark="the remark", trains="here", obstacles="in its way at the start", verdict="verdict")

@@ -19,8 +19,8 @@ from .stats import (Interval, Part, adjusted, apart, binomial_error, contrast, d
 
 # %% auto #0
 __all__ = ['Seen', 'CONFIRMING', 'VERDICTS', 'Result', 'results', 'statistic', 'Gap', 'gaps', 'Finding', 'Judgement', 'signed',
-           'gap_text', 'weakest', 'paper_text', 'ours_text', 'Place', 'judge', 'adjust', 'judge_all', 'ledger_results',
-           'judge_ledger', 'Rates', 'planted']
+           'gap_text', 'kind', 'weakest', 'paper_text', 'ours_text', 'Place', 'judge', 'adjust', 'judge_all',
+           'ledger_results', 'judge_ledger', 'Rates', 'planted']
 
 # %% ../../nbs/study/16_verdicts.ipynb #da84337f
 class Result(NamedTuple):
@@ -123,7 +123,8 @@ def _trend(rule: Trend, seen: Seen, routed: Mapping[str, str]) -> list[Gap]:
 
 # %% ../../nbs/study/16_verdicts.ipynb #70b048aa
 CONFIRMING = "paper"                                # the one profile that can reproduce
-VERDICTS = ("reproduced", "direction agrees", "exact", "unresolvable", "direction disagrees", "not reproduced", "not attempted")
+VERDICTS = {"reproduced": "✓", "direction agrees": "✓", "exact": "=", "unresolvable": "~", "direction disagrees": "✗", "not reproduced": "✗",
+            "not attempted": "–"}                   # word -> shape, so that colour is never alone
 _DATASETS = ("cifar10", "cifar100", "svhn", "himagenet", "himagenet32", "imagenet", "mnist", "digits")
 _PROFILES = tuple(name for name, profile in reversed(PROFILES.items()) if profile.in_ledger)
 
@@ -178,10 +179,14 @@ def _worded(gap: Gap, p: float, profile: str) -> tuple[str, str]:
     if found.low <= 0 <= found.high: return word, "the interval holds zero"
     return word, f"clear of zero by itself (p = {found.p:.2g}), but not among all comparisons (p = {p:.2g})"
 
+def kind(verdict: str) -> str:
+    "Which of the seven words a verdict is."
+    return next(word for word in VERDICTS if verdict.startswith(word))
+
 def weakest(verdicts: Iterable[str]) -> str:
     "The verdict of a conjunction."
     order = ("not reproduced", "direction disagrees", "not attempted", "unresolvable", "direction agrees", "reproduced", "exact")
-    return min(verdicts, key=lambda verdict: next(place for place, word in enumerate(order) if verdict.startswith(word)))
+    return min(verdicts, key=lambda verdict: order.index(kind(verdict)))
 
 # %% ../../nbs/study/16_verdicts.ipynb #78c7f520
 def _row_values(rows: Iterable[str], value: Callable[[str], str | None]) -> str:
@@ -189,17 +194,21 @@ def _row_values(rows: Iterable[str], value: Callable[[str], str | None]) -> str:
     found = [(label(row), value(row)) for row in dict.fromkeys(rows)]
     return ", ".join(f"{name} {text}" for name, text in found) if found and all(text for _, text in found) else ""
 
+_COLUMN = dict(digits=" (MNIST)", mnist=" (MNIST)", cifar10=" (CIFAR-10)", himagenet=" (h-ImageNet)")
+
 def paper_text(rules: Sequence[Rule], dataset: str) -> str:
     "The paper's numbers behind rules, beside a data set; those of CIFAR-10 where it has none."
-    printed = [f"{rule.printed:g}" for rule in rules if isinstance(rule, Computed)]
+    printed = [f"{rule.what}: {rule.printed:g}" for rule in rules if isinstance(rule, Computed)]
     printed += [f"batch {rule.batch}" for rule in rules if isinstance(rule, Fits)]
     printed += [f"{rule.whose or label(rule.row)} {rule.error:g} ({rule.dataset})" for rule in rules if isinstance(rule, Reaches)]
     printed += [_printed_trend(rule) for rule in rules if isinstance(rule, Trend)]
     printed += [_row_values(rule.rows, _printed_seconds) + " s" for rule in rules if isinstance(rule, Ordered)]
     rows = [row for rule in rules if _of_errors(rule) for row in rows_of(rule)]
-    columns = {dataset: "", "cifar10": " (CIFAR-10)", "himagenet": " (h-ImageNet)"} | {dataset: ""}
-    texts = {column: _row_values(rows, partial(_printed_text, dataset=column)) for column in columns}
-    printed.append(next((text + columns[column] for column, text in texts.items() if text), ""))
+    texts = {column: _row_values(rows, partial(_printed_text, dataset=column)) for column in dict.fromkeys((dataset, "cifar10", "himagenet"))}
+    # What stands beside our data, and always what the paper tells first: CIFAR-10, or h-ImageNet.
+    shown = [column for column, text in texts.items() if text]
+    shown = [column for column in shown if column == dataset or column == next((one for one in shown if one != dataset), "")]
+    printed += [f"{texts[column]} %{_COLUMN.get(column, f' ({column})')}" for column in shown]
     return "; ".join(text for text in printed if text) or "–"
 
 def _of_errors(rule: Rule) -> bool: return isinstance(rule, Reduces | Differs) or isinstance(rule, Below) and rule.metric == "error"
@@ -220,7 +229,8 @@ def _printed_seconds(row: str) -> str: return f"{TABLE1[row.partition('/')[2].re
 def ours_text(rules: Sequence[Rule], seen: Seen, routed: Mapping[str, str] = ROUTED["fig2"]) -> str:
     "What was measured of the rows behind rules."
     rows = [row for rule in rules if _of_errors(rule) or isinstance(rule, Reaches) for row in rows_of(rule)]
-    texts = [_row_values(rows, lambda row: f"{_mean([run.error for run in seen[row].values()]):.2f}" if seen.get(row) else None)]
+    errors = _row_values(rows, lambda row: f"{_mean([run.error for run in seen[row].values()]):.2f}" if seen.get(row) else None)
+    texts = [errors and f"{errors} %"]
     for rule in rules:
         if isinstance(rule, Below) and rule.metric == "loss" and all(seen.get(row) for row in rows_of(rule)):
             texts.append(" vs ".join(f"{_mean([_mean(run.losses) for run in seen[row].values()]):.3g}" for row in rows_of(rule)))
@@ -241,7 +251,7 @@ def _measured(rule: Fits | Ordered | Computed, costs: Mapping[str, dict]) -> Fin
     printed = paper_text([rule], "")
     if isinstance(rule, Computed):
         holds = rule.computed > rule.above if rule.above is not None else abs(rule.computed - rule.printed) <= 0.03 * rule.printed
-        return Finding(rule, printed, f"{rule.computed:.4g}", "", "exact" if holds else "direction disagrees", f"{rule.what}")
+        return Finding(rule, printed, f"{rule.computed:.4g}", "", "exact" if holds else "direction disagrees")
     outcomes = [costs.get(row.partition("/")[2]) for row in rows_of(rule)]
     if None in outcomes: return Finding(rule, printed, "–", "", "not attempted", "not measured on this machine")
     if isinstance(rule, Fits):
