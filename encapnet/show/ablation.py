@@ -9,7 +9,7 @@ import pandas as pd
 from great_tables import GT
 from . import plots
 from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, clear_best, command_of, error_text,
-                                  from_ledger, from_store, run_frame, seconds_text, seen_on, themed, verdict, verdict_text)
+                                  from_ledger, from_store, ledger_command, run_frame, seconds_text, seen_on, themed, verdict, verdict_text)
 from ..study import paper
 from ..study.claims import CLAIMS
 from ..study.config import EXPERIMENTS, find_profile
@@ -52,8 +52,10 @@ def ablation(experiment: str = "table3_left", profile: str = "quick", seeds: int
     "Collect the rows of an experiment, training what is missing. `ledger=True` reads the committed ledger and trains nothing. Raises UsageError."
     check_arguments(ablation, locals())
     find_profile(profile)
-    command = command_of(experiment, profile, seeds, data, data_root, ledger)
-    if ledger: return Ablation(experiment, profile, command, from_ledger(experiment, reports, profile))
+    if ledger:
+        found = from_ledger(experiment, reports, profile).compared()
+        return Ablation(experiment, profile, ledger_command(experiment, profile, found), found)
+    command = command_of(experiment, profile, seeds, data, data_root)
     wanted = planned(experiment, profile, seeds, data, data_root or None, runs)
     options = dict(data_root=data_root or None, missing=missing, reports=reports, retrain=retrain)
     return Ablation(experiment, profile, command, from_store(wanted, [(experiment, profile)], **options))

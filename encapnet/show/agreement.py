@@ -10,7 +10,7 @@ import pandas as pd
 from great_tables import GT, loc, style
 from . import plots
 from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, command_of, error_text, from_ledger,
-                                  from_store, run_frame, seen_on, themed, verdict_text)
+                                  from_store, ledger_command, run_frame, seen_on, themed, verdict_text)
 from ..study import paper
 from ..study.claims import Trend, comparisons
 from ..study.config import EXPERIMENTS, StudyError, find_profile
@@ -112,8 +112,10 @@ def agreement(experiment: str = "fig2", profile: str = "quick", seeds: int = 1, 
     "Collect the rows of `fig2` or `polarisation`, training what is missing. `ledger=True` trains nothing. Raises UsageError, StudyError."
     check_arguments(agreement, locals())
     find_profile(profile)
-    command = command_of(experiment, profile, seeds, data, data_root, ledger)
-    if ledger: return Agreement(experiment, profile, command, from_ledger(experiment, reports, profile))
+    if ledger:
+        found = from_ledger(experiment, reports, profile)
+        return Agreement(experiment, profile, ledger_command(experiment, profile, found), found)
+    command = command_of(experiment, profile, seeds, data, data_root)
     wanted = planned(experiment, profile, seeds, data, data_root or None, runs)
     options = dict(data_root=data_root or None, missing=missing, reports=reports, retrain=retrain)
     return Agreement(experiment, profile, command, from_store(wanted, [(experiment, profile)], **options))

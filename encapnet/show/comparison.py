@@ -9,7 +9,7 @@ import pandas as pd
 from great_tables import GT
 from .costs import duration_text, work
 from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, clear_best, command_of, error_text,
-                                  from_ledger, from_store, run_frame, themed, verdict)
+                                  from_ledger, from_store, ledger_command, run_frame, themed, verdict)
 from ..study import paper
 from ..study.config import EXPERIMENTS, find_profile, plan
 from ..study.launch import TABLE4_SETS, planned
@@ -44,8 +44,10 @@ def comparison(profile: str = "quick", seeds: int = 1, missing: str = "train", d
     "Collect the rows, training what is missing. `ledger=True` reads the committed ledger and trains nothing. Raises UsageError."
     check_arguments(comparison, locals())
     find_profile(profile)
-    command = command_of("table4", profile, seeds, data, data_root, ledger)
-    if ledger: return Comparison(profile, command, from_ledger("table4", reports, profile), teraflops)
+    if ledger:
+        found = from_ledger("table4", reports, profile)
+        return Comparison(profile, ledger_command("table4", profile, found), found, teraflops)
+    command = command_of("table4", profile, seeds, data, data_root)
     wanted = planned("table4", profile, seeds, data, data_root or None, runs)
     found = from_store(wanted, [("table4", profile)], data_root=data_root or None, missing=missing, reports=reports, retrain=retrain)
     return Comparison(profile, command, found, teraflops)

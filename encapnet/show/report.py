@@ -25,8 +25,8 @@ from ..study.verdicts import Finding, Place, Seen, judge, results
 # %% auto #0
 __all__ = ['DATASET_TITLE', 'RULE', 'ALARM', 'Standing', 'from_store', 'from_ledger', 'every_ledger', 'error_text', 'bytes_text',
            'seconds_text', 'clear_best', 'row_label', 'run_frame', 'Study', 'Trained', 'Table1', 'check_arguments',
-           'command_of', 'table1', 'themed', 'Verdict', 'seen_on', 'verdict_text', 'verdict', 'Provenance',
-           'provenance_table', 'computed', 'parameter_table', 'reduction_table', 'kept_table']
+           'command_of', 'ledger_command', 'table1', 'themed', 'Verdict', 'seen_on', 'verdict_text', 'verdict',
+           'Provenance', 'provenance_table', 'computed', 'parameter_table', 'reduction_table', 'kept_table']
 
 # %% ../../nbs/show/32_report.ipynb #b76ba6cc
 class Standing(dict):
@@ -50,6 +50,14 @@ class Standing(dict):
     def at_home(self, experiment: str) -> Standing:
         "Without the rows that are at home elsewhere."
         mine = {key: entry for key, entry in self.items() if entry[1].experiment == experiment}
+        return Standing(mine, self.asked, self.notes, self.sources)
+
+    def compared(self) -> Standing:
+        "Without data sets that a single row was trained on, for another report's sake, where others have several."
+        rows: dict[str, set[str]] = {}
+        for record in self.records: rows.setdefault(record.config["data"]["name"], set()).add(record.row)
+        alone = {name for name, found in rows.items() if len(found) == 1} if max(map(len, rows.values()), default=0) > 1 else set()
+        mine = {key: entry for key, entry in self.items() if entry[1] is None or entry[1].config["data"]["name"] not in alone}
         return Standing(mine, self.asked, self.notes, self.sources)
 
 # %% ../../nbs/show/32_report.ipynb #a36a147b
@@ -186,22 +194,33 @@ def check_arguments(function, given: dict):
             raise UsageError(f"parameter {name!r} expects {type(default).__name__}, got {given[name]!r} ({type(given[name]).__name__})")
 
 # %% ../../nbs/show/32_report.ipynb #fe51640b
-def command_of(report: str, profile: str, seeds: int, data: str, data_root: str, ledger: bool) -> str:
+def command_of(report: str, profile: str, seeds: int, data: str = "", data_root: str = "") -> str:
     "What to type to get this page again; the place of the data is the reader's own."
-    return f"encapnet reproduce {report} --profile {profile} --seeds {seeds}" + (f" --data {data}" if data else "") + (
-        " --data-root DATA" if data_root else "") + (" --from-ledger" if ledger else "")
+    named = f" --data {data}" if data else ""
+    return f"encapnet reproduce {report} --profile {profile} --seeds {seeds}{named}" + " --data-root DATA" * bool(data_root)
+
+def ledger_command(report: str, profile: str, standing: Standing) -> str:
+    "The same for a page that the ledger made: what its records took."
+    configs = [record.config for record in standing.records]
+    names = list(dict.fromkeys(config["data"]["name"] for config in configs))
+    usual = names == list(find_profile(profile).datasets)
+    shipped = set(names) <= {"digits", "synthetic"}
+    seeds = len({config["seed"] for config in configs})
+    return command_of(report, profile, seeds, "" if usual else ",".join(names), "" if shipped else "DATA") + " --from-ledger"
 
 def table1(profile: str = "quick", seeds: int = 1, missing: str = "train", data: str = "", data_root: str = "", runs: str = "runs",
            reports: str = "reports", ledger: bool = False, retrain: bool = False) -> Table1:
     "Collect Table 1, training what is missing. `ledger=True` reads the committed ledger and trains nothing. Raises UsageError."
     check_arguments(table1, locals())
     find_profile(profile)
-    command = command_of("table1", profile, seeds, data, data_root, ledger)
-    if ledger: return Table1(profile, command, from_ledger("table1", reports, profile), from_ledger(COSTS, reports, needed=False))
+    if ledger:
+        found = from_ledger("table1", reports, profile)
+        return Table1(profile, ledger_command("table1", profile, found), found, from_ledger(COSTS, reports, needed=False))
     options = dict(missing=missing, reports=reports, retrain=retrain)
     wanted = planned("table1", profile, seeds, data, data_root or None, runs)
     trained = from_store(wanted, [("table1", profile)], data_root=data_root or None, **options)
-    return Table1(profile, command, trained, from_store(measured(profile, runs), [(COSTS, "")], **options))
+    costs = from_store(measured(profile, runs), [(COSTS, "")], **options)
+    return Table1(profile, command_of("table1", profile, seeds, data, data_root), trained, costs)
 
 # %% ../../nbs/show/32_report.ipynb #b8e42d58
 def themed(table: GT) -> GT:

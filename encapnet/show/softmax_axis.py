@@ -9,7 +9,7 @@ import pandas as pd
 from great_tables import GT, loc, style
 from . import plots
 from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, command_of, error_text, from_ledger, from_store,
-                                  seconds_text, themed)
+                                  ledger_command, seconds_text, themed)
 from ..study.config import EXPERIMENTS, find_profile
 from ..study.launch import planned
 from ..study.runs import Record
@@ -74,8 +74,10 @@ def softmax_axis(profile: str = "quick", seeds: int = 1, missing: str = "train",
     "Collect the study, training what is missing. `ledger=True` reads the committed ledger and trains nothing. Raises UsageError."
     check_arguments(softmax_axis, locals())
     find_profile(profile)
-    command = command_of("softmax_axis", profile, seeds, data, data_root, ledger)
-    if ledger: return SoftmaxAxis(profile, command, from_ledger("softmax_axis", reports, profile))
+    if ledger:
+        found = from_ledger("softmax_axis", reports, profile)
+        return SoftmaxAxis(profile, ledger_command("softmax_axis", profile, found), found)
+    command = command_of("softmax_axis", profile, seeds, data, data_root)
     wanted = planned("softmax_axis", profile, seeds, data, data_root or None, runs)
     options = dict(data_root=data_root or None, missing=missing, reports=reports, retrain=retrain)
     return SoftmaxAxis(profile, command, from_store(wanted, [("softmax_axis", profile)], **options))
