@@ -122,12 +122,10 @@ def reproduce(context: typer.Context,
         needed = list(needed.values())
         if all_: _announce(needed, runs, reports)
         launch.ensure(needed, missing, data_root or None, reports, retrain, deadline, engine)
-    for name, path in chosen.items():
-        # What had to be trained is trained; the notebook takes what is there.
-        page = pages.publish(path, pages.place(path, reports, name, profile),
-                             settings[name] | ({"missing": "show", "retrain": False} if "missing" in settings[name] else {}),
-                             profile=settings[name].get("profile", ""))
-        say(f"{page}")
+    # What had to be trained is trained; notebooks take what is there.
+    taken = {name: given | ({"missing": "show", "retrain": False} if "missing" in given else {}) for name, given in settings.items()}
+    made = [(path, pages.place(path, reports, name, profile), taken[name], taken[name].get("profile", "")) for name, path in chosen.items()]
+    for page in pages.publish_all(made, launch.cores()): say(f"{page}")
     say(f"{pages.site(Path(reports))}")
 
 # %% ../nbs/40_cli.ipynb #1a6e893a

@@ -134,6 +134,21 @@ def test_publish_keeps_a_good_page_until_there_is_a_better_one(notebook, tmp_pat
     assert {file.name for file in html.parent.iterdir()} <= {"demo.html", "demo.failed.ipynb"}
 
 
+def test_pages_made_side_by_side_are_those_made_one_by_one(notebook, tmp_path):
+    paths = [notebook(f"print('page {name}')", name=name) for name in "ab"]
+    broken = notebook("1/0", name="broken")
+
+    def made(folder, workers, chosen):
+        return pages.publish_all([(path, tmp_path / folder / f"{path.stem}.html", {"profile": "short"}, "short") for path in chosen], workers)
+
+    one_by_one, side_by_side = list(made("one", 1, paths)), list(made("two", 2, paths))
+    assert [page.name for page in side_by_side] == ["a.html", "b.html"]
+    assert [page.read_bytes() for page in side_by_side] == [page.read_bytes() for page in one_by_one]
+    with pytest.raises(StudyError, match="broken.ipynb, cell 3 .*ZeroDivisionError"):
+        list(made("three", 2, [broken, paths[0]]))
+    assert not (tmp_path / "three" / "broken.html").exists()
+
+
 def test_a_report_without_a_profile_lies_beside_the_front_page(notebook, tmp_path):
     nbformat.write(new_notebook(cells=[new_markdown_cell("# Claims")]), tmp_path / "claims.ipynb")
     for path, expected, home in (

@@ -4,7 +4,8 @@
 
 # %% ../../nbs/show/34_pages.ipynb #12ce06af
 from __future__ import annotations
-import ast, base64, hashlib, io, json, os, re, sys, tempfile, tokenize, unicodedata, uuid
+import ast, base64, hashlib, io, json, multiprocessing, os, re, signal, sys, tempfile, tokenize, unicodedata, uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape, unescape
@@ -18,7 +19,7 @@ from ..study.verdicts import VERDICTS, judge_ledger, kind
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'PAGE_LIMIT', 'LEDGERS', 'THUMBNAIL_LIMIT', 'THUMBNAILS_LIMIT', 'Parameter', 'parameters',
-           'check_parameters', 'execute', 'mathml', 'render', 'place', 'publish', 'thumbnail', 'site']
+           'check_parameters', 'execute', 'mathml', 'render', 'place', 'publish', 'publish_all', 'thumbnail', 'site']
 
 # %% ../../nbs/show/34_pages.ipynb #90064203
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def _kernel_manager() -> type:
     from jupyter_client.manager import AsyncKernelManager
     from jupyter_core.paths import jupyter_runtime_dir
     from traitlets import default
-    start = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    # What a kernel has to say of its own end is no line for the reader: errors of cells come as messages.
+    start = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
     has_room = len(jupyter_runtime_dir()) < 80      # a socket's path ends at 107 bytes; its name takes about 20
 
     class ThisInterpreter(AsyncKernelManager):
@@ -556,6 +558,21 @@ def publish(notebook: str | Path,            # what to run
         executed = Path(folder)/notebook.name
         _execute(notebook, executed, html.with_suffix(".failed.ipynb"), parameters, timeout_s)
         return _render(executed, html, title, None, profile, home, notebook.parent)
+
+# %% ../../nbs/show/34_pages.ipynb #c1df9e9c
+def publish_all(pages: Sequence[tuple[Path, Path, dict, str]],   # notebook, where the page shall appear, parameters, profile
+                workers: int = 1,
+               ) -> Iterator[Path]:                              # in the same order, each as soon as it is there
+    "Publish many pages; the first that fails ends it."
+    if min(workers, len(pages)) < 2: yield from map(_published, pages)
+    else:
+        # A fresh interpreter for each: a fork would take this one's event loops along. An interrupt ends the pool, and that its kernels.
+        with multiprocessing.get_context("spawn").Pool(min(workers, len(pages)), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+            yield from pool.imap(_published, pages)
+
+def _published(page: tuple[Path, Path, dict, str]) -> Path:
+    notebook, html, parameters, profile = page
+    return publish(notebook, html, parameters, profile=profile)
 
 # %% ../../nbs/show/34_pages.ipynb #49b9c4c1
 _SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
