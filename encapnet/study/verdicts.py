@@ -348,7 +348,7 @@ def judge_all(found: Sequence[Result], costs: Mapping[str, dict] = {}) -> list[J
     for claim in CLAIMS.values():
         rules = [rule for rule in claim.rules if isinstance(rule, _RUN_RULES)]
         places = _places(claim, found) if rules else {}
-        ready = {place: sum(not _missing(rule, seen, place) for rule in rules) for place, seen in places.items()}
+        ready = {place: _ready(rules, seen, place) for place, seen in places.items()}
         best = max(ready, key=ready.get, default=None)           # of equals the first, which is the strongest
         chosen[claim.id] = rules, places, best
     open_ = {}
@@ -359,6 +359,11 @@ def judge_all(found: Sequence[Result], costs: Mapping[str, dict] = {}) -> list[J
     return [_judgement(claim, *chosen[claim.id], p, costs) for claim in CLAIMS.values()]
 
 # %% ../../nbs/study/16_verdicts.ipynb #9b2e06c6
+def _ready(rules: Sequence[Rule], seen: Seen, place: Place) -> tuple[int, int]:
+    "How many rules can be decided at a place: by several seeds, and at all."
+    there = [rule for rule in rules if not _missing(rule, seen, place)]
+    return sum(min(len(seen[row]) for row in _rows_at(rule, place)) > 1 for rule in there), len(there)
+
 def _judgement(claim: Claim, rules: list[Rule], places: Mapping[Place, Seen], best: Place | None, p, costs) -> Judgement:
     seen = places[best] if best else {}
     found = dict(zip(rules, judge(rules, seen, best or Place(CONFIRMING, "cifar10"), p)))
