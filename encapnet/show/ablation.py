@@ -11,11 +11,11 @@ from . import plots
 from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, clear_best, command_of, error_text,
                                   from_ledger, from_store, ledger_command, run_frame, seconds_text, seen_on, themed, verdict, verdict_text)
 from ..study import paper
-from ..study.claims import CLAIMS
+from ..study.claims import CLAIMS, GROUPS
 from ..study.config import EXPERIMENTS, find_profile
 from ..study.launch import planned
 from ..study.stats import Interval, reduction
-from ..study.verdicts import Place, judge
+from ..study.verdicts import Place, family, judge
 
 # %% auto #0
 __all__ = ['PAGES', 'row_letter', 'Ablation', 'ablation']
@@ -136,7 +136,8 @@ def _reductions(study: Ablation) -> Verdict:
     "The share of the error that optimal transport takes away, in both networks, and whether it is more in EncapNet."
     lines, said, rule = [], [], CLAIMS["ot_helps_encapnet_more"].rules[0]
     for dataset, seen in seen_on(study.standings[0]).items():
-        finding, about = judge([rule], seen, Place(study.profile.name, dataset))[0], dict(data=DATASET_TITLE.get(dataset, dataset))
+        place = Place(study.profile.name, dataset)
+        finding, about = judge([rule], seen, place, family(GROUPS["table3_right"], seen, place))[0], dict(data=DATASET_TITLE.get(dataset, dataset))
         for network, (before, after, printed) in paper.REDUCTIONS.items():
             errors = [list(study.of(row, dataset).error) for row in (before, after)]
             share = reduction(*errors, int(study.of(before, dataset).images.iloc[0])) if all(errors) else None

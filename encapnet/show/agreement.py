@@ -12,12 +12,12 @@ from . import plots
 from .report import (DATASET_TITLE, Standing, Trained, Verdict, check_arguments, command_of, error_text, from_ledger,
                                   from_store, ledger_command, run_frame, seen_on, themed, verdict_text)
 from ..study import paper
-from ..study.claims import Trend, comparisons
+from ..study.claims import GROUPS, Trend, comparisons
 from ..study.config import EXPERIMENTS, StudyError, find_profile
 from ..study.launch import planned
 from ..study.runs import Record
 from ..study.stats import Interval, exceeds, mean_interval
-from ..study.verdicts import Place, judge
+from ..study.verdicts import Place, family, judge
 
 # %% auto #0
 __all__ = ['STATISTICS', 'CLASSES', 'AUTHORS', 'IMAGES', 'RULE', 'with_agreement', 'curve_lines', 'histogram_lines', 'Agreement',
@@ -249,7 +249,8 @@ def _authors(rule: Trend) -> str:
 
 def _claim_lines(study: Agreement, dataset: str) -> list[dict[str, str]]:
     claimed, seen = comparisons(study.experiment), seen_on(study.standings[0]).get(dataset, {})
-    findings = judge([one.rule for one in claimed], seen, Place(study.profile.name, dataset, study.experiment))
+    place = Place(study.profile.name, dataset, study.experiment)
+    findings = judge([one.rule for one in claimed], seen, place, family(GROUPS[study.experiment], seen, place))
     return [dict(id=one.id, data=DATASET_TITLE.get(dataset, dataset), claim=one.statement, paper=finding.paper, authors=_authors(one.rule),
                  ours=finding.ours, gap=finding.gap or "–", word=finding.verdict, verdict=verdict_text(finding))
             for one, finding in zip(claimed, findings)]

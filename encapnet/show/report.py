@@ -14,13 +14,13 @@ import pandas as pd
 from great_tables import GT, loc, style
 from . import plots, twins
 from ..study import paper
-from ..study.claims import PAPER_COLUMN, comparisons
+from ..study.claims import GROUPS, PAPER_COLUMN, comparisons
 from ..study.config import EXPERIMENTS, StudyError, UsageError, find_profile, nearest
 from ..study.launch import ensure, measured, planned
 from ..study.runs import (COSTS, Record, Run, changed_code, code_closure, code_hash, config_of, counted, finished, known_rows,
                                  own_versions, seal_of)
 from ..study.stats import Interval, error_interval
-from ..study.verdicts import Finding, Place, Seen, judge, results
+from ..study.verdicts import Finding, Place, Seen, family, judge, results
 
 # %% auto #0
 __all__ = ['DATASET_TITLE', 'RULE', 'ALARM', 'Standing', 'from_store', 'from_ledger', 'every_ledger', 'error_text', 'bytes_text',
@@ -88,7 +88,7 @@ def every_ledger(reports: str | Path) -> list[Standing]:
 def error_text(interval: Interval | None) -> str:
     "`4.53 (3.9 to 5.2)`; a dash when there is nothing."
     if interval is None: return "–"
-    return f"{interval.value:.2f} <small>({max(0.0, interval.low):.2f} to {interval.high:.2f})</small>"
+    return f"{interval.value:.2f} <small>({max(0.0, interval.low):.2f} to {min(100.0, interval.high):.2f})</small>"
 
 def bytes_text(count: float | None) -> str:
     "Bytes with a fitting unit."
@@ -349,7 +349,8 @@ def verdict(standing: Standing, experiment: str, profile: str) -> Verdict:
     "Every comparison of an experiment's rows on every data set: the paper's numbers, ours, the gap with its interval, and what it says."
     claimed, lines, counts = comparisons(experiment), [], Counter()
     for dataset, seen in seen_on(standing).items():
-        findings = judge([one.rule for one in claimed], seen, Place(profile, dataset))
+        place = Place(profile, dataset)
+        findings = judge([one.rule for one in claimed], seen, place, family(GROUPS.get(experiment, ""), seen, place))
         counts.update(finding.verdict for finding in findings)
         lines += [dict(data=DATASET_TITLE.get(dataset, dataset), claim=one.statement, paper=finding.paper, ours=finding.ours,
                        gap=finding.gap.replace(" points", "") or "–", verdict=verdict_text(finding)) for one, finding in zip(claimed, findings)]
@@ -357,8 +358,8 @@ def verdict(standing: Standing, experiment: str, profile: str) -> Verdict:
     table = GT(pd.DataFrame(lines, columns=columns), id=f"{experiment}-verdict", groupname_col="data").cols_label(
         claim="the paper says", paper="paper (%)", ours="ours (%)", gap="gap (points), 95 % interval", verdict="verdict")
     table = themed(table.fmt_passthrough("verdict", escape=False).cols_align("right", ["paper", "ours", "gap"]).tab_source_note(
-        f"Profile {profile}. Intervals are over seeds and test images, and these comparisons are judged together. A single seed gives no direction, "
-        "and only the profile “paper” can confirm or refute."))
+        f"Profile {profile}. Intervals are over seeds and test images, and all that the paper reads from the table is judged together. A single "
+        "seed gives no direction, and only the profile “paper” can confirm or refute."))
     return Verdict(table, f"{len(lines)} comparisons: " + ", ".join(f"{count} {word}" for word, count in counts.most_common()))
 
 # %% ../../nbs/show/32_report.ipynb #ddedb6c5

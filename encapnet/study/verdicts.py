@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from .claims import (CLAIMS, ROUTED, Below, Claim, Computed, Differs, Diverges, Fits, Ordered, Reaches, Reduces, Rule,
-                                   Trend, label, printed_error, rows_of)
+from .claims import (CLAIMS, GROUPS, ROUTED, Below, Claim, Computed, Differs, Diverges, Fits, Ordered, Reaches, Reduces, ROUTING,
+                                   Rule, Trend, label, printed_error, rows_of)
 from .config import EXPERIMENTS, PROFILES, RunConfig
 from .paper import FIG2_PRINTED, TABLE1
 from .runs import COSTS, Record, changed_code, counted
@@ -19,7 +19,7 @@ from .stats import (Interval, Part, adjusted, apart, binomial_error, contrast, d
 
 # %% auto #0
 __all__ = ['Seen', 'CONFIRMING', 'VERDICTS', 'Result', 'results', 'statistic', 'Gap', 'gaps', 'Finding', 'Judgement', 'signed',
-           'gap_text', 'kind', 'weakest', 'paper_text', 'ours_text', 'Place', 'judge', 'adjust', 'judge_all',
+           'gap_text', 'kind', 'weakest', 'paper_text', 'ours_text', 'Place', 'judge', 'family', 'adjust', 'judge_all',
            'ledger_results', 'judge_ledger', 'Rates', 'planted']
 
 # %% ../../nbs/study/16_verdicts.ipynb #da84337f
@@ -122,6 +122,7 @@ def _trend(rule: Trend, seen: Seen, routed: Mapping[str, str]) -> list[Gap]:
     return [Gap(found, unit)] if found else []
 
 # %% ../../nbs/study/16_verdicts.ipynb #70b048aa
+_RUN_RULES = (Below, Trend, Reduces, Differs, Diverges, Reaches)
 CONFIRMING = "paper"                                # the one profile that can reproduce
 VERDICTS = {"reproduced": "✓", "direction agrees": "✓", "exact": "=", "unresolvable": "~", "direction disagrees": "✗", "not reproduced": "✗",
             "not attempted": "–"}                   # word -> shape, so that colour is never alone
@@ -221,7 +222,7 @@ def _printed_text(row: str, dataset: str) -> str | None:
 def _printed_trend(rule: Trend) -> str:
     if (more := rule.higher[0]) == (less := rule.lower[0]): return ""
     printed = FIG2_PRINTED.get(rule.statistic)
-    return f"{printed[more]:g} vs {printed[less]:g}" if printed else ""
+    return f"{ROUTING[more]} {printed[more]:g}, {ROUTING[less]} {printed[less]:g}" if printed else ""
 
 def _printed_seconds(row: str) -> str: return f"{TABLE1[row.partition('/')[2].removesuffix('_votes')].seconds:g}"
 
@@ -243,15 +244,18 @@ def _trend_text(rule: Trend, seen: Seen, routed: Mapping[str, str]) -> str:
     values = [[found[0] for run in seen.get(routed.get(routing, ""), {}).values() if (found := statistic(run, rule.statistic, moment))]
               for routing, moment in (rule.higher, rule.lower)]
     scale = 100 if rule.statistic in ("similar", "dissimilar") else 1
-    return " vs ".join(f"{scale * _mean(side):.3g}" for side in values) if all(values) else ""
+    apart = rule.higher[0] != rule.lower[0]
+    names = [ROUTING[routing] if apart else f"{moment} epoch" for routing, moment in (rule.higher, rule.lower)]
+    return ", ".join(f"{name} {scale * _mean(side):.3g}" for name, side in zip(names, values)) if all(values) else ""
 
 # %% ../../nbs/study/16_verdicts.ipynb #cafeb8cc
 def _measured(rule: Fits | Ordered | Computed, costs: Mapping[str, dict]) -> Finding:
     "A rule that no training decides, by the outcomes of measurements."
     printed = paper_text([rule], "")
     if isinstance(rule, Computed):
-        holds = rule.computed > rule.above if rule.above is not None else abs(rule.computed - rule.printed) <= 0.03 * rule.printed
-        return Finding(rule, printed, f"{rule.computed:.4g}", "", "exact" if holds else "direction disagrees")
+        exact = abs(rule.computed - rule.printed) <= 0.03 * rule.printed
+        word = "exact" if exact else "direction agrees" if rule.above is not None and rule.computed > rule.above else "direction disagrees"
+        return Finding(rule, printed, f"{rule.computed:.4g}", "", word)
     outcomes = [costs.get(row.partition("/")[2]) for row in rows_of(rule)]
     if None in outcomes: return Finding(rule, printed, "–", "", "not attempted", "not measured on this machine")
     if isinstance(rule, Fits):
@@ -313,12 +317,12 @@ def _missing(rule: Rule, seen: Seen, place: Place) -> str:
 def judge(rules: Sequence[Rule],
           seen: Seen,
           place: Place,
-          p: Mapping[Rule, list[float]] | None = None,   # adjusted, of all gaps; None: among these rules
+          p: Mapping[Rule, list[float]] | None = None,   # adjusted, as `family` has them; others are adjusted among themselves
          ) -> list[Finding]:
     "What runs of one profile and data set say of rules."
     absent = {rule: _missing(rule, seen, place) for rule in rules}
     open_ = {rule: gaps(rule, seen, ROUTED[place.routed]) for rule in rules if not absent[rule]}
-    if p is None: p = adjust(open_)
+    p = adjust({rule: found for rule, found in open_.items() if rule not in (p or {})}) | dict(p or {})
     found = []
     for rule in rules:
         printed, ours = paper_text([rule], place.dataset), ours_text([rule], seen, ROUTED[place.routed])
@@ -330,18 +334,27 @@ def judge(rules: Sequence[Rule],
         else:
             said = [_worded(gap, value, place.profile) for gap, value in zip(open_[rule], p[rule])]
             word = weakest(word for word, _ in said)
-            found.append(Finding(rule, printed, ours, "; ".join(map(gap_text, open_[rule])), word, next(why for one, why in said if one == word),
+            found.append(Finding(rule, printed, ours, "; ".join(map(gap_text, open_[rule])), word,
+                                 min((why for one, why in said if one == word), key=lambda why: "holds zero" not in why),
                                  min(gap.interval.seeds for gap in open_[rule])))
     return found
+
+def family(group: str,       # the table or figure
+           seen: Seen,
+           place: Place,
+          ) -> dict[Rule, list[float]]:
+    "Adjusted values of p of all that a table or figure is said to show at a place: the same in its report and among the claims."
+    rows = {f"{row.home or name}/{row.name}" for name, one in GROUPS.items() if one == group for row in EXPERIMENTS[name].values()}
+    rules = dict.fromkeys(rule for claim in CLAIMS.values() if claim.group == group for rule in claim.rules
+                          if isinstance(rule, _RUN_RULES) and rows.issuperset(_rows_at(rule, place)))
+    return adjust({rule: gaps(rule, seen, ROUTED[place.routed]) for rule in rules if not _missing(rule, seen, place)})
 
 def adjust(open_: Mapping[Rule, list[Gap]]) -> dict[Rule, list[float]]:
     "Values of p of all gaps, adjusted for being judged together."
     values = iter(adjusted([gap.interval.p for found in open_.values() for gap in found]))
     return {rule: [next(values) for _ in found] for rule, found in open_.items()}
 
-# %% ../../nbs/study/16_verdicts.ipynb #7bcecde8
-_RUN_RULES = (Below, Trend, Reduces, Differs, Diverges, Reaches)
-
+# %% ../../nbs/study/16_verdicts.ipynb #899e6388
 def judge_all(found: Sequence[Result], costs: Mapping[str, dict] = {}) -> list[Judgement]:
     "Every claim, by training runs and by the outcomes of `table1_cost`'s measurements."
     chosen = {}
@@ -351,31 +364,41 @@ def judge_all(found: Sequence[Result], costs: Mapping[str, dict] = {}) -> list[J
         ready = {place: _ready(rules, seen, place) for place, seen in places.items()}
         best = max(ready, key=ready.get, default=None)           # of equals the first, which is the strongest
         chosen[claim.id] = rules, places, best
-    open_ = {}
-    for rules, places, best in chosen.values():
-        for rule in rules if best else ():
-            if not _missing(rule, places[best], best): open_[rule] = gaps(rule, places[best], ROUTED[best.routed])
-    p = adjust(open_)
-    return [_judgement(claim, *chosen[claim.id], p, costs) for claim in CLAIMS.values()]
+    everything: dict[Place, dict[str, dict[int, Result]]] = {}
+    for result in found:
+        for routed in ROUTED:
+            place = Place(result.profile, result.dataset.removesuffix("32"), routed)
+            everything.setdefault(place, {}).setdefault(result.row, {})[result.seed] = result
+    families = {(group, place): family(group, seen, place) for place, seen in everything.items() for group in dict.fromkeys(GROUPS.values())}
+    return [_judgement(claim, *chosen[claim.id], families, costs) for claim in CLAIMS.values()]
 
 # %% ../../nbs/study/16_verdicts.ipynb #9b2e06c6
+def _tally(findings: Sequence[Finding]) -> str:
+    "How many of several rules say what."
+    words = [kind(finding.verdict) for finding in findings]
+    whys = list(dict.fromkeys(finding.why for finding in findings if finding.why))
+    return f"{len(words)} rules: " + ", ".join(f"{words.count(word)} {word}" for word in VERDICTS if word in words) + (
+        f"; {whys[0]}" if len(whys) == 1 else "")
+
 def _ready(rules: Sequence[Rule], seen: Seen, place: Place) -> tuple[int, int]:
     "How many rules can be decided at a place: by several seeds, and at all."
     there = [rule for rule in rules if not _missing(rule, seen, place)]
     return sum(min(len(seen[row]) for row in _rows_at(rule, place)) > 1 for rule in there), len(there)
 
-def _judgement(claim: Claim, rules: list[Rule], places: Mapping[Place, Seen], best: Place | None, p, costs) -> Judgement:
+def _judgement(claim: Claim, rules: list[Rule], places: Mapping[Place, Seen], best: Place | None, families, costs) -> Judgement:
     seen = places[best] if best else {}
-    found = dict(zip(rules, judge(rules, seen, best or Place(CONFIRMING, "cifar10"), p)))
+    def judged(place): return judge(rules, places.get(place, {}), place, families.get((claim.group, place)))
+    found = dict(zip(rules, judged(best or Place(CONFIRMING, "cifar10"))))
     findings = tuple(found.get(rule) or _measured(rule, costs) for rule in claim.rules)
     verdict = weakest(finding.verdict for finding in findings)
-    why = next((finding.why for finding in findings if finding.verdict == verdict), "")
-    further = tuple((place.profile, place.dataset, weakest(finding.verdict for finding in judge(rules, other, place)))
-                    for place, other in places.items() if place != best)
+    why = findings[0].why if len(findings) == 1 else _tally(findings)
+    others = {place: weakest(finding.verdict for finding in judged(place)) for place in places if place != best}
+    further = tuple((place.profile + ", J = 512" * (place.routed == "polarisation"), place.dataset, word) for place, word in others.items())
     attempted = best and any(finding.verdict != "not attempted" for finding in found.values())
     where = best if attempted else Place("", "")
     measured = "; ".join(finding.ours for finding in findings if not isinstance(finding.rule, _RUN_RULES) and finding.ours != "–")
-    ours = "; ".join(text for text in (ours_text(rules, seen, ROUTED[where.routed]), measured) if text != "–" and text) or "–"
+    trained = ours_text(rules, seen, ROUTED[where.routed]) if attempted else ""
+    ours = "; ".join(text for text in (trained, measured) if text and text != "–") or "–"
     stale = {run.row: run.stale for rule in rules for row in rows_of(rule) for run in seen.get(row, {}).values() if run.stale}
     return Judgement(claim.id, claim.group, claim.statement, claim.source, claim.note, verdict, why, paper_text(claim.rules, where.dataset), ours,
                      min((finding.seeds for finding in found.values() if finding.seeds), default=0), where.profile, where.dataset,

@@ -22,7 +22,11 @@
     button.type = "button";
     button.dataset.kind = item.dataset.kind;
     button.append.apply(button, Array.from(item.childNodes));
-    button.addEventListener("click", function () { chosen = chosen === item.dataset.kind ? "" : item.dataset.kind; show(); });
+    button.addEventListener("click", function () {
+      chosen = chosen === item.dataset.kind ? "" : item.dataset.kind;
+      show();
+      if (chosen) document.getElementById("claims").scrollIntoView();
+    });
     item.append(button);
     buttons.push(button);
   });
