@@ -84,6 +84,19 @@ MADE = """<div class="g" id="provenance"><table><thead><tr><th></th><th></th></t
 <tr><th>seeds</th><td>0, 1, 2</td></tr>{}</tbody></table></div>"""
 
 
+def test_a_stale_run_reaches_the_front_page_from_a_real_provenance_table(tmp_path):
+    from encapnet.show.report import Standing, provenance_table
+
+    shown = provenance_table("encapnet reproduce table1", None, Standing({"k": ("e_master", None, "stale", "losses.py has changed")}))
+    page = tmp_path / "quick" / "table1.html"
+    page.parent.mkdir()
+    head = '<meta name="encapnet:name" content="table1"><meta name="encapnet:description" content="about &quot;it&quot;">'
+    page.write_text(f"<html><head>{head}</head><body>{shown.as_raw_html()}</body></html>")
+    card = pages._card(page, tmp_path)
+    assert card["stale"] == ["e_master (k): stale, losses.py has changed"] and card["command"] == "encapnet reproduce table1"
+    assert card["description"] == 'about "it"'
+
+
 @pytest.fixture(scope="module")
 def front(tmp_path_factory):
     "A front page with everything: claims of every verdict, a ledger, pages of two profiles and of none."
@@ -101,7 +114,7 @@ def front(tmp_path_factory):
     write("complexity.html", "Complexity")
     write("quick/table1.html", "Table 1", FIGURE.format(pages._svg_uri(drawing)) + MADE.format(""))
     write("quick/bench_data.html", "Bench", FIGURE.format("data:image/png;base64," + "A" * 200_000))
-    write("paper/table1.html", "Table 1 at length", MADE.format("<tr><td>not fresh</td><td>a: losses.py has changed</td></tr>" * 3))
+    write("paper/table1.html", "Table 1 at length", MADE.format("<tr><td>✗ not fresh</td><td>a: losses.py has changed</td></tr>" * 3))
     return pages.site(folder, judged=JUDGED)
 
 

@@ -76,7 +76,7 @@ class Claims:
     def save(self, reports: str | Path) -> list[Path]:
         names = "id group statement source verdict why paper ours seeds profile dataset command".split()
         frame = pd.DataFrame([{name: getattr(one, name) for name in names} for one in self.judged])
-        return twins.save(reports, "", {"Claims by verdict.": self.rollup(), "Simulated studies, judged in the same way.": self.trials()}, {},
+        return twins.save(reports, "", {"Claims by verdict.": self.rollup(), "Simulated studies, judged by the same rules.": self.trials()}, {},
                           dict(claims=frame))
 
 # %% ../../nbs/show/35g_claims.ipynb #0c9bdad4
@@ -93,8 +93,8 @@ def _rollup(judged: list[Judgement]) -> Verdict:
              for group, found in (groups | {"all": counts}).items()]
     table = GT(pd.DataFrame(lines), id="claims-rollup").cols_label(group="", all="claims", **{word: f"{VERDICTS[word]} {word}" for word in words})
     table = themed(table.cols_align("right", [*words, "all"]).tab_source_note(
-        "Only the profile “paper” can reproduce a claim or fail to. Nothing is judged by a single seed. All comparisons are judged together: of "
-        "those that are called resolved one in twenty may be false (Benjamini and Hochberg)."))
+        "Only the profile “paper” can reproduce a claim or fail to. Nothing is judged by a single seed. What one table or figure is said to "
+        "show is judged together: of what is called resolved there one in twenty may be false (Benjamini and Hochberg)."))
     return Verdict(table, f"{counts.total()} claims: " + ", ".join(f"{counts[word]} {word}" for word in words))
 
 # %% ../../nbs/show/35g_claims.ipynb #c9bb39f2
@@ -119,9 +119,8 @@ def _trials(seeds: int, spread: float, error: float, images: int, studies: int =
     table = table.cols_align("right", ["gap", "unresolved", "found", "false"])
     return themed(table.tab_source_note(
         f"{studies} simulated studies each: n = {seeds} seeds with a standard deviation of {spread:.2g} points, rows of {error:.3g} % error and "
-        f"more, {images:,} test images, {rules} comparisons judged together. The resolvable gap of so many is {gap:.2g} points; of one alone "
-        "it would be "
-        f"{resolvable_gap(seeds, spread, error, images):.2g}."))
+        f"more, {images:,} test images, {rules} comparisons judged as one family, where the study makes one of each table. The resolvable gap of so "
+        f"many is {gap:.2g} points; of one alone it would be {resolvable_gap(seeds, spread, error, images):.2g}."))
 
 def _trial_line(share: float, rates: Rates) -> dict[str, str]:
     words = {0.0: "nothing", 0.5: "half the resolvable gap", 1.0: "the resolvable gap", 2.0: "twice the resolvable gap"}

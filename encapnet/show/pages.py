@@ -12,13 +12,13 @@ from html import escape, unescape
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote, unquote
-from .upkeep import made_by
+from .upkeep import head_of, made_by
 from ..study.config import PROFILES, StudyError, UsageError, nearest
 from ..study.runs import write_atomic
 from ..study.verdicts import VERDICTS, judge_ledger, kind
 
 # %% auto #0
-__all__ = ['TEMPLATES', 'PAGE_LIMIT', 'LEDGERS', 'THUMBNAIL_LIMIT', 'THUMBNAILS_LIMIT', 'Parameter', 'parameters',
+__all__ = ['TEMPLATES', 'PAGE_LIMIT', 'SIDE_BY_SIDE', 'LEDGERS', 'THUMBNAIL_LIMIT', 'THUMBNAILS_LIMIT', 'Parameter', 'parameters',
            'check_parameters', 'execute', 'mathml', 'render', 'place', 'publish', 'publish_all', 'thumbnail', 'site']
 
 # %% ../../nbs/show/34_pages.ipynb #90064203
@@ -560,14 +560,17 @@ def publish(notebook: str | Path,            # what to run
         return _render(executed, html, title, None, profile, home, notebook.parent)
 
 # %% ../../nbs/show/34_pages.ipynb #c1df9e9c
+SIDE_BY_SIDE = 4     # pages at once
+
 def publish_all(pages: Sequence[tuple[Path, Path, dict, str]],   # notebook, where the page shall appear, parameters, profile
                 workers: int = 1,
                ) -> Iterator[Path]:                              # in the same order, each as soon as it is there
     "Publish many pages; the first that fails ends it."
-    if min(workers, len(pages)) < 2: yield from map(_published, pages)
+    workers = min(workers, len(pages), SIDE_BY_SIDE)
+    if workers < 2: yield from map(_published, pages)
     else:
         # A fresh interpreter for each: a fork would take this one's event loops along. An interrupt ends the pool, and that its kernels.
-        with multiprocessing.get_context("spawn").Pool(min(workers, len(pages)), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        with multiprocessing.get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
             yield from pool.imap(_published, pages)
 
 def _published(page: tuple[Path, Path, dict, str]) -> Path:
@@ -637,26 +640,25 @@ def _thin(element, used: set[str]):
 LEDGERS = ("claims", "deviations", "evidence")
 THUMBNAIL_LIMIT, THUMBNAILS_LIMIT = 150_000, 1_400_000   # characters: one figure, all of them
 _FIRST_FIGURE = re.compile(r'<figure class="output figure">\s*<div class="paper">(<img\b[^>]*>)')
+_STALE = "✗ not fresh"       # as a page's provenance calls a run whose code has changed since
 _MADE_BY = re.compile(r'<div [^>]*\bid="provenance[^"]*".*?<tbody[^>]*>(.*?)</tbody>', re.DOTALL)
 _ROW = re.compile(r"<tr[^>]*>\s*<t[dh][^>]*>(.*?)</t[dh]>\s*<t[dh][^>]*>(.*?)</t[dh]>\s*</tr>", re.DOTALL)
 
 def _attributes(tag: str) -> dict[str, str]:
-    return {name: unescape(value) for name, value in re.findall(r'\b(name|content|src|alt)="([^"]*)"', tag)}
+    return {name: unescape(value) for name, value in re.findall(r'\b(src|alt)="([^"]*)"', tag)}
 
 def _card(page: Path, reports: Path) -> dict | None:
     "What the front page says of a page; None if `render` did not write it."
     text = page.read_text(encoding="utf-8", errors="replace")
-    tags = map(_attributes, re.findall(r"<meta\b[^>]*>", text.partition("</head>")[0]))
-    said = {tag["name"]: tag.get("content", "") for tag in tags if "name" in tag}
-    if "encapnet:name" not in said: return None
+    if "name" not in (said := head_of(page)): return None
     profile, figure, made = page.parent.name if page.parent != reports else "", _FIRST_FIGURE.search(text), _MADE_BY.search(text)
     made = [(_text(what), _text(value)) for what, value in _ROW.findall(made[1])] if made else []
     command = dict(made).get("command", "").replace(" --from-ledger", "")
     figure = _attributes(figure[1]) if figure else {}
-    return {key: said.get(f"encapnet:{key}", "") for key in ("name", "title", "description", "verdict")} | dict(
+    return {key: said.get(key, "") for key in ("name", "title", "description", "verdict")} | dict(
         profile=profile, href=quote(page.relative_to(reports).as_posix()), thumbnail=_small(figure.get("src", "")), alt=figure.get("alt", ""),
         command=command or f"encapnet reproduce {page.stem}" + (f" --profile {profile}" if profile else ""),
-        made=[line for line in made if line[0] not in ("command", "not fresh")], stale=[value for what, value in made if what == "not fresh"])
+        made=[line for line in made if line[0] not in ("command", _STALE)], stale=[value for what, value in made if what == _STALE])
 
 def _small(uri: str) -> str:
     "The thumbnail of a figure's data address; none where it would be too large."

@@ -36,8 +36,7 @@ def mean_interval(values: Sequence[float],    # of any statistic, one per seed
         return Interval(mean, mean - half, mean + half, 1, "test images")
     spread = math.sqrt(sum((value - mean)**2 for value in values) / (n - 1) / n)
     half = spread * stats.t.ppf((1 + confidence) / 2, n - 1)
-    p = 2 * stats.t.sf(abs(mean) / spread, n - 1) if spread else float(not mean)
-    return Interval(mean, mean - half, mean + half, n, "seeds", float(p))
+    return Interval(mean, mean - half, mean + half, n, "seeds")
 
 def error_interval(errors: Sequence[float],   # one error in percent per seed
                    images: int,               # size of the test set
