@@ -68,8 +68,7 @@ def _seed_count(profile: str, seeds: int | None) -> int:
 DEFAULT_REPORTS = ("table1", "complexity", "fig2")
 CheckOption = Annotated[bool, typer.Option("--check", help="Render nothing: say of every page (or of those named) whether it still is what ledger, "
                                            "notebook and code make of it; exit with 1 if not.")]
-OnOption = Annotated[str, typer.Option(help="Train many runs at once: local[:N], so many processes here, or ray[:ADDRESS], on a cluster.",
-                                       show_default=False)]
+OnOption = Annotated[str, typer.Option(help="Where to train: local[:N], so many runs at a time here, or ray[:ADDRESS], on a cluster.")]
 
 PAGED = ("routing", "transport")   # explorers that work without a kernel, too
 
@@ -101,13 +100,13 @@ def reproduce(context: typer.Context,
               all_: Annotated[bool, typer.Option("--all", help="Every report there is.")] = False,
               from_ledger: Annotated[bool, typer.Option(help="Rebuild pages from the committed ledger; train nothing.")] = False,
               retrain: Annotated[bool, typer.Option(help="Train stale and failed runs again.")] = False,
-              check: CheckOption = False, on: OnOption = ""):
+              check: CheckOption = False, on: OnOption = "local"):
     "Train what is missing and render the reports."
     from encapnet.show import pages
     from encapnet.study import cluster, launch
     if check: return _check_pages(context, reports_ or [], profile, reports)
-    if on and from_ledger: raise UsageError("--on trains, and --from-ledger trains nothing: leave one of them out")
-    engine = cluster.engine(on) if on else None      # one run after the other
+    if from_ledger and "on" in _given(context): raise UsageError("--on trains, and --from-ledger trains nothing: leave one of them out")
+    engine = cluster.engine(on)
     chosen, deadline, seeds = chosen_reports(reports_ or [], all_), _deadline(max_minutes), _seed_count(profile, seeds)
     if missing not in launch.MISSING: raise UsageError(f"no such --missing {missing!r}; {nearest(missing, launch.MISSING)}")
     if not from_ledger: _root(data_root)

@@ -4,6 +4,7 @@ The same means bit for bit: weights, both moments, metrics and the ledger's line
 Every driver is a process of its own, which writes what it hears into `told`.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -14,10 +15,12 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from encapnet import cli, data, training
+from encapnet.show import pages
 from encapnet.study import cluster, launch
 from encapnet.study.config import OutOfTime, Schedule, StudyError, plan
 from encapnet.study.runs import CHECKPOINTS, Run, read_ledger, state
@@ -210,10 +213,31 @@ def ends(capsys, *arguments):
 def test_a_time_box_says_what_remains(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(launch._KNOWN, "synthetic in None", "0" * 64)
     places = "--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")
-    for on in (["--on", "local:2"], []):
+    for on in (["--on", "local:1"], []):
         code, said = ends(capsys, "reproduce", "fig2", "--profile", "smoke", "--max-minutes", "0", *places, *on)
         assert code == 75 and said.startswith("encapnet: time is up before table1/a_dynamic; 3 of 3 runs remain (table1/a_dynamic, "), said
         assert said.endswith(" and the same command goes on with them\n")
+
+
+@pytest.mark.parametrize(
+    "cores, gigabytes, gpus, count",
+    [(1, 64, [], 1), (2, 64, [], 2), (4, 64, [], 2), (16, 64, [], 8), (16, 16, [], 5), (2, 2, [], 1), (16, 8, ["0", "1"], 2)],
+)
+def test_unsaid_as_many_are_trained_at_a_time_as_there_is_room_for(tmp_path, monkeypatch, cores, gigabytes, gpus, count):
+    memory = dict(SC_PAGE_SIZE=4096, SC_PHYS_PAGES=gigabytes * 2**18)
+    monkeypatch.setattr(os, "sysconf", memory.get)
+    monkeypatch.setattr(cluster, "cores", lambda: cores)
+    monkeypatch.setattr(cluster, "gpus", lambda: gpus)
+    assert cluster.abreast() == count
+    took = []
+    monkeypatch.setattr(cluster, "Processes", lambda number: took.append(number) or contextlib.nullcontext())
+    monkeypatch.setattr(cluster, "Sweep", lambda todo, orders, place: SimpleNamespace(run=lambda: None))
+    monkeypatch.setitem(launch._KNOWN, "synthetic in None", "0" * 64)
+    monkeypatch.setattr(pages, "publish_all", lambda made, count: [])
+    monkeypatch.setattr(pages, "site", lambda reports: reports)
+    with pytest.raises(SystemExit, match="^0$"):
+        cli.main(["reproduce", "fig2", "--profile", "smoke", "--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")])
+    assert took == [min(3, count)]
 
 
 def test_ray_is_an_extra(capsys, monkeypatch):

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/study/15_cluster.ipynb #8d1f3679
 from __future__ import annotations
-import atexit, importlib.util, os, queue, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import atexit, importlib.util, math, os, queue, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
@@ -20,9 +20,9 @@ from .runs import (CHECKPOINTS, Run, UnknownSchema, append_ledger, check_writabl
 
 # %% auto #0
 __all__ = ['PATIENCE_S', 'RETRIES', 'LOOK_SECONDS', 'MOST_BARS', 'STAYS', 'REMOVE', 'STORE_ID', 'INSTALL', 'CONNECT_SECONDS',
-           'QUIET', 'SHORT', 'attend', 'enter', 'cores', 'gpus', 'threads_each', 'Processes', 'Sweep', 'news',
-           'bring_home', 'luggage', 'end_with', 'Post', 'store_id', 'shows', 'work', 'inspect', 'samples', 'connected',
-           'request', 'Cluster', 'engine', 'on_processes', 'on_ray']
+           'QUIET', 'SHORT', 'MEMORY_EACH', 'attend', 'enter', 'cores', 'gpus', 'threads_each', 'Processes', 'Sweep',
+           'news', 'bring_home', 'luggage', 'end_with', 'Post', 'store_id', 'shows', 'work', 'inspect', 'samples',
+           'connected', 'request', 'Cluster', 'engine', 'abreast', 'on_processes', 'on_ray']
 
 # %% ../../nbs/study/15_cluster.ipynb #efa3eb64
 def attend(arguments: list[str], tell: Callable[[Any], None], **child) -> dict[str, Any]:  # `ended`: done, out of time, killed or failed; `why`
@@ -512,11 +512,17 @@ def _ended_by_a_signal() -> Iterator[None]:
         if before is not None: signal.signal(signal.SIGTERM, before)
 
 # %% ../../nbs/study/15_cluster.ipynb #0834d66e
-def on_processes(runs: list[Run], orders: Orders, count: int = 0):  # 0: one for each GPU, or for every two cores
+MEMORY_EACH = 3 * 2**30  # bytes; rows (a) and (b) of Table 1 at G = 8, 128 images a step, take half of that
+
+def abreast() -> int:
+    "How many trainings at a time this machine is good for."
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    return len(gpus()) or max(1, int(min(max(min(2, cores()), cores() // 2), memory // MEMORY_EACH)))
+
+def on_processes(runs: list[Run], orders: Orders, count: int = 0):  # 0: as many as there is room for
     "Train in so many processes of this machine. Raises OutOfTime, StudyError."
     if not (todo := _to_train(runs, orders)): return
-    count = count or len(gpus()) or max(min(2, cores()), cores() // 2)
-    with _ended_by_a_signal(), Processes(min(count, len(todo))) as place: Sweep(todo, orders, place).run()
+    with _ended_by_a_signal(), Processes(min(count or abreast(), len(todo))) as place: Sweep(todo, orders, place).run()
 
 def on_ray(runs: list[Run], orders: Orders, address: str = "", shared: bool | None = None):  # "": a Ray of our own, here
     "Train on a Ray cluster. Raises OutOfTime, StudyError, UsageError."
