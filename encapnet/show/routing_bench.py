@@ -4,6 +4,7 @@
 
 # %% ../../nbs/show/36_routing_bench.ipynb #abbf6b3e
 from __future__ import annotations
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 import pandas as pd
@@ -139,7 +140,10 @@ class RoutingBench(Bench):
     def over_batch(self) -> plots.Figure:
         full = self.frame[self.frame.workload != "DigitCaps"].lower.max()
         return self._over("batch", "batch", f"Dynamic routing, J = {full:,.0f}", higher=full)
-    def largest(self) -> GT: return largest_table(largest_batches())
+    @cached_property
+    def _largest(self) -> list[dict[str, Any]]: return largest_batches()
+
+    def largest(self) -> GT: return largest_table(self._largest)
     def verdict(self) -> Verdict: return verdict(self.frame)
     def tables(self) -> dict[str, Any]:
         return {"Routing, measured.": self.costs(), "Routing: the largest batch of Table 1's layer.": self.largest(),

@@ -111,11 +111,11 @@ def _imports(tree: ast.AST, module: str) -> dict[str, tuple[str, str | None]]:
 # %% ../../nbs/study/11_runs.ipynb #de15b1df
 class _Module:
     "One module's definitions by name, and what it imports from its own package."
-    def __init__(self, name: str):
-        try: tree = ast.parse(_source(name))
+    def __init__(self, name: str, source: str):
+        try: tree = ast.parse(source)
         # Python 3.11 miscounts its depth when a garbage collection parses too (gh-106905); once more, it counts right.
-        except SystemError: tree = ast.parse(_source(name))
-        self.name, self.imports, self.defined = name, _imports(tree, name), {}
+        except SystemError: tree = ast.parse(source)
+        self.name, self.imports, self.defined, self.hashes = name, _imports(tree, name), {}, {}
         for node in tree.body:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): names = [node.name]
             elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
@@ -123,6 +123,13 @@ class _Module:
                 names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
             else: continue
             for symbol in names: self.defined.setdefault(symbol, []).append(node)
+
+    def hash_of(self, symbol: str) -> str:
+        "Eight digits, which change with what a definition says."
+        if symbol not in self.hashes:
+            tree = json.dumps([_canonical(node) for node in self.defined[symbol]])
+            self.hashes[symbol] = hashlib.sha256(tree.encode()).hexdigest()[:8]
+        return self.hashes[symbol]
 
     def reached(self, symbol: str) -> Iterator[tuple[str, str]]:
         "The definitions of our package that this definition mentions."
@@ -135,6 +142,8 @@ class _Module:
                 target = self.imports.get(node.value.id)
                 if target and target[1] is None: yield target[0], node.attr
 
+_module = lru_cache(256)(_Module)        # by name and text: most closures share most modules
+
 # %% ../../nbs/study/11_runs.ipynb #46e88f7c
 def code_closure(roots: list[str],             # "package.module:symbol"
                  leave_out: tuple[str, ...] = ("encapnet.study",),  # modules that are not followed, with all below them
@@ -145,14 +154,13 @@ def code_closure(roots: list[str],             # "package.module:symbol"
         module, symbol = todo.pop()
         name = f"{module}:{symbol}"
         if name in found or f"{module}.".startswith(tuple(f"{one}." for one in leave_out)): continue
-        if module not in modules: modules[module] = _Module(module)
+        if module not in modules: modules[module] = _module(module, _source(module))
         if symbol not in modules[module].defined:
             target = modules[module].imports.get(symbol)      # a name that is only passed on
             if not target: raise StudyError(f"{module} defines no {symbol!r}")
             todo.append(target)
             continue
-        tree = json.dumps([_canonical(node) for node in modules[module].defined[symbol]])
-        found[name] = hashlib.sha256(tree.encode()).hexdigest()[:8]
+        found[name] = modules[module].hash_of(symbol)
         todo += modules[module].reached(symbol)
     return dict(sorted(found.items()))
 
