@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TEN', 'CIFAR10', 'BUILD', 'DATASETS', 'SPLITS', 'FORMATS', 'SUFFIXES', 'Member', 'Tree', 'MANIFEST', 'IMAGES',
            'AUGMENTATIONS', 'ImageSet', 'stratified', 'DataSet', 'Source', 'locate', 'decode', 'middle', 'cache_folder',
-           'signature', 'load', 'fingerprint', 'available', 'sha256_of', 'verify', 'fetchable', 'fetch', 'crop',
-           'jitter', 'augment', 'ten_crop', 'stream_seed', 'batches']
+           'signature', 'load', 'test_images', 'fingerprint', 'available', 'sha256_of', 'verify', 'fetchable', 'fetch',
+           'crop', 'jitter', 'augment', 'ten_crop', 'stream_seed', 'batches']
 
 # %% ../nbs/20_data.ipynb #7ee09f90
 import gzip, hashlib, importlib.resources, io, json, lzma, os, re, shlex, shutil, sys, tarfile, tempfile, warnings, zlib
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 import numpy as np
@@ -494,6 +495,11 @@ def load(name: str,                       # as in `DATASETS`
     if subset is None or subset >= len(found): return found
     chosen = stratified(found.labels, subset)
     return replace(found, images=found.images[chosen], labels=found.labels[chosen])
+
+@lru_cache(4)
+def test_images(name: str, root: str | Path | None = None) -> ImageSet:
+    "The test images, read once: for those who come back to them while somebody waits. Raises as `load` does."
+    return load(name, "test", root)
 
 # %% ../nbs/20_data.ipynb #3d2061b7
 def _hash(splits: list[ImageSet]) -> str:

@@ -8,7 +8,6 @@ import ctypes, json, math, os, sys, time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 import torch
 from safetensors.torch import load as parse_tensors, save as pack_tensors
@@ -252,8 +251,7 @@ def save_moment(run: Run, trainer: Trainer, epoch: int):
     "Keep the weights after an epoch, for explorers."
     run.write(f"moment-{epoch:03}.safetensors", pack(trainer, [], code_hash(run.code or {}), optimizer=False))
 
-@lru_cache(16)
-def _class_count(name: str, data_root) -> int: return len(data.load(name, "test", data_root).classes)
+def _class_count(name: str, data_root) -> int: return len(data.test_images(name, data_root).classes)
 
 def look_back(run: Run, epoch: int, data_root: str | os.PathLike | None = None) -> torch.nn.Module:
     "A network as it was after an epoch, in evaluation. Raises StudyError if weights were not kept, are damaged, another run's or of other code."

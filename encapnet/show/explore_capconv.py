@@ -4,7 +4,7 @@
 
 # %% ../../nbs/show/31d_explore_capconv.ipynb #bd532c24
 from __future__ import annotations
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 import ipywidgets
@@ -91,7 +91,7 @@ def networks(images: Tensor,                # what the untrained network's norma
     have = [run for kind in _KINDS for run in stored(runs, kind)]
     offers = sorted((offer(run, partial(look_back, data_root=data_root or None)) for run in have), key=lambda one: bool(one.why))
     absent = missing(["table1", "table3_left", "table3_right"], have, wanted=lambda row: row.network.kind in _KINDS)
-    return [Offer("untrained EncapNet", partial(_untrained, images=images)), *offers, *absent]
+    return [Offer("untrained EncapNet", lru_cache(1)(partial(_untrained, images=images))), *offers, *absent]
 
 def watched(name: str,                      # a data set
             data_root: str = "",
@@ -99,7 +99,7 @@ def watched(name: str,                      # a data set
             count: int = 100,
            ) -> tuple[Tensor, Tensor, tuple[str, ...]]:  # pixels, labels, names of the classes
     "Test images as evaluation sees them. Raises UsageError if there is no such data."
-    test = data.load(name, "test", data_root or None)
+    test = data.test_images(name, data_root or None)
     return *pixels_to_watch(test, augmentation, count), test.classes
 
 # %% ../../nbs/show/31d_explore_capconv.ipynb #4e9b7191

@@ -76,7 +76,7 @@ def equivariance(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, t
 # %% ../../nbs/show/31b_explore_routing.ipynb #52c2dbfc
 def on_offer(runs: str, images: torch.Tensor, data_root: str = "") -> list[Offer]:
     "All networks that there are or could be, in the order of the list."
-    begun = lru_cache(lambda routing, normalize: untrained(images, routing=routing, normalize=normalize))
+    begun = lru_cache(lambda routing, normalize: untrained(images[:20], routing=routing, normalize=normalize))  # enough for a mean and a variance
     kinds = ("dynamic", "dynamic", "higher"), ("EM", "em", "higher"), ("dynamic, softmax over lower", "dynamic", "lower")
     fresh = [Offer(f"untrained, {title}", lambda epoch, options=options: begun(*options)) for title, *options in kinds]
     have, load = list(stored(runs, "CapNet")), partial(look_back, data_root=data_root or None)
@@ -178,7 +178,7 @@ class RoutingExplorer(widgets.VBox):
     def images(self, name: str) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
         "Pixels, labels and the names of the classes; read once. Raises UsageError if there is no such data."
         if name not in self.sets:
-            found = data.load(name, "test", self.data_root or None)
+            found = data.test_images(name, self.data_root or None)
             self.sets[name] = *pixels_to_watch(found, "mild", 100), found.classes
         return self.sets[name]
 

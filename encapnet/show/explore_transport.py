@@ -138,7 +138,7 @@ def networks(runs: str | Path = "runs", data_root: str = "") -> list[Offer]:
 def look(one: Offer, data_root: str = "", count: int = SAMPLES) -> list[Pair]:
     "The pairs of a network, on test images of its data. Raises StudyError or UsageError with the reason why not."
     if one.why: raise StudyError(one.why)
-    pixels, labels = pixels_to_watch(images_of.load(one.data, "test", data_root or None), "none", count)
+    pixels, labels = pixels_to_watch(images_of.test_images(one.data, data_root or None), "none", count)
     pixels, model = pixels[labels.argsort(stable=True)], one.load(one.epochs[-1])
     if not one.epochs[-1]: model = settled(model, pixels)
     return capsule_pairs(model, pixels, one.title.split(",")[0])
@@ -150,7 +150,7 @@ class TransportPicture(Picture, drawn_by="transport"):
 class TransportExplorer(ipywidgets.VBox):
     "The picture, and the network whose batches it shows; what goes wrong is said in a line of its own."
     def __init__(self, runs: str | Path = "runs", data_root: str = "", **more):
-        self.offers, self.data_root = networks(runs, data_root), data_root
+        self.offers, self.data_root, self.pairs = networks(runs, data_root), data_root, {}
         self.picture, self.status = TransportPicture(), ipywidgets.HTML()
         self.network = ipywidgets.Dropdown(description="Network", options=[(one.title, number) for number, one in enumerate(self.offers)], value=0,
                                            layout=ipywidgets.Layout(width="34em"))
@@ -161,8 +161,8 @@ class TransportExplorer(ipywidgets.VBox):
     def _show(self, _=None):
         one = self.offers[self.network.value]
         try:
-            pairs = look(one, self.data_root) + clouds()
-            for curves in (False, True): self.picture.data = sent(pairs, curves)        # what is there at once is shown at once
+            if one.title not in self.pairs: self.pairs[one.title] = look(one, self.data_root) + clouds()
+            for curves in (False, True): self.picture.data = sent(self.pairs[one.title], curves)        # what is there at once is shown at once
         except (StudyError, UsageError) as error:
             self.status.value = said(f"{one.title} cannot be shown: {error}. The picture is still that of the network before.", True)
         else: self.status.value = ""
