@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote, unquote
 from .upkeep import head_of, made_by
-from ..study.config import PROFILES, StudyError, UsageError, nearest
+from ..study.config import EXPERIMENTS, PROFILES, StudyError, UsageError, nearest
 from ..study.runs import write_atomic
 from ..study.verdicts import VERDICTS, judge_ledger, kind
 
@@ -696,6 +696,10 @@ def _claims(judged) -> dict[str, list[dict]]:
             command=one.command, stale=bool(one.stale)))
     return groups
 
+def _letters() -> list[tuple[str, str]]:
+    "The letters by which claims call the rows of Table 1, and what they are."
+    return [(f"({name[0]})", row.title) for name, row in EXPERIMENTS["table1"].items() if name[1] == "_"]
+
 # %% ../../nbs/show/34_pages.ipynb #5883c746
 def site(reports: str | Path,       # the folder that holds <name>.html and <profile>/<name>.html
          title: str = "encapnet",
@@ -716,5 +720,5 @@ def site(reports: str | Path,       # the folder that holds <name>.html and <pro
     page = _page(title, "index.html", [], {"description": f"{title}: what the paper claims, what was measured, and how to measure it again"},
                  more="front.js")
     return _write_page(reports/"index.html", template.render(
-        page=page, profiles=profiles, ledgers=ledgers, claims=claims, counts=counts, shapes=VERDICTS, total=len(found),
+        page=page, profiles=profiles, ledgers=ledgers, claims=claims, counts=counts, shapes=VERDICTS, total=len(found), letters=_letters(),
         about={name: profile.about for name, profile in PROFILES.items()}, addressed="claims" in [card["name"] for card in ledgers]))

@@ -378,7 +378,9 @@ class Provenance:
 def provenance_table(command: str, profile, *standings: Standing) -> Provenance:
     "What made a page's numbers; each run that is not fresh; each line of the ledger that does not count."
     records = [record for standing in standings for record in standing.records]
-    lines = [("command", command), ("profile", f"{profile.name}: {profile.about}" if profile else ""), *_made_by(records)]
+    command, from_ledger, _ = command.partition(" --from-ledger")
+    lines = [("command", command), *[("rendered", "from the ledger (--from-ledger); nothing was trained for it on the way")] * bool(from_ledger),
+             ("profile", f"{profile.name}: {profile.about}" if profile else ""), *_made_by(records)]
     problems, notes = ([one for standing in standings for one in getattr(standing, what)] for what in ("problems", "notes"))
     lines += [("✗ not fresh", problem) for problem in problems] or [("freshness", "✓ every number is today's code's")] * bool(records)
     lines += [("✗ left out", note) for note in dict.fromkeys(notes)]

@@ -67,9 +67,9 @@ def threads_each(share: int) -> int:
 # %% ../../nbs/study/15_cluster.ipynb #f7090079
 class Processes:
     "Some trainings at a time, in processes of this machine."
-    def __init__(self, count: int):
+    def __init__(self, count: int, threads: int = 0):      # compute threads of each; 0: the cores are divided
         self.told, self.slots, self.threads, self.children, self.closing = queue.SimpleQueue(), queue.SimpleQueue(), [], set(), False
-        devices, threads = gpus(), threads_each(cores() // count)
+        devices, threads = gpus(), threads_each(threads or cores() // count)
         for number in range(count):
             device = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {}
             self.slots.put({"OMP_NUM_THREADS": str(threads)} | device)
@@ -515,14 +515,15 @@ def _ended_by_a_signal() -> Iterator[None]:
 MEMORY_EACH = 3 * 2**30  # bytes; rows (a) and (b) of Table 1 at G = 8, 128 images a step, take half of that
 
 def abreast() -> int:
-    "How many trainings at a time this machine is good for."
+    "How many trainings at a time this machine is good for, of two threads each where there is no GPU."
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
-    return len(gpus()) or max(1, int(min(max(min(2, cores()), cores() // 2), memory // MEMORY_EACH)))
+    return len(gpus()) or max(1, int(min(cores() // 2, memory // MEMORY_EACH)))
 
 def on_processes(runs: list[Run], orders: Orders, count: int = 0):  # 0: as many as there is room for
     "Train in so many processes of this machine. Raises OutOfTime, StudyError."
     if not (todo := _to_train(runs, orders)): return
-    with _ended_by_a_signal(), Processes(min(count or abreast(), len(todo))) as place: Sweep(todo, orders, place).run()
+    threads = 0 if count or gpus() else min(2, cores())
+    with _ended_by_a_signal(), Processes(min(count or abreast(), len(todo)), threads) as place: Sweep(todo, orders, place).run()
 
 def on_ray(runs: list[Run], orders: Orders, address: str = "", shared: bool | None = None):  # "": a Ray of our own, here
     "Train on a Ray cluster. Raises OutOfTime, StudyError, UsageError."
