@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from encapnet import cli, data, training
@@ -224,11 +225,9 @@ def test_a_time_box_says_what_remains(tmp_path, capsys, monkeypatch):
     [(1, 64, [], 1), (2, 64, [], 1), (4, 64, [], 2), (16, 64, [], 8), (16, 16, [], 5), (2, 2, [], 1), (16, 8, ["0", "1"], 2)],
 )
 def test_unsaid_as_many_are_trained_at_a_time_as_there_is_room_for(tmp_path, monkeypatch, cores, gigabytes, gpus, count):
-    memory = dict(SC_PAGE_SIZE=4096, SC_PHYS_PAGES=gigabytes * 2**18)
-    monkeypatch.setattr(os, "sysconf", memory.get)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=gigabytes * 2**30))
     monkeypatch.setattr(cluster, "cores", lambda: cores)
     monkeypatch.setattr(cluster, "gpus", lambda: gpus)
-    assert cluster.abreast() == count
     took = []
     monkeypatch.setattr(cluster, "Processes", lambda *numbers: took.append(numbers) or contextlib.nullcontext())
     monkeypatch.setattr(cluster, "Sweep", lambda todo, orders, place: SimpleNamespace(run=lambda: None))

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/study/15_cluster.ipynb #8d1f3679
 from __future__ import annotations
-import atexit, importlib.util, math, os, queue, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import atexit, importlib.util, os, queue, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
@@ -12,17 +12,18 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+import psutil
 from pydantic import ValidationError
 from .config import OutOfTime, RunConfig, StudyError, UsageError, find_profile
-from .launch import Killed, Orders, call, data_hashes, note_failure, wanted
+from .launch import Killed, Orders, call, cores, data_hashes, note_failure, wanted
 from .runs import (CHECKPOINTS, Run, UnknownSchema, append_ledger, check_writable, code_hash, code_of, finished, ledger_path,
                                  read_ledger, roots, state, write_atomic, write_config)
 
 # %% auto #0
 __all__ = ['PATIENCE_S', 'RETRIES', 'LOOK_SECONDS', 'MOST_BARS', 'STAYS', 'REMOVE', 'STORE_ID', 'INSTALL', 'CONNECT_SECONDS',
-           'QUIET', 'SHORT', 'MEMORY_EACH', 'attend', 'enter', 'cores', 'gpus', 'threads_each', 'Processes', 'Sweep',
-           'news', 'bring_home', 'luggage', 'end_with', 'Post', 'store_id', 'shows', 'work', 'inspect', 'samples',
-           'connected', 'request', 'Cluster', 'engine', 'abreast', 'on_processes', 'on_ray']
+           'QUIET', 'SHORT', 'MEMORY_EACH', 'attend', 'enter', 'gpus', 'threads_each', 'Processes', 'Sweep', 'news',
+           'bring_home', 'luggage', 'end_with', 'Post', 'store_id', 'shows', 'work', 'inspect', 'samples', 'connected',
+           'request', 'Cluster', 'engine', 'abreast', 'on_processes', 'on_ray']
 
 # %% ../../nbs/study/15_cluster.ipynb #efa3eb64
 def attend(arguments: list[str], tell: Callable[[Any], None], **child) -> dict[str, Any]:  # `ended`: done, out of time, killed or failed; `why`
@@ -50,8 +51,6 @@ def enter(run: Run, reports: str | Path | None):
 
 # %% ../../nbs/study/15_cluster.ipynb #5fea656b
 PATIENCE_S = 30.0        # for processes that were asked to end
-
-def cores() -> int: return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 def gpus() -> list[str]:
     "The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."
@@ -514,16 +513,16 @@ def _ended_by_a_signal() -> Iterator[None]:
 # %% ../../nbs/study/15_cluster.ipynb #0834d66e
 MEMORY_EACH = 3 * 2**30  # bytes; rows (a) and (b) of Table 1 at G = 8, 128 images a step, take half of that
 
-def abreast() -> int:
-    "How many trainings at a time this machine is good for, of two threads each where there is no GPU."
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
-    return len(gpus()) or max(1, int(min(cores() // 2, memory // MEMORY_EACH)))
+def abreast() -> tuple[int, int]:  # trainings; compute threads of each, 0: the cores are divided
+    "How many trainings at a time this machine is good for: one for each GPU, or for every two cores with their memory."
+    if devices := gpus(): return len(devices), 0
+    return max(1, min(cores() // 2, psutil.virtual_memory().total // MEMORY_EACH)), min(2, cores())
 
 def on_processes(runs: list[Run], orders: Orders, count: int = 0):  # 0: as many as there is room for
     "Train in so many processes of this machine. Raises OutOfTime, StudyError."
     if not (todo := _to_train(runs, orders)): return
-    threads = 0 if count or gpus() else min(2, cores())
-    with _ended_by_a_signal(), Processes(min(count or abreast(), len(todo)), threads) as place: Sweep(todo, orders, place).run()
+    most, threads = (count, 0) if count else abreast()
+    with _ended_by_a_signal(), Processes(min(most, len(todo)), threads) as place: Sweep(todo, orders, place).run()
 
 def on_ray(runs: list[Run], orders: Orders, address: str = "", shared: bool | None = None):  # "": a Ray of our own, here
     "Train on a Ray cluster. Raises OutOfTime, StudyError, UsageError."
