@@ -307,7 +307,8 @@ def _run_one(config: RunConfig | MeasureConfig, root: str | None, runs: str, rep
 
 # %% ../nbs/40_cli.ipynb #b9cae4a5
 def _fit(run, root: str | None, reports: str, deadline: float | None, events: bool):
-    from encapnet.study.launch import place
+    from encapnet.study.launch import place, threads_each
+    os.environ["OMP_NUM_THREADS"] = str(threads_each())
     if run.config.divided or place()[1] > 1: from encapnet.distributed import fit
     else: from encapnet.training import fit
     tell = (lambda event: typer.echo(json.dumps(event))) if events else (lambda event: None)
@@ -354,12 +355,18 @@ def _announce(needed: list, runs: str, reports: str):
     "Say what there is to do before it begins, and how long it will take, as far as records tell."
     from encapnet.study import launch
     from encapnet.study.runs import state
-    todo, device = [run for run in needed if state(run).name in ("missing", "interrupted")], launch.call("device")[0]["device"]
+    todo, here = [run for run in needed if state(run).name in ("missing", "interrupted")], launch.call("device")[0]
     taken = taken_seconds(_records(runs, reports)) if todo else {}
-    seconds = [estimate(taken, run.name, _where(run.config.model_dump(mode="json"), device)) for run in todo]
+    seconds = [_seconds(taken, run.config, here) for run in todo]
     unknown = f" and {seconds.count(None)} that cannot be estimated" if None in seconds else ""
-    say(f"{len(todo)} of {len(needed)} runs are to be made: about {sum(filter(None, seconds)) / 60:.1f} minutes{unknown}")
+    say(f"{len(todo)} of {len(needed)} runs are to be made: about {sum(filter(None, seconds)) / 60:.1f} minutes one after the other{unknown}")
 
+def _seconds(taken: Taken, config: RunConfig | MeasureConfig | BenchConfig, here: dict) -> float | None:
+    "How long a row takes `here`, as `encapnet device` says: a training has fewer threads than a measurement."
+    device = here["training" if isinstance(config, RunConfig) else "device"]
+    return estimate(taken, f"{config.experiment}/{config.row}", _where(config.model_dump(mode="json"), device))
+
+# %% ../nbs/40_cli.ipynb #f1cb5ba2
 def _records(runs: str, reports: str) -> Iterator:
     "Every record of the store and of the ledger that can be read."
     from encapnet.study.runs import Record, read_ledger
@@ -388,19 +395,19 @@ def epochs_done(run) -> int:
     return 0
 
 # %% ../nbs/40_cli.ipynb #63ac503b
-def _data_standing(profile: str, data: str, root: str | None, runs: str) -> tuple[dict[str, str], dict[str, str], str]:
-    "Content hashes by data set ('' if even the store knows none), why others are not there, and the device's name."
+def _data_standing(profile: str, data: str, root: str | None, runs: str) -> tuple[dict[str, str], dict[str, str], dict]:
+    "Content hashes by data set ('' if even the store knows none), why others are not there, and what `encapnet device` says."
     from concurrent.futures import ThreadPoolExecutor
     from encapnet.study import launch
     chosen = root and not data.strip(", ")      # the paper's sets, as far as they are there
     names = launch.PAPER_SETS if chosen else launch.dataset_names(profile, data)
     with ThreadPoolExecutor() as pool:
-        device = pool.submit(launch.call, "device")
+        here = pool.submit(launch.call, "device")
         listed = launch.call("data", "list", *names, "--hash", "--json", *(["--data-root", root] if root else []))
     if chosen and any(entry["found"] for entry in listed): listed = [entry for entry in listed if entry["found"]]
     absent = {entry["name"]: one_line(entry["why"]) for entry in listed if not entry["found"]}
     hashes = {entry["name"]: entry["sha256"] or _remembered(runs, profile, entry["name"]) or "" for entry in listed}
-    return hashes, absent, device.result()[0]["device"]
+    return hashes, absent, here.result()[0]
 
 # %% ../nbs/40_cli.ipynb #9ba44473
 def standing(profile: str = "quick", seeds: int | None = None, data: str = "", data_root: str = "", runs: str = "runs",
@@ -409,14 +416,13 @@ def standing(profile: str = "quick", seeds: int | None = None, data: str = "", d
     from encapnet.study.config import plan
     from encapnet.study.runs import Run
     seeds = _seed_count(profile, seeds)
-    hashes, absent, device = _data_standing(profile, data, _root(data_root), runs)
+    hashes, absent, here = _data_standing(profile, data, _root(data_root), runs)
     # A hash that nobody knows stands as zeros: the rows are there to be listed, and no run has that key.
     hashes = {name: sha256 or "0" * 64 for name, sha256 in hashes.items()}
     planned = {config.key: config for experiment in EXPERIMENTS for config in plan(experiment, profile, hashes, seeds)}   # shared rows once
     taken, lines = taken_seconds(_records(runs, reports)), []
-    for config in [*planned.values(), *measurements(device, find_profile(profile).cost_groups)]:
-        seconds = estimate(taken, f"{config.experiment}/{config.row}", _where(config.model_dump(mode="json"), device))
-        line = _standing_of(Run(runs, config), seconds)
+    for config in [*planned.values(), *measurements(here["device"], find_profile(profile).cost_groups)]:
+        line = _standing_of(Run(runs, config), _seconds(taken, config, here))
         line["command"] = command_for(config, profile, data_root, runs, reports, retrain=line["state"] in ("stale", "failed"))
         if line["state"] in ("fresh", "running"): line["command"] = ""
         elif line["data"] in absent:
@@ -614,9 +620,13 @@ def _measure_in_turn():
 @app.command()
 def device():
     "What this machine computes on, as JSON."
+    from encapnet.study.launch import threads_each
     from encapnet.training import hardware, pick_device, pin_threads
-    threads, found = pin_threads(), pick_device()
-    typer.echo(json.dumps(dict(device=hardware(found), type=found.type, threads=threads)))
+    found, named = pick_device(), {}
+    for what, threads in dict(training=threads_each(), device=None).items():
+        threads = pin_threads(threads)
+        named[what] = hardware(found)
+    typer.echo(json.dumps(dict(named, type=found.type, threads=threads)))
 
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False):

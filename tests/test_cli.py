@@ -15,7 +15,7 @@ from encapnet.study.config import BENCHES, EXPERIMENTS, RunConfig, measurements,
 from encapnet.study.runs import Run, finish
 from encapnet.training import fit
 
-DEVICE = "a machine"
+DEVICE, TRAINING = "a machine, 2 threads", "a machine, 1 threads"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def ends(tmp_path, monkeypatch, capsys):
 
     def call(*arguments, tell=lambda event: None):
         if arguments == ("device",):
-            return [dict(device=DEVICE)]
+            return [dict(device=DEVICE, training=TRAINING)]
         code, told, said = run(*arguments)
         assert code == 0, said
         return [json.loads(line) for line in told.splitlines()]
@@ -78,8 +78,8 @@ def test_every_row_is_listed_once_with_a_command_that_gets_it(ends):
 
 
 def test_states_with_their_reasons(ends, hashes):
-    finish(smoke(hashes, "a_dynamic"), OUTCOME, DEVICE, seconds=90)
-    old = finish(smoke(hashes, "b_em"), OUTCOME, DEVICE, seconds=30)
+    finish(smoke(hashes, "a_dynamic"), OUTCOME, TRAINING, seconds=90)
+    old = finish(smoke(hashes, "b_em"), OUTCOME, TRAINING, seconds=30)
     stale = old.model_copy(update=dict(provenance=old.provenance | dict(code="0" * 12, definitions={"encapnet.nn.losses:margin_loss": "1"})))
     smoke(hashes, "b_em").write("DONE", stale.model_dump_json())
     smoke(hashes, "c_cnn_shape").write("FAILED", dict(why="the loss is nan at step 3 of epoch 1"))
@@ -100,7 +100,7 @@ def test_an_interrupted_run_says_where_it_goes_on(ends, hashes):
     from encapnet.study.config import OutOfTime
 
     run = smoke(hashes, "c_cnn_shape", schedule=plan("table1", "smoke", hashes, 1)[0].schedule)
-    finish(smoke(hashes, "c_cnn_shape", seed=1), OUTCOME, DEVICE, seconds=120)
+    finish(smoke(hashes, "c_cnn_shape", seed=1), OUTCOME, TRAINING, seconds=120)
 
     def stop(event):
         raise OutOfTime("enough")
@@ -122,7 +122,7 @@ def test_minutes_come_from_records_of_the_store_and_of_the_ledger(ends, hashes):
     finish(smoke(hashes, "a_dynamic", "elsewhere"), OUTCOME, "another machine", "reports", seconds=600)
     finish(smoke(hashes, "c_cnn_shape", "elsewhere"), OUTCOME, "another machine", "reports", seconds=60)
     assert all(line["minutes"] is None for line in standing(ends).values())
-    finish(smoke(hashes, "c_cnn_shape"), OUTCOME, DEVICE, seconds=120)
+    finish(smoke(hashes, "c_cnn_shape"), OUTCOME, TRAINING, seconds=120)
     for config in measurements(DEVICE, 2)[:1]:
         finish(Run("runs", config), OUTCOME, DEVICE, seconds=12)
     minutes = {row: line["minutes"] for row, line in standing(ends).items() if line["minutes"] is not None}
@@ -130,7 +130,7 @@ def test_minutes_come_from_records_of_the_store_and_of_the_ledger(ends, hashes):
 
 
 def test_the_table_is_aligned_and_ends_in_a_sum(ends, hashes):
-    finish(smoke(hashes, "c_cnn_shape"), OUTCOME, DEVICE, seconds=120)
+    finish(smoke(hashes, "c_cnn_shape"), OUTCOME, TRAINING, seconds=120)
     smoke(hashes, "a_dynamic").write("FAILED", dict(why="no space left on\x1b[31m device"))
     code, told, said = ends("status", "--profile", "smoke")
     lines = told.splitlines()
@@ -144,18 +144,18 @@ def test_the_table_is_aligned_and_ends_in_a_sum(ends, hashes):
 
 def test_everything_is_announced_before_it_begins(ends, hashes):
     "With --all the reader learns first how much there is to do; a row that several reports share is counted once."
-    finish(smoke(hashes, "c_cnn_shape"), OUTCOME, DEVICE, seconds=120)
+    finish(smoke(hashes, "c_cnn_shape"), OUTCOME, TRAINING, seconds=120)
     smoke(hashes, "d_cnn_parameters").write("config.json", smoke(hashes, "d_cnn_parameters").config.model_dump_json())
     code, told, said = ends("reproduce", "--all", "--profile", "smoke", "--missing", "fail")
     announced, failed = said.splitlines()
     count = TRAINED + MEASURED + sum(len(launch.benched(name, "smoke")) for name in BENCHES)
     assert code == 1 and told == "" and "runs are not there" in failed
-    assert announced == f"{count - 1} of {count} runs are to be made: about 0.0 minutes and {count - 1} that cannot be estimated"
+    assert announced == f"{count - 1} of {count} runs are to be made: about 0.0 minutes one after the other and {count - 1} that cannot be estimated"
 
 
 def test_absent_data_hide_nothing_else(ends):
     "What the store remembers of an absent set is shown, the rest says what is missing and how to get it."
-    finish(Run("runs", plan("table1", "paper", {"cifar10": "1" * 64}, 1, ["e_master"])[0]), OUTCOME, DEVICE, seconds=60)
+    finish(Run("runs", plan("table1", "paper", {"cifar10": "1" * 64}, 1, ["e_master"])[0]), OUTCOME, TRAINING, seconds=60)
     Run("runs", config := plan("table1", "paper", {"cifar10": "1" * 64}, 1, ["e_master"])[0]).write("config.json", config.model_dump_json())
     code, told, said = ends("status", "--profile", "paper", "--seeds", "1", "--json")
     lines = [json.loads(line) for line in told.splitlines()]
@@ -222,7 +222,7 @@ EVERY += [("table1_cost", config.row) for config in measurements("")]
 @pytest.mark.parametrize("profile", ["smoke", "paper"])
 def test_every_row_there_is_can_be_shown(ends, profile, monkeypatch):
     "Of every experiment: a configuration that is the row's, and a command that, asked to show, shows the same one."
-    monkeypatch.setattr(launch, "_here", lambda: dict(device=DEVICE, type="cpu"))
+    monkeypatch.setattr(launch, "_here", lambda: dict(device=DEVICE, training=TRAINING, type="cpu"))
     every = EVERY + [(bench, config.row) for bench in BENCHES for config in BENCHES[bench][1](DEVICE, 2 if profile == "smoke" else 32)]
     for experiment, row in every:
         code, told, said = ends("run", f"{experiment}/{row}", "--profile", profile, "--show")
@@ -260,6 +260,6 @@ def test_every_row_there_is_can_be_shown(ends, profile, monkeypatch):
     ],
 )
 def test_rows_that_are_none_here(ends, monkeypatch, arguments, message):
-    monkeypatch.setattr(launch, "_here", lambda: dict(device=DEVICE, type="cpu"))
+    monkeypatch.setattr(launch, "_here", lambda: dict(device=DEVICE, training=TRAINING, type="cpu"))
     code, told, said = ends("run", *arguments)
     assert (code, told) == (2, "") and message in said and said.count("\n") == 1, said

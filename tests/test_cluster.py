@@ -221,10 +221,19 @@ def test_a_time_box_says_what_remains(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "cores, gigabytes, gpus, count",
-    [(1, 64, [], 1), (2, 64, [], 1), (4, 64, [], 2), (16, 64, [], 8), (16, 16, [], 5), (2, 2, [], 1), (16, 8, ["0", "1"], 2)],
+    "cores, gigabytes, gpus, threads, count",
+    [
+        (1, 64, [], "", 1),
+        (2, 64, [], "", 2),
+        (16, 64, [], "", 16),
+        (16, 64, [], "8", 2),
+        (16, 16, [], "", 5),
+        (2, 2, [], "", 1),
+        (16, 8, ["0", "1"], "", 2),
+    ],
 )
-def test_unsaid_as_many_are_trained_at_a_time_as_there_is_room_for(tmp_path, monkeypatch, cores, gigabytes, gpus, count):
+def test_unsaid_as_many_are_trained_at_a_time_as_there_is_room_for(tmp_path, monkeypatch, cores, gigabytes, gpus, threads, count):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=gigabytes * 2**30))
     monkeypatch.setattr(cluster, "cores", lambda: cores)
     monkeypatch.setattr(cluster, "gpus", lambda: gpus)
@@ -236,7 +245,20 @@ def test_unsaid_as_many_are_trained_at_a_time_as_there_is_room_for(tmp_path, mon
     monkeypatch.setattr(pages, "site", lambda reports: reports)
     with pytest.raises(SystemExit, match="^0$"):
         cli.main(["reproduce", "fig2", "--profile", "smoke", "--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")])
-    assert took == [(min(3, count), 0 if gpus else min(2, cores))], "two threads, as in the committed ledger"
+    assert took == [(min(3, count),)]
+
+
+def test_a_training_computes_with_one_thread_unless_told(tmp_path):
+    "However many cores there are: the digits of the committed ledger are a thread's."
+    for given, threads in (("", 1), ("2", 2)):
+        folder = tmp_path / f"told_{given}"
+        done = subprocess.run(
+            [sys.executable, "-m", "encapnet", "run", "table1/c_cnn_shape", "--profile", "smoke", "--runs", folder / "runs", "--reports", folder],
+            env=os.environ | dict(OMP_NUM_THREADS=given), capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (manifest,) = folder.glob("runs/table1/*/*/manifest.json")
+        assert json.loads(manifest.read_text())["threads"] == threads
 
 
 def test_ray_is_an_extra(capsys, monkeypatch):

@@ -15,15 +15,15 @@ from typing import Any
 import psutil
 from pydantic import ValidationError
 from .config import OutOfTime, RunConfig, StudyError, UsageError, find_profile
-from .launch import Killed, Orders, call, cores, data_hashes, note_failure, wanted
+from .launch import Killed, Orders, call, cores, data_hashes, gpus, note_failure, threads_each, wanted
 from .runs import (CHECKPOINTS, Run, UnknownSchema, append_ledger, check_writable, code_hash, code_of, finished, ledger_path,
                                  read_ledger, roots, state, write_atomic, write_config)
 
 # %% auto #0
 __all__ = ['PATIENCE_S', 'RETRIES', 'LOOK_SECONDS', 'MOST_BARS', 'STAYS', 'REMOVE', 'STORE_ID', 'INSTALL', 'CONNECT_SECONDS',
-           'QUIET', 'SHORT', 'MEMORY_EACH', 'attend', 'enter', 'gpus', 'threads_each', 'Processes', 'Sweep', 'news',
-           'bring_home', 'luggage', 'end_with', 'Post', 'store_id', 'shows', 'work', 'inspect', 'samples', 'connected',
-           'request', 'Cluster', 'engine', 'abreast', 'on_processes', 'on_ray']
+           'QUIET', 'SHORT', 'MEMORY_EACH', 'attend', 'enter', 'Processes', 'Sweep', 'news', 'bring_home', 'luggage',
+           'end_with', 'Post', 'store_id', 'shows', 'work', 'inspect', 'samples', 'connected', 'request', 'Cluster',
+           'engine', 'abreast', 'on_processes', 'on_ray']
 
 # %% ../../nbs/study/15_cluster.ipynb #efa3eb64
 def attend(arguments: list[str], tell: Callable[[Any], None], **child) -> dict[str, Any]:  # `ended`: done, out of time, killed or failed; `why`
@@ -49,26 +49,15 @@ def enter(run: Run, reports: str | Path | None):
     path = ledger_path(run, reports)
     if record.identity not in {other.identity for other in read_ledger(path)[0]}: append_ledger(path, record)
 
-# %% ../../nbs/study/15_cluster.ipynb #5fea656b
+# %% ../../nbs/study/15_cluster.ipynb #ae827981
 PATIENCE_S = 30.0        # for processes that were asked to end
 
-def gpus() -> list[str]:
-    "The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."
-    if (told := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None: return [name for name in told.split(",") if name.strip() not in ("", "-1")]
-    try: found = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired): return []
-    return found.stdout.split() if found.returncode == 0 else []
-
-def threads_each(share: int) -> int:
-    "Compute threads of one training: a share of the cores, or what OMP_NUM_THREADS asks for."
-    return int(os.environ.get("OMP_NUM_THREADS") or max(1, share))
-
-# %% ../../nbs/study/15_cluster.ipynb #f7090079
+# %% ../../nbs/study/15_cluster.ipynb #69289aa9
 class Processes:
     "Some trainings at a time, in processes of this machine."
-    def __init__(self, count: int, threads: int = 0):      # compute threads of each; 0: the cores are divided
+    def __init__(self, count: int):
         self.told, self.slots, self.threads, self.children, self.closing = queue.SimpleQueue(), queue.SimpleQueue(), [], set(), False
-        devices, threads = gpus(), threads_each(threads or cores() // count)
+        devices, threads = gpus(), threads_each(count)
         for number in range(count):
             device = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {}
             self.slots.put({"OMP_NUM_THREADS": str(threads)} | device)
@@ -385,13 +374,14 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
 
 # %% ../../nbs/study/15_cluster.ipynb #468df61a
-def request(nodes: list[dict], runs: int) -> dict[str, int]:  # resources of Ray's nodes
+def request(nodes: list[dict]) -> dict[str, int]:  # resources of Ray's nodes
     "What one run asks for: num_cpus and num_gpus. Raises StudyError if no machine has anything."
     of = lambda name: [int(node.get(name, 0)) for node in nodes]
     equipped = [(cpus, devices) for cpus, devices in zip(of("CPU"), of("GPU")) if devices and cpus]
-    if equipped: return dict(num_cpus=threads_each(min(8, *(cpus // devices for cpus, devices in equipped))), num_gpus=1)
+    told = os.environ.get("OMP_NUM_THREADS") and threads_each()
+    if equipped: return dict(num_cpus=told or max(1, min(8, *(cpus // devices for cpus, devices in equipped))), num_gpus=1)
     if not any(of("CPU")): raise StudyError("the Ray cluster has neither processors nor GPUs to compute on")
-    return dict(num_cpus=min(threads_each(sum(of("CPU")) // max(1, runs)), min(filter(None, of("CPU")))), num_gpus=0)
+    return dict(num_cpus=min(told or 1, *filter(None, of("CPU"))), num_gpus=0)
 
 # %% ../../nbs/study/15_cluster.ipynb #acb0788c
 class _Nodes:
@@ -399,7 +389,7 @@ class _Nodes:
     def __init__(self, ray, runs: list[Run], orders: Orders, ours: bool, shared: bool | None = None):  # is it a Ray of our own; None: look
         self.ray, self.tasks, self.held, self.attempts, self.early = ray, {}, {}, Counter(), []
         nodes, here = [node for node in ray.nodes() if node["Alive"]], ray.get_runtime_context().get_node_id()
-        self.asks = request([node["Resources"] for node in nodes], len(runs))
+        self.asks = request([node["Resources"] for node in nodes])
         self.store = runs[0].folder.parents[2].resolve()
         check_writable(self.store)
         self.identity = store_id(self.store)
@@ -513,16 +503,14 @@ def _ended_by_a_signal() -> Iterator[None]:
 # %% ../../nbs/study/15_cluster.ipynb #0834d66e
 MEMORY_EACH = 3 * 2**30  # bytes; rows (a) and (b) of Table 1 at G = 8, 128 images a step, take half of that
 
-def abreast() -> tuple[int, int]:  # trainings; compute threads of each, 0: the cores are divided
-    "How many trainings at a time this machine is good for: one for each GPU, or for every two cores with their memory."
-    if devices := gpus(): return len(devices), 0
-    return max(1, min(cores() // 2, psutil.virtual_memory().total // MEMORY_EACH)), min(2, cores())
+def abreast() -> int:
+    "How many trainings at a time this machine is good for: one for each GPU, or as many as cores and memory allow."
+    return len(gpus()) or max(1, min(cores() // threads_each(), psutil.virtual_memory().total // MEMORY_EACH))
 
 def on_processes(runs: list[Run], orders: Orders, count: int = 0):  # 0: as many as there is room for
     "Train in so many processes of this machine. Raises OutOfTime, StudyError."
     if not (todo := _to_train(runs, orders)): return
-    most, threads = (count, 0) if count else abreast()
-    with _ended_by_a_signal(), Processes(min(most, len(todo)), threads) as place: Sweep(todo, orders, place).run()
+    with _ended_by_a_signal(), Processes(min(count or abreast(), len(todo))) as place: Sweep(todo, orders, place).run()
 
 def on_ray(runs: list[Run], orders: Orders, address: str = "", shared: bool | None = None):  # "": a Ray of our own, here
     "Train on a Ray cluster. Raises OutOfTime, StudyError, UsageError."

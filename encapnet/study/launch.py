@@ -19,7 +19,7 @@ from .runs import Run, State, UnknownSchema, finish, state, write_config
 # %% auto #0
 __all__ = ['ENTRY', 'MISSING', 'WAIT_SECONDS', 'PATIENCE_S', 'PAPER_SETS', 'TABLE4_SETS', 'GRACE_S', 'Killed', 'call',
            'data_hashes', 'wanted', 'Orders', 'ensure', 'note_failure', 'take_turns', 'dataset_names', 'planned',
-           'measured', 'benched', 'needed', 'place', 'cores', 'together', 'fit_together']
+           'measured', 'benched', 'needed', 'cores', 'gpus', 'threads_each', 'place', 'together', 'fit_together']
 
 # %% ../../nbs/study/14_launch.ipynb #cc30b687
 ENTRY = "from encapnet.cli import main; main()"
@@ -312,6 +312,24 @@ def needed(report: str, profile: str, seeds: int | None = None, data: str = "", 
         costs = pool.submit(measured, profile, runs)
         return planned(report, profile, seeds, data, data_root, runs) + costs.result()
 
+# %% ../../nbs/study/14_launch.ipynb #3a49484f
+def cores() -> int:
+    "How many cores this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+def gpus() -> list[str]:
+    "The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."
+    if (told := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None: return [name for name in told.split(",") if name.strip() not in ("", "-1")]
+    try: found = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired): return []
+    return found.stdout.split() if found.returncode == 0 else []
+
+def threads_each(count: int = 1) -> int:      # processes that share this machine
+    "Compute threads of one training: as OMP_NUM_THREADS says; unsaid one, with GPUs a share of the cores. Raises UsageError."
+    told = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count) if gpus() else 1)
+    if not (told.isascii() and told.isdigit() and int(told)): raise UsageError(f"OMP_NUM_THREADS must be a whole number from 1, got {told!r}")
+    return int(told)
+
 # %% ../../nbs/study/14_launch.ipynb #020a655c
 GRACE_S = 5.0            # how long the others may go on once one process has ended
 
@@ -321,17 +339,13 @@ def place() -> tuple[int, int]:  # this process's number, from 0, and how many t
     except ValueError: raise UsageError("RANK and WORLD_SIZE in the environment must be whole numbers, as launchers set them") from None
     return (number, count) if "RANK" in os.environ else (0, 1)
 
-def cores() -> int:
-    "How many cores this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
 def _environments(processes: int) -> Iterator[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = dict(os.environ, WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
                   ENCAPNET_STARTED_BY=str(os.getpid()), PYTHONUNBUFFERED="1")
-    shared.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
+    shared.setdefault("OMP_NUM_THREADS", str(threads_each(processes)))
     if sys.platform == "linux": shared.setdefault("GLOO_SOCKET_IFNAME", "lo")
     for number in range(processes): yield shared | dict(RANK=str(number), LOCAL_RANK=str(number))
 
