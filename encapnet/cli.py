@@ -119,12 +119,14 @@ def reproduce(context: typer.Context,
         # Reports share rows: each is needed once.
         needed = {run.config.key: run for name in chosen for run in launch.needed(name, profile, seeds, data, data_root or None, runs)}
         needed = list(needed.values())
-        if all_: _announce(needed, runs, reports)
+        if missing == "train": _announce(needed, runs, reports, retrain)
         launch.ensure(needed, missing, data_root or None, reports, retrain, deadline, engine)
     # What had to be trained is trained; notebooks take what is there.
     taken = {name: given | ({"missing": "show", "retrain": False} if "missing" in given else {}) for name, given in settings.items()}
     made = [(path, pages.place(path, reports, name, profile), taken[name], taken[name].get("profile", "")) for name, path in chosen.items()]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")     # a kernel of several threads on each core takes three times as long
     for page in pages.publish_all(made, launch.cores()): say(f"{page}")
+    if not from_ledger and find_profile(profile).in_ledger: _tell_of_others(reports, [page for _, page, *_ in made])
     say(f"{pages.site(Path(reports))}")
 
 # %% ../nbs/40_cli.ipynb #1a6e893a
@@ -136,6 +138,14 @@ def _problems(reports: str) -> list[str]:
     "A line about each line of the ledgers that no report counts."
     from encapnet.study.runs import read_ledger
     return [problem for path in sorted((Path(reports)/"ledger").glob("*.jsonl")) for problem in read_ledger(path)[1]]
+
+def _tell_of_others(reports: str, made: list[Path]):
+    "Name the pages that new records have overtaken; those just made have them."
+    from encapnet.show import upkeep
+    fresh = {page.relative_to(reports).as_posix() for page in made}
+    old = [Path(page).stem for page, differences in upkeep.check(reports, notebooks())
+           if page not in fresh and any(text.startswith("the ledger has") for text in differences)]
+    if old: say(f"overtaken by new records: {', '.join(old)}; `encapnet reproduce {' '.join(dict.fromkeys(old))} --from-ledger` renders them anew")
 
 def _check_pages(context: typer.Context, names: list[str], profile: str, reports: str):
     "Hold pages against ledger and code. Raises StudyError if one no longer holds."
@@ -292,18 +302,17 @@ def _run_one(config: RunConfig | MeasureConfig, root: str | None, runs: str, rep
     if place()[0]:                      # the first of the processes looks at the store, and tells the others
         _fit(run, root, reports, deadline, events)
         return
-    found, what = state(run), f"{run.name} ({config.key})"
-    if found.name == "stale" and not retrain: raise StudyError(f"{what} is stale, {found.why}; --retrain trains it again")
-    if found.name == "fresh": say(f"{what} is there already")
+    found = state(run)
+    if found.name == "stale" and not retrain: raise StudyError(f"{run.name} ({config.key}) is stale, {found.why}; --retrain trains it again")
     if isinstance(config, MeasureConfig):
         if found.name != "fresh": _measure(run, reports)
     elif found.name != "fresh" and config.processes > 1 == place()[1]:
         if code := fit_together(run, root, reports, deadline, [*["--retrain"] * retrain, *["--events"] * events]): raise SystemExit(code)
         return                          # they have said what came of it
     elif found.name != "fresh" or place()[1] > 1: _fit(run, root, reports, deadline, events)
-    outcome = finished(run).outcome
-    if isinstance(config, RunConfig): say(f"{run.name} on {config.data.name}, seed {config.seed}: error {outcome['error']:.2f} % ({run.folder})")
-    else: say(f"{run.name}: {outcome['parameters']:,} parameters ({run.folder})")
+    outcome, where = finished(run).outcome, f"({run.folder}{', there already' * (found.name == 'fresh')})"
+    if isinstance(config, RunConfig): say(f"{run.name} on {config.data.name}, seed {config.seed}: error {outcome['error']:.2f} % {where}")
+    else: say(f"{run.name}: {outcome['parameters']:,} parameters {where}")
 
 # %% ../nbs/40_cli.ipynb #b9cae4a5
 def _fit(run, root: str | None, reports: str, deadline: float | None, events: bool):
@@ -351,13 +360,13 @@ def estimate(taken: Taken, row: str, here: Context) -> float | None:  # seconds
     return statistics.median(scaled) if scaled else None
 
 # %% ../nbs/40_cli.ipynb #7023a4c9
-def _announce(needed: list, runs: str, reports: str):
+def _announce(needed: list, runs: str, reports: str, retrain: bool):
     "Say what there is to do before it begins, and how long it will take, as far as records tell."
     from encapnet.study import launch
     from encapnet.study.runs import state
-    todo, here = [run for run in needed if state(run).name in ("missing", "interrupted")], launch.call("device")[0]
-    taken = taken_seconds(_records(runs, reports)) if todo else {}
-    seconds = [_seconds(taken, run.config, here) for run in todo]
+    if not (todo := [run for run in needed if state(run).name in launch.wanted(retrain)]): return
+    taken = taken_seconds(_records(runs, reports))
+    seconds = [_seconds(taken, run.config, launch.here()) for run in todo]
     unknown = f" and {seconds.count(None)} that cannot be estimated" if None in seconds else ""
     say(f"{len(todo)} of {len(needed)} runs are to be made: about {sum(filter(None, seconds)) / 60:.1f} minutes one after the other{unknown}")
 
@@ -402,12 +411,12 @@ def _data_standing(profile: str, data: str, root: str | None, runs: str) -> tupl
     chosen = root and not data.strip(", ")      # the paper's sets, as far as they are there
     names = launch.PAPER_SETS if chosen else launch.dataset_names(profile, data)
     with ThreadPoolExecutor() as pool:
-        here = pool.submit(launch.call, "device")
+        here = pool.submit(launch.here)
         listed = launch.call("data", "list", *names, "--hash", "--json", *(["--data-root", root] if root else []))
     if chosen and any(entry["found"] for entry in listed): listed = [entry for entry in listed if entry["found"]]
     absent = {entry["name"]: one_line(entry["why"]) for entry in listed if not entry["found"]}
     hashes = {entry["name"]: entry["sha256"] or _remembered(runs, profile, entry["name"]) or "" for entry in listed}
-    return hashes, absent, here.result()[0]
+    return hashes, absent, here.result()
 
 # %% ../nbs/40_cli.ipynb #9ba44473
 def standing(profile: str = "quick", seeds: int | None = None, data: str = "", data_root: str = "", runs: str = "runs",

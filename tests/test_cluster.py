@@ -216,8 +216,10 @@ def test_a_time_box_says_what_remains(tmp_path, capsys, monkeypatch):
     places = "--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")
     for on in (["--on", "local:1"], []):
         code, said = ends(capsys, "reproduce", "fig2", "--profile", "smoke", "--max-minutes", "0", *places, *on)
+        announced, said = said.splitlines()
+        assert announced.startswith("3 of 3 runs are to be made: about ")
         assert code == 75 and said.startswith("encapnet: time is up before table1/a_dynamic; 3 of 3 runs remain (table1/a_dynamic, "), said
-        assert said.endswith(" and the same command goes on with them\n")
+        assert said.endswith(" and the same command goes on with them")
 
 
 @pytest.mark.parametrize(
@@ -241,6 +243,7 @@ def test_unsaid_as_many_are_trained_at_a_time_as_there_is_room_for(tmp_path, mon
     monkeypatch.setattr(cluster, "Processes", lambda *numbers: took.append(numbers) or contextlib.nullcontext())
     monkeypatch.setattr(cluster, "Sweep", lambda todo, orders, place: SimpleNamespace(run=lambda: None))
     monkeypatch.setitem(launch._KNOWN, "synthetic in None", "0" * 64)
+    monkeypatch.setattr(launch, "here", lambda: dict(device="a machine", training="a machine"))
     monkeypatch.setattr(pages, "publish_all", lambda made, count: [])
     monkeypatch.setattr(pages, "site", lambda reports: reports)
     with pytest.raises(SystemExit, match="^0$"):

@@ -391,6 +391,20 @@ def test_a_ledger_that_has_gone_on(checked):
     assert code == 1 and found[AXIS] == [f"the ledger has no longer, or not countable: {name}"]
 
 
+def test_pages_that_a_training_has_overtaken_are_named(checked, capsys):
+    reports, _ = checked
+    path = reports / "ledger" / "softmax_axis.jsonl"
+    cli._tell_of_others(str(reports), [])
+    assert capsys.readouterr().err == ""
+    first = runs._record(path.read_bytes().splitlines()[0])
+    path.write_bytes(path.read_bytes() + _sealed(first.model_copy(update=dict(outcome=first.outcome | dict(error=1.5)))) + b"\n")
+    cli._tell_of_others(str(reports), [reports / AXIS])
+    assert capsys.readouterr().err == "", "the page that the training was for has them"
+    cli._tell_of_others(str(reports), [])
+    told = "overtaken by new records: softmax_axis; `encapnet reproduce softmax_axis --from-ledger` renders them anew"
+    assert capsys.readouterr().err.splitlines() == [told]
+
+
 def test_stale_results(checked, monkeypatch):
     _, check = checked
     now = runs.code_of

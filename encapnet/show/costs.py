@@ -12,7 +12,7 @@ import torch
 from great_tables import GT
 from torch.utils.flop_counter import FlopCounterMode
 from .. import data
-from .report import Standing, Study, check_arguments, from_ledger, themed
+from .report import Standing, Study, check_arguments, from_ledger, machine, themed
 from ..study.config import EXPERIMENTS, PROFILES, NetworkConfig, RunConfig, UsageError, find_profile, plan
 from ..study.runs import Record
 from ..training import build
@@ -101,7 +101,7 @@ def cost_table(frame: pd.DataFrame, teraflops: float) -> GT:
     table = GT(pd.DataFrame(lines, columns=["experiment", "row", *SHOWN, "work", "hours"]), groupname_col="experiment", id="costs").cols_label(
         row="", work="paper, 10¹⁵ operations", hours=f"paper, at {teraflops:g} TFLOP/s").cols_align("right", [*SHOWN, "work", "hours"])
     device = next(iter(frame.device), "") or "no machine yet"
-    return themed(table.tab_spanner(f"one run on {device}", list(SHOWN)).tab_source_note(
+    return themed(table.tab_spanner(f"one run on {machine(device)}", list(SHOWN)).tab_source_note(
         "From the ledger, median over seeds; ≈ stretched by operations from the nearest profile that was trained. Data: each profile's "
         f"first data set. The last column is no measurement: it divides the operations by {teraflops:g} TFLOP/s, which is an assumption about a "
         "device; set the page's parameter to yours."))

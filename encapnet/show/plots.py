@@ -69,15 +69,19 @@ def error_against_cost(frame: pd.DataFrame,   # row, cost, error, low, high, pap
     drawing, axes = canvas(7.2, 3.2, 2)
     if frame.empty: return _nothing(drawing, axes, f"Test error over {cost} on {dataset}: no run yet.")
     for ax, (x, y, title) in zip(axes, [("cost", "error", f"measured here, {dataset}"), ("paper_cost", "paper_error", "the paper, CIFAR-10")]):
-        for number, line in enumerate(frame.dropna(subset=[x, y]).itertuples()):
+        for number, line in enumerate(frame.itertuples()):
             value, error = getattr(line, x), getattr(line, y)
+            if pd.isna(value) or pd.isna(error): continue
             bars = [[max(0.0, error - line.low)], [max(0.0, line.high - error)]] if y == "error" else None
-            ax.errorbar(value, error, yerr=bars, fmt="os^Dvp"[number % 6], color=PALETTE[number % 10], capsize=2,
+            ax.errorbar(value, error, yerr=bars, fmt="os^DvpXP"[number % 8], color=PALETTE[number % 10], capsize=2, label=line.row,
                         markerfacecolor=None if y == "error" else "white")
-            ax.annotate(line.row, (value, error), xytext=(5, 3), textcoords="offset points", fontsize=8)
-        ax.set(xscale="log", xlabel=cost, ylabel="test error (%)", title=title)
+        apart = frame[y].max() > 4 * frame[y].min() > 0
+        ax.set(xscale="log", yscale="log" if apart else "linear", xlabel=cost, ylabel="test error (%)", title=title)
         plain_log(ax.xaxis, unit)
+        if apart: plain_log(ax.yaxis)
         ax.margins(0.18)
+    with matplotlib.rc_context(STYLE): drawing.legend(*max((ax.get_legend_handles_labels() for ax in axes), key=lambda shown: len(shown[0])),
+                                                      loc="outside right center")
     return Figure(drawing, f"Two scatter plots of test error over {cost}: this study's rows on {dataset}, and the paper's on CIFAR-10.",
                   f"Test error over {cost}. Left: measured here on {dataset}, bars are 95 % intervals. Right: the paper's Table 1 on CIFAR-10.")
 
@@ -98,7 +102,8 @@ def training_curves(frame: pd.DataFrame,  # row, epoch, error, train_loss, seed
             ax.xaxis.get_major_locator().set_params(integer=True)
         sns.move_legend(axes[1], "center left", bbox_to_anchor=(1.0, 0.5), title=None)
     return Figure(drawing, f"Two line plots over epochs on {dataset}: test error and training loss of each network.",
-                  f"Test error (left) and training loss (right) over epochs on {dataset}; bands span the seeds.")
+                  f"Test error (left) and training loss (right) over epochs on {dataset}"
+                  + ("; bands span the seeds." if frame.seed.nunique() > 1 else ", one seed."))
 
 # %% ../../nbs/show/30_plots.ipynb #ddd66027
 def kept_bytes(frame: pd.DataFrame,  # backend, higher, model, kept (bytes per sample)
@@ -234,7 +239,7 @@ def _share_axes(grid, rights, rows: list[str]):
             ax.tick_params(left=not place, labelleft=not place)
             ax.grid(visible=False)
             if not right: continue
-            right.set_ylim(0, top)
+            right.set_ylim(0, 1.06 * top)
             right.grid(visible=False)
             right.spines["right"].set(visible=True, color=PALETTE[0])
             last = place == grid.shape[1] - 1

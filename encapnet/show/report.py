@@ -26,7 +26,7 @@ from ..study.verdicts import Finding, Place, Seen, family, judge, results
 __all__ = ['DATASET_TITLE', 'RULE', 'ALARM', 'Standing', 'from_store', 'from_ledger', 'every_ledger', 'error_text', 'bytes_text',
            'seconds_text', 'clear_best', 'row_label', 'run_frame', 'Study', 'Trained', 'Table1', 'check_arguments',
            'command_of', 'ledger_command', 'table1', 'themed', 'Verdict', 'seen_on', 'verdict_text', 'verdict',
-           'Provenance', 'provenance_table', 'computed', 'parameter_table', 'reduction_table', 'kept_table']
+           'Provenance', 'provenance_table', 'machine', 'computed', 'parameter_table', 'reduction_table', 'kept_table']
 
 # %% ../../nbs/show/32_report.ipynb #b76ba6cc
 class Standing(dict):
@@ -395,6 +395,10 @@ def _stamped(lines: list[tuple[str, str]], note: str = "") -> GT:
     return table.tab_source_note(note) if note else table
 
 # %% ../../nbs/show/32_report.ipynb #cbe62e2b
+def machine(device: str) -> str:
+    "A device as a reader is told of it; its name, by which records are compared, says `1 threads`."
+    return device.removesuffix("s") if device.endswith(", 1 threads") else device
+
 def _made_by(records: list[Record]) -> list[tuple[str, str]]:
     "Data, seeds, revision, code, hardware, versions and time behind records."
     def every(pick): return sorted({value for record in records if (value := pick(record))})
@@ -408,7 +412,7 @@ def _made_by(records: list[Record]) -> list[tuple[str, str]]:
     seconds = sum(record.provenance.get("seconds") or 0 for record in records)
     return [("data", "; ".join(data)), ("seeds", ", ".join(map(str, sorted({r.config["seed"] for r in records if "seed" in r.config})))),
             ("revision", "; ".join(revisions)), ("code", counts(lambda r: r.provenance.get("code") or "unknown")),
-            ("hardware", "; ".join(every(lambda r: r.provenance.get("device")))), ("versions", "; ".join(versions)),
+            ("hardware", "; ".join(map(machine, every(lambda r: r.provenance.get("device"))))), ("versions", "; ".join(versions)),
             ("computing time", f"{seconds / 60:.1f} minutes for {len(records)} records" if records else "")]
 
 def computed(command: str, *functions: Callable, standings: Sequence[Standing] = ()) -> Provenance:

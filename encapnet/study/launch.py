@@ -19,7 +19,8 @@ from .runs import Run, State, UnknownSchema, finish, state, write_config
 # %% auto #0
 __all__ = ['ENTRY', 'MISSING', 'WAIT_SECONDS', 'PATIENCE_S', 'PAPER_SETS', 'TABLE4_SETS', 'GRACE_S', 'Killed', 'call',
            'data_hashes', 'wanted', 'Orders', 'ensure', 'note_failure', 'take_turns', 'dataset_names', 'planned',
-           'measured', 'benched', 'needed', 'cores', 'gpus', 'threads_each', 'place', 'together', 'fit_together']
+           'here', 'measured', 'benched', 'needed', 'cores', 'gpus', 'threads_each', 'place', 'together',
+           'fit_together']
 
 # %% ../../nbs/study/14_launch.ipynb #cc30b687
 ENTRY = "from encapnet.cli import main; main()"
@@ -158,6 +159,7 @@ def _one_by_one(todo: list[Run], data_root, reports, retrain: bool, deadline: fl
                 if _train(run, data_root, reports, deadline, bar, say, retrain): break
             bar.n = before + epochs
             bar.refresh()
+            if bar.disable: say(f"{run.name}: {state(run).name} ({todo.index(run) + 1} of {len(todo)})")     # no terminal: a line each
 
 def _remaining(runs: list[Run], retrain: bool) -> str:
     "How many runs are still to be made, and which."
@@ -242,6 +244,7 @@ def take_turns(runs: list[Run],
                 if not (number and (not taken[-1]["seconds"] or sum(map(sum, (turn["seconds"] for turn in taken))) > PATIENCE_S)):
                     _turn(run, taken, measure, partial(bar.write, file=sys.stderr))
                 bar.update()
+            if bar.disable: tqdm.write(f"{next(iter(turns)).config.experiment}: round {number + 1}", file=sys.stderr)
     for run, taken in turns.items():
         if taken: _finish_turns(run, taken, reports)
 
@@ -288,18 +291,18 @@ def planned(experiment: str,                        # "table1"
     return [Run(runs, config) for config in plan(experiment, profile, data_hashes(names, data_root), seeds)]
 
 # %% ../../nbs/study/14_launch.ipynb #4b0fc7a1
-def _here() -> dict[str, Any]:
-    "What this machine computes on: `device`, its `type`."
+def here() -> dict[str, Any]:
+    "What this machine computes on: `device`, its `type`, its `threads`; `training`, the device as one training uses it."
     return json.loads(_KNOWN.get("device") or _remember("device", json.dumps(call("device")[0])))
 
 def measured(profile: str, runs: str | Path = "runs") -> list[Run]:
     "The measurements behind Table 1 on this machine, in the store."
-    return [Run(runs, config) for config in measurements(_here()["device"], find_profile(profile).cost_groups)]
+    return [Run(runs, config) for config in measurements(here()["device"], find_profile(profile).cost_groups)]
 
 def benched(bench: str, profile: str, runs: str | Path = "runs") -> list[Run]:
     "The candidates of a bench on this machine, in the store; without those whose package is not installed."
-    width, here = find_profile(profile).cost_groups, _here()
-    configs = BENCHES[bench][1](here["device"], width, here.get("type") == "cuda", 2 if width == 32 else 1)
+    width, machine = find_profile(profile).cost_groups, here()
+    configs = BENCHES[bench][1](machine["device"], width, machine.get("type") == "cuda", 2 if width == 32 else 1)
     return [Run(runs, config) for config in configs if not config.package or importlib.util.find_spec(config.package)]
 
 def needed(report: str, profile: str, seeds: int | None = None, data: str = "", data_root: str | Path | None = None,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from .claims import (CLAIMS, GROUPS, ROUTED, Below, Claim, Computed, Differs, Diverges, Fits, Ordered, Reaches, Reduces, ROUTING,
                                    Rule, Trend, label, printed_error, rows_of)
-from .config import EXPERIMENTS, PROFILES
+from .config import EXPERIMENTS, PROFILES, UsageError
 from .paper import FIG2_PRINTED, TABLE1
 from .runs import COSTS, Record, changed_code, config_of, counted
 from .stats import (Interval, Part, adjusted, apart, binomial_error, contrast, difference, direction, paired_difference, reduction,
@@ -458,7 +458,7 @@ def _draw(rules: Sequence[Below], gap: float, seeds: int, spread: float, error: 
     rates = {row: error - gap * better[row] for row in rows}
     # The luck of the test images is one for all seeds.
     rates = {row: rate + math.sqrt(rate * (100 - rate) / images) * dice.standard_normal() for row, rate in rates.items()}
-    def counted(rate): return max(0, round((rate + spread * dice.standard_normal()) / 100 * images)) * 100 / images
+    def counted(rate): return min(max(0, round((rate + spread * dice.standard_normal()) / 100 * images)), images) * 100 / images
     return better, {row: {seed: Result(row, "quick", "digits", seed, counted(rate), images) for seed in range(seeds)} for row, rate in rates.items()}
 
 # %% ../../nbs/study/16_verdicts.ipynb #28408c50
@@ -470,7 +470,8 @@ def planted(gap: float,              # in points
             studies: int = 40,
             seed: int = 0,
            ) -> Rates:
-    "Judge simulated studies with planted effects."
+    "Judge simulated studies with planted effects. Raises UsageError for errors that there are not."
+    if not 0 <= gap <= error <= 100: raise UsageError(f"rows of {error:g} % error and {gap:g} points less; expected 0 <= gap <= error <= 100")
     import numpy as np
     dice, signs = np.random.default_rng(seed), {"direction agrees": 1, "direction disagrees": -1}
     every = dict.fromkeys(rule for claim in CLAIMS.values() for rule in claim.rules if claim.group in ("Table 1", "Table 3, left", "Table 3, right"))
