@@ -366,7 +366,7 @@ def _announce(needed: list, runs: str, reports: str, retrain: bool):
     from encapnet.study.runs import state
     if not (todo := [run for run in needed if state(run).name in launch.wanted(retrain)]): return
     taken = taken_seconds(_records(runs, reports))
-    seconds = [_seconds(taken, run.config, launch.here()) for run in todo]
+    seconds = [_seconds(taken, run.config, launch.this_machine()) for run in todo]
     unknown = f" and {seconds.count(None)} that cannot be estimated" if None in seconds else ""
     say(f"{len(todo)} of {len(needed)} runs are to be made: about {sum(filter(None, seconds)) / 60:.1f} minutes one after the other{unknown}")
 
@@ -411,7 +411,7 @@ def _data_standing(profile: str, data: str, root: str | None, runs: str) -> tupl
     chosen = root and not data.strip(", ")      # the paper's sets, as far as they are there
     names = launch.PAPER_SETS if chosen else launch.dataset_names(profile, data)
     with ThreadPoolExecutor() as pool:
-        here = pool.submit(launch.here)
+        here = pool.submit(launch.this_machine)
         listed = launch.call("data", "list", *names, "--hash", "--json", *(["--data-root", root] if root else []))
     if chosen and any(entry["found"] for entry in listed): listed = [entry for entry in listed if entry["found"]]
     absent = {entry["name"]: one_line(entry["why"]) for entry in listed if not entry["found"]}

@@ -222,7 +222,7 @@ EVERY += [("table1_cost", config.row) for config in measurements("")]
 @pytest.mark.parametrize("profile", ["smoke", "paper"])
 def test_every_row_there_is_can_be_shown(ends, profile, monkeypatch):
     "Of every experiment: a configuration that is the row's, and a command that, asked to show, shows the same one."
-    monkeypatch.setattr(launch, "here", lambda: dict(device=DEVICE, training=TRAINING, type="cpu"))
+    monkeypatch.setattr(launch, "this_machine", lambda: dict(device=DEVICE, training=TRAINING, type="cpu"))
     every = EVERY + [(bench, config.row) for bench in BENCHES for config in BENCHES[bench][1](DEVICE, 2 if profile == "smoke" else 32)]
     for experiment, row in every:
         code, told, said = ends("run", f"{experiment}/{row}", "--profile", profile, "--show")
@@ -260,6 +260,6 @@ def test_every_row_there_is_can_be_shown(ends, profile, monkeypatch):
     ],
 )
 def test_rows_that_are_none_here(ends, monkeypatch, arguments, message):
-    monkeypatch.setattr(launch, "here", lambda: dict(device=DEVICE, training=TRAINING, type="cpu"))
+    monkeypatch.setattr(launch, "this_machine", lambda: dict(device=DEVICE, training=TRAINING, type="cpu"))
     code, told, said = ends("run", *arguments)
     assert (code, told) == (2, "") and message in said and said.count("\n") == 1, said

@@ -243,7 +243,7 @@ def test_unsaid_as_many_are_trained_at_a_time_as_there_is_room_for(tmp_path, mon
     monkeypatch.setattr(cluster, "Processes", lambda *numbers: took.append(numbers) or contextlib.nullcontext())
     monkeypatch.setattr(cluster, "Sweep", lambda todo, orders, place: SimpleNamespace(run=lambda: None))
     monkeypatch.setitem(launch._KNOWN, "synthetic in None", "0" * 64)
-    monkeypatch.setattr(launch, "here", lambda: dict(device="a machine", training="a machine"))
+    monkeypatch.setattr(launch, "this_machine", lambda: dict(device="a machine", training="a machine"))
     monkeypatch.setattr(pages, "publish_all", lambda made, count: [])
     monkeypatch.setattr(pages, "site", lambda reports: reports)
     with pytest.raises(SystemExit, match="^0$"):

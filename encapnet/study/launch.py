@@ -19,7 +19,7 @@ from .runs import Run, State, UnknownSchema, finish, state, write_config
 # %% auto #0
 __all__ = ['ENTRY', 'MISSING', 'WAIT_SECONDS', 'PATIENCE_S', 'PAPER_SETS', 'TABLE4_SETS', 'GRACE_S', 'Killed', 'call',
            'data_hashes', 'wanted', 'Orders', 'ensure', 'note_failure', 'take_turns', 'dataset_names', 'planned',
-           'here', 'measured', 'benched', 'needed', 'cores', 'gpus', 'threads_each', 'place', 'together',
+           'this_machine', 'measured', 'benched', 'needed', 'cores', 'gpus', 'threads_each', 'place', 'together',
            'fit_together']
 
 # %% ../../nbs/study/14_launch.ipynb #cc30b687
@@ -291,17 +291,17 @@ def planned(experiment: str,                        # "table1"
     return [Run(runs, config) for config in plan(experiment, profile, data_hashes(names, data_root), seeds)]
 
 # %% ../../nbs/study/14_launch.ipynb #4b0fc7a1
-def here() -> dict[str, Any]:
+def this_machine() -> dict[str, Any]:
     "What this machine computes on: `device`, its `type`, its `threads`; `training`, the device as one training uses it."
     return json.loads(_KNOWN.get("device") or _remember("device", json.dumps(call("device")[0])))
 
 def measured(profile: str, runs: str | Path = "runs") -> list[Run]:
     "The measurements behind Table 1 on this machine, in the store."
-    return [Run(runs, config) for config in measurements(here()["device"], find_profile(profile).cost_groups)]
+    return [Run(runs, config) for config in measurements(this_machine()["device"], find_profile(profile).cost_groups)]
 
 def benched(bench: str, profile: str, runs: str | Path = "runs") -> list[Run]:
     "The candidates of a bench on this machine, in the store; without those whose package is not installed."
-    width, machine = find_profile(profile).cost_groups, here()
+    width, machine = find_profile(profile).cost_groups, this_machine()
     configs = BENCHES[bench][1](machine["device"], width, machine.get("type") == "cuda", 2 if width == 32 else 1)
     return [Run(runs, config) for config in configs if not config.package or importlib.util.find_spec(config.package)]
 
