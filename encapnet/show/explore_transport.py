@@ -150,7 +150,7 @@ class TransportPicture(Picture, drawn_by="transport"):
 class TransportExplorer(ipywidgets.VBox):
     "The picture, and the network whose batches it shows; what goes wrong is said in a line of its own."
     def __init__(self, runs: str | Path = "runs", data_root: str = "", **more):
-        self.offers, self.data_root, self.pairs = networks(runs, data_root), data_root, {}
+        self.offers, self.data_root, self.seen = networks(runs, data_root), data_root, {}
         self.picture, self.status = TransportPicture(), ipywidgets.HTML()
         self.network = ipywidgets.Dropdown(description="Network", options=[(one.title, number) for number, one in enumerate(self.offers)], value=0,
                                            layout=ipywidgets.Layout(width="34em"))
@@ -161,8 +161,11 @@ class TransportExplorer(ipywidgets.VBox):
     def _show(self, _=None):
         one = self.offers[self.network.value]
         try:
-            if one.title not in self.pairs: self.pairs[one.title] = look(one, self.data_root) + clouds()
-            for curves in (False, True): self.picture.data = sent(self.pairs[one.title], curves)        # what is there at once is shown at once
+            if one.title not in self.seen:
+                pairs = look(one, self.data_root) + clouds()
+                self.picture.data = sent(pairs, curves=False)             # what is there at once is shown at once
+                self.seen[one.title] = sent(pairs)
+            self.picture.data = self.seen[one.title]
         except (StudyError, UsageError) as error:
             self.status.value = said(f"{one.title} cannot be shown: {error}. The picture is still that of the network before.", True)
         else: self.status.value = ""

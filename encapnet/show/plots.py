@@ -83,7 +83,8 @@ def error_against_cost(frame: pd.DataFrame,   # row, cost, error, low, high, pap
     with matplotlib.rc_context(STYLE): drawing.legend(*max((ax.get_legend_handles_labels() for ax in axes), key=lambda shown: len(shown[0])),
                                                       loc="outside right center")
     return Figure(drawing, f"Two scatter plots of test error over {cost}: this study's rows on {dataset}, and the paper's on CIFAR-10.",
-                  f"Test error over {cost}. Left: measured here on {dataset}, bars are 95 % intervals. Right: the paper's Table 1 on CIFAR-10.")
+                  f"Test error over {cost}. Left: measured here on {dataset}, bars are 95 % intervals"
+                  + f"{', logarithmic' * (axes[0].get_yscale() == 'log')}. Right: the paper's Table 1 on CIFAR-10.")
 
 # %% ../../nbs/show/30_plots.ipynb #2cf5ec8b
 def training_curves(frame: pd.DataFrame,  # row, epoch, error, train_loss, seed

@@ -159,7 +159,8 @@ def _one_by_one(todo: list[Run], data_root, reports, retrain: bool, deadline: fl
                 if _train(run, data_root, reports, deadline, bar, say, retrain): break
             bar.n = before + epochs
             bar.refresh()
-            if bar.disable: say(f"{run.name}: {state(run).name} ({todo.index(run) + 1} of {len(todo)})")     # no terminal: a line each
+            # Without a terminal there is no bar: a line each.
+            if bar.disable: say(f"{run.name}: {state(run).name.replace('fresh', 'done')} ({todo.index(run) + 1} of {len(todo)})")
 
 def _remaining(runs: list[Run], retrain: bool) -> str:
     "How many runs are still to be made, and which."

@@ -268,8 +268,9 @@ def _measured(rule: Fits | Ordered | Computed, costs: Mapping[str, dict]) -> Fin
     pairs = [(max(one) < min(other), min(one) > max(other)) for one, other in zip(steps, steps[1:])]
     word = "direction agrees" if all(on for on, _ in pairs) else "unresolvable at 1 machine"
     if any(back for _, back in pairs): word = "direction disagrees"
-    wrong = [f"{label(one)} and {label(other)}" for (on, back), one, other in zip(pairs, rule.rows, rule.rows[1:]) if not on]
-    return Finding(rule, printed, ours, "", word, f"not so: {', '.join(wrong)}" if wrong else "")
+    wrong = [f"{'the other way' if back else 'steps overlap'}: {label(one)} and {label(other)}"
+             for (on, back), one, other in zip(pairs, rule.rows, rule.rows[1:]) if not on]
+    return Finding(rule, printed, ours, "", word, ", ".join(wrong))
 
 # %% ../../nbs/study/16_verdicts.ipynb #fc36406a
 class Place(NamedTuple):
