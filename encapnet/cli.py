@@ -124,7 +124,7 @@ def reproduce(context: typer.Context,
     # What had to be trained is trained; notebooks take what is there.
     taken = {name: given | ({"missing": "show", "retrain": False} if "missing" in given else {}) for name, given in settings.items()}
     made = [(path, pages.place(path, reports, name, profile), taken[name], taken[name].get("profile", "")) for name, path in chosen.items()]
-    os.environ.setdefault("OMP_NUM_THREADS", "1")     # a kernel of several threads on each core takes three times as long
+    os.environ.setdefault("OMP_NUM_THREADS", "1")     # side by side, kernels that each take all cores need over twice as long
     for page in pages.publish_all(made, launch.cores()): say(f"{page}")
     if not from_ledger and find_profile(profile).in_ledger: _tell_of_others(reports, [page for _, page, *_ in made])
     say(f"{pages.site(Path(reports))}")
@@ -143,10 +143,19 @@ def _tell_of_others(reports: str, made: list[Path]):
     "Name the pages that new records have overtaken; those just made have them."
     from encapnet.show import upkeep
     fresh = {page.relative_to(reports).as_posix() for page in made}
-    old = [Path(page).stem for page, differences in upkeep.check(reports, notebooks())
+    old = [page for page, differences in upkeep.check(reports, notebooks())
            if page not in fresh and any(text.startswith("the ledger has") for text in differences)]
-    if old: say(f"overtaken by new records: {', '.join(old)}; `encapnet reproduce {' '.join(dict.fromkeys(old))} --from-ledger` renders them anew")
+    if old: say(f"overtaken by new records: {', '.join(old)}; {_rendering(old)}")
 
+def _rendering(pages: list[str]) -> str:  # below reports/
+    "How to render pages anew from the ledger: a command for each profile."
+    profiles: dict[str, list[str]] = {}
+    for page in pages: profiles.setdefault(Path(page).parent.name.replace("quick", ""), []).append(Path(page).stem)
+    options = {profile: f" --profile {profile}" * bool(profile) for profile in profiles}
+    commands = [f"`encapnet reproduce {' '.join(names)}{options[profile]} --from-ledger`" for profile, names in profiles.items()]
+    return f"{' and '.join(commands)} render{'s' * (len(commands) == 1)} them anew"
+
+# %% ../nbs/40_cli.ipynb #8fa7a820
 def _check_pages(context: typer.Context, names: list[str], profile: str, reports: str):
     "Hold pages against ledger and code. Raises StudyError if one no longer holds."
     from encapnet.show import upkeep
@@ -163,8 +172,8 @@ def _check_pages(context: typer.Context, names: list[str], profile: str, reports
         for place, text in enumerate(differences or ["ok"]): typer.echo(f"{'' if place else page:{width}}  {one_line(text)}")
     if not (bad := [page for page, differences in looked if differences]): return
     stale = any(text.startswith("stale") for _, differences in looked for text in differences)
-    again = " ".join(dict.fromkeys(Path(page).stem for page in bad if Path(page).stem in known))
-    raise StudyError(f"{len(bad)} of {len(looked)} pages no longer hold; `encapnet reproduce {again} --from-ledger` renders them anew"
+    ours = [page for page in bad if Path(page).stem in known]
+    raise StudyError(f"{len(bad)} of {len(looked)} pages no longer hold" + (f"; {_rendering(ours)}" if ours else "")
                      + (", and what is stale is trained with --retrain" if stale else ""))
 
 # %% ../nbs/40_cli.ipynb #e2f58473

@@ -238,7 +238,9 @@ def test_unsaid_as_many_are_trained_at_a_time_as_there_is_room_for(tmp_path, mon
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=gigabytes * 2**30))
     monkeypatch.setattr(cluster, "cores", lambda: cores)
-    monkeypatch.setattr(cluster, "gpus", lambda: gpus)
+    for module in (cluster, launch):
+        monkeypatch.setattr(module, "gpus", lambda: gpus)
+    assert cluster.abreast() == count
     took = []
     monkeypatch.setattr(cluster, "Processes", lambda *numbers: took.append(numbers) or contextlib.nullcontext())
     monkeypatch.setattr(cluster, "Sweep", lambda todo, orders, place: SimpleNamespace(run=lambda: None))

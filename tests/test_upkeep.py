@@ -401,8 +401,15 @@ def test_pages_that_a_training_has_overtaken_are_named(checked, capsys):
     cli._tell_of_others(str(reports), [reports / AXIS])
     assert capsys.readouterr().err == "", "the page that the training was for has them"
     cli._tell_of_others(str(reports), [])
-    told = "overtaken by new records: softmax_axis; `encapnet reproduce softmax_axis --from-ledger` renders them anew"
+    told = "overtaken by new records: quick/softmax_axis.html; `encapnet reproduce softmax_axis --from-ledger` renders them anew"
     assert capsys.readouterr().err.splitlines() == [told]
+
+
+def test_each_profile_is_rendered_by_a_command_of_its_own():
+    both = cli._rendering(["claims.html", "quick/fig2.html", "long/polarisation.html"])
+    assert both == (
+        "`encapnet reproduce claims fig2 --from-ledger` and `encapnet reproduce polarisation --profile long --from-ledger` render them anew"
+    )
 
 
 def test_stale_results(checked, monkeypatch):
