@@ -17,10 +17,10 @@ test: $(VENV)/.ready ## run every notebook and every test: 15 minutes at most
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lab: $(VENV)/.ready ## open the guided tour in JupyterLab
-	@$(VENV)/bin/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
+	@$(VENV)/bin/jupyter lab --allow-root --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
 
 check: $(VENV)/.ready ## bring package, notebooks and README in step, and check the style: under a minute
-	@.ci/check
+	@sh .ci/check
 
 $(VENV)/.ready: pyproject.toml .ci/setup
-	@.ci/setup
+	@sh .ci/setup

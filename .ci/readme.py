@@ -101,7 +101,7 @@ def main(arguments, root):
         return 0
     if arguments:
         return "README.md is out of step with nbs/index.ipynb: run .ci/readme.py"
-    from encapnet.study.runs import write_atomic  # only here: `--check` runs on any Python
+    from encapnet.files import write_atomic  # only here: `--check` runs on any Python
 
     write_atomic(target, text)
     return 0

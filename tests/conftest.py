@@ -18,6 +18,11 @@ os.environ |= {
     "JUPYTER_CONFIG_DIR": str(scratch / "jupyter"),
 }
 
+from encapnet.study.launch import arithmetic
+
+# As every training sets it: what a test trains in its own process has the digits of what it trains in another.
+os.environ |= arithmetic()
+
 from hypothesis import settings
 from jaxtyping import install_import_hook
 

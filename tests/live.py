@@ -6,7 +6,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from encapnet.show import serve
+from encapnet.show.explore import serve
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTS = ("voila", "lab")

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from browsing import Visit
 
-from encapnet.show.agreement import Agreement, with_agreement
+from encapnet.show.tables.fig2 import Fig2, with_agreement
+from encapnet.show.tables.polarisation import Polarisation
 from encapnet.study import paper
 from encapnet.study.claims import comparisons
-from encapnet.study.config import StudyError, plan
-from encapnet.study.runs import Record, append_ledger
+from encapnet.errors import StudyError
+from encapnet.study.planning import plan
+from encapnet.study.ledger import Record, append_ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 10
@@ -25,22 +27,22 @@ def curve(first, last, error):
     return [[first + (last - first) * step / (EPOCHS - 1), error] for step in range(EPOCHS)]
 
 
-def one_class(first, last, low, high, length):
-    "Polarisation and both ends rise from their first to their last value; what is left lies in the middle."
-    ends = [(low * step / 3, high * step / 3) for step in range(4)]
+def one_class(first, last, low, high, length, dull=1.0):
+    "Polarisation and both ends rise from their first to their last value and have settled; what is left lies in the middle, and becomes short."
+    ends = [(low * step, high * step) for step in (0, 0.5, 0.97, 1)]
     return dict(
         polarisation=curve(first, last, 0.01),
         dissimilar=curve(0.0, low, 0.01),
         similar=curve(0.0, high, 0.01),
-        dissimilar_length=curve(0.5, length, length / 20),
-        similar_length=curve(0.5, length, length / 20),
+        dissimilar_length=curve(0.5, dull * length, length / 20),
+        similar_length=curve(0.5, length, length / 100),
         entropy=curve(1.0, 0.9, 0.001),
         share=[[a, *[0.0] * 9, 1 - a - b, *[0.0] * 8, b] for a, b in ends],
-        length=[[length, *[0.0] * 9, 0.1, *[0.0] * 8, length] for _ in ends],
+        length=[[dull * length, *[0.0] * 9, length * middle, *[0.0] * 8, length] for middle in (1, 0.5, 0.21, 0.2)],
     )
 
 
-PAPERLIKE = dict(dynamic=(0.0, 0.5, 0.37, 0.4, 0.01), em=(0.0, 0.8, 0.2, 0.7, 0.02))
+PAPERLIKE = dict(dynamic=(0.0, 0.5, 0.37, 0.4, 0.01), em=(0.0, 0.8, 0.2, 0.7, 0.02, 0.1))
 CONTRARY = dict(dynamic=(0.6, 0.5, 0.1, 0.1, 2.0), em=(0.2, 0.1, 0.3, 0.05, 1.0))
 
 
@@ -61,10 +63,11 @@ def records(story, experiment="polarisation", seeds=1, spread=0.01, profile="lon
 
 
 def study(story, experiment="polarisation", seeds=1, **more):
-    from encapnet.show.report import Standing
+    from encapnet.show.report.standing import Standing
 
     made = {record.key: (record.row, record, "fresh", "") for record in records(story, experiment, seeds, **more)}
-    return Agreement(experiment, "long", f"encapnet reproduce {experiment}", Standing(made))
+    kind = dict(fig2=Fig2, polarisation=Polarisation)[experiment]
+    return kind("long", f"encapnet reproduce {experiment}", Standing(made))
 
 
 def rows(html):
@@ -123,7 +126,7 @@ def test_several_seeds_give_students_interval():
 
 def test_a_planted_story_is_told_and_its_opposite_is_not():
     agrees, contrary = verdicts(study(PAPERLIKE, seeds=3)), verdicts(study(CONTRARY, seeds=3))
-    assert len(agrees) == len(comparisons("polarisation")) == 9
+    assert len(agrees) == len(comparisons("polarisation")) == 17
     length = "similar capsules have longer votes with EM"
     assert set(agrees.values()) == {"direction agrees"}
     for claim in ("polarisation grows with training (dynamic routing)", "polarisation grows with training (EM)", length,
@@ -149,9 +152,9 @@ def test_a_length_of_one_image_has_no_interval():
     lonely = list(records(PAPERLIKE))
     for record in lonely:
         record.outcome["agreement"]["true"]["similar_length"][-1][1] = 0.0
-    from encapnet.show.report import Standing
+    from encapnet.show.report.standing import Standing
 
-    made = Agreement("polarisation", "long", "", Standing({record.key: (record.row, record, "fresh", "") for record in lonely}))
+    made = Polarisation("long", "", Standing({record.key: (record.row, record, "fresh", "") for record in lonely}))
     assert verdicts(made)["similar capsules have longer votes with EM"] == "unresolvable at 1 seed"
     said = " ".join(sum(rows(made.verdict().as_raw_html()) + rows(made.table().as_raw_html()), []))
     assert not re.search(r"\b(nan|inf)\b", said)
@@ -179,12 +182,12 @@ def test_records_of_older_code_are_refused_in_one_line(tmp_path, broken):
 
 
 def test_some_records_of_older_code_are_named_on_the_page():
-    from encapnet.show.report import Standing
+    from encapnet.show.report.standing import Standing
 
     made = list(records(PAPERLIKE))
     del made[0].outcome["agreement"]
     standing = Standing({record.key: (record.row, record, "fresh", "") for record in made})
-    partly = Agreement("polarisation", "long", "encapnet reproduce polarisation", standing)
+    partly = Polarisation("long", "encapnet reproduce polarisation", standing)
     assert "without agreement" in partly.provenance().as_raw_html() and "--retrain" in partly.provenance().as_raw_html()
     assert verdicts(partly)["EM is more polarised than dynamic routing"] == "not attempted"
     with pytest.raises(StudyError, match="a512_dynamic"):

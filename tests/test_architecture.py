@@ -14,67 +14,221 @@ PACKAGE = ROOT / "encapnet"
 
 # Arrows point down or sideways, never up. A new module gets a row here, or the test below fails.
 ARROWS = {
+    # the ground
+    "errors": [],
+    "files": ["errors"],
     # the mathematics
+    "nn.losses": [],
     "nn.capsules": [],
-    "nn.losses": ["nn.capsules"],
-    "nn.fused": [],
-    "nn.kernels": ["nn.fused"],
-    "nn.routing": ["nn.capsules", "nn.kernels"],
-    "nn.layers": ["nn.capsules", "nn.routing"],
-    "nn.transport": [],
-    "nn.feedback": ["nn.layers", "nn.transport"],
     "nn.baselines": [],
-    "nn.networks": ["nn.baselines", "nn.capsules", "nn.layers", "nn.feedback"],
-    "nn.trace": ["nn.routing", "nn.layers", "nn.transport", "nn.feedback"],
+    "nn.fused": [],
+    "nn.gradients": [],
+    "nn.windows": [],
+    "nn.kernels": ["nn.fused", "nn.gradients"],
+    "nn.routing": ["nn.capsules", "nn.gradients", "nn.kernels"],
+    "nn.transport": ["nn.gradients", "nn.kernels"],
+    "nn.streaming": ["nn.capsules", "nn.gradients", "nn.kernels", "nn.routing", "nn.windows"],
+    "nn.local": ["nn.streaming", "nn.windows"],
+    "nn.untied": ["nn.streaming", "nn.windows"],
+    "nn.layers": ["nn.capsules", "nn.gradients", "nn.local", "nn.routing", "nn.untied", "nn.windows"],
+    "nn.feedback": ["nn.layers", "nn.transport"],
+    "nn.networks": ["nn.baselines", "nn.capsules", "nn.feedback", "nn.layers"],
+    "nn.trace": ["nn.feedback", "nn.layers", "nn.routing", "nn.transport"],
     # the books
-    "study.config": [],
-    "study.runs": ["study.config"],
     "study.stats": [],
     "study.paper": [],
-    "study.claims": ["study.config", "study.paper"],
-    "study.verdicts": ["study.claims", "study.config", "study.paper", "study.runs", "study.stats"],
+    "study.answers": [],
+    "study.config": ["errors"],
+    "study.places": ["errors"],
+    "study.judging": ["study.stats"],
     "study.evidence": ["study.paper"],
-    "study.launch": ["study.config", "study.runs"],
-    "study.cluster": ["study.config", "study.runs", "study.launch"],
+    "study.experiments": ["errors", "study.config"],
+    "study.freshness": ["errors", "study.config"],
+    "study.profiles": ["errors", "study.config"],
+    "study.provenance": ["study.places"],
+    "study.worlds": ["study.judging"],
+    "study.claims": ["study.experiments", "study.paper"],
+    "study.planning": ["errors", "study.config", "study.experiments", "study.profiles"],
+    "study.ledger": [
+        "errors", "files", "study.answers", "study.config", "study.experiments", "study.freshness", "study.places",
+        "study.planning", "study.profiles",
+    ],
+    "study.run": [
+        "errors", "files", "study.config", "study.freshness", "study.ledger", "study.places", "study.provenance",
+    ],
+    "study.verdicts": [
+        "study.answers", "study.claims", "study.config", "study.experiments", "study.judging", "study.ledger",
+        "study.paper", "study.profiles", "study.stats",
+    ],
+    "study.launch": [
+        "errors", "study.config", "study.experiments", "study.ledger", "study.planning", "study.profiles",
+        "study.run",
+    ],
+    "study.resolving": ["errors", "study.claims", "study.experiments", "study.judging", "study.verdicts"],
+    "study.certify": [
+        "errors", "files", "study.config", "study.freshness", "study.launch", "study.ledger", "study.provenance",
+        "study.run",
+    ],
+    "study.cluster": [
+        "errors", "files", "study.config", "study.freshness", "study.launch", "study.ledger", "study.places",
+        "study.profiles", "study.run",
+    ],
     # the bridge
-    "download": ["study.config"],
-    "data": ["download", "study.config", "study.runs"],
-    "himagenet": ["data", "study.config", "study.runs"],
-    "training": ["nn.networks", "nn.feedback", "nn.losses", "nn.trace", "data", "study.config", "study.runs"],
-    "distributed": ["data", "training", "study.config", "study.launch", "study.runs"],
+    "download": ["errors"],
+    "data": ["download", "errors", "files", "study.config", "study.places"],
+    "himagenet": ["data", "download", "errors", "files", "study.places"],
+    "training": [
+        "data", "errors", "files", "nn.losses", "nn.networks", "nn.trace", "study.answers", "study.config",
+        "study.freshness", "study.ledger", "study.profiles", "study.provenance", "study.run",
+    ],
+    "distributed": ["data", "errors", "study.config", "study.launch", "study.ledger", "study.run", "training"],
+    # the benches
+    "bench.clock": ["nn.losses"],
+    "bench.transport": ["bench.clock", "nn.transport", "study.config"],
+    "bench.account": ["nn.losses", "nn.networks", "nn.routing"],
+    "bench.data": ["bench.clock", "data", "nn.losses", "nn.networks", "study.config"],
+    "bench.capconv": [
+        "bench.account", "bench.clock", "nn.capsules", "nn.layers", "nn.losses", "nn.networks", "study.config",
+    ],
+    "bench.costs": ["bench.account", "bench.clock", "nn.networks", "study.config"],
+    "bench.routing": ["bench.account", "bench.clock", "nn.capsules", "nn.routing", "study.config"],
+    "bench.operations": ["data", "study.config", "training"],
     # the faces
-    "show.plots": [],
-    "show.explore": ["study.config", "study.runs"],
-    "show.explore_routing": ["nn.networks", "nn.trace", "data", "training", "show.explore", "show.plots", "study.config", "study.runs"],
-    "show.explore_transport": ["nn.*", "data", "training", "show.explore", "show.plots", "study.config", "study.runs"],
-    "show.explore_capconv": ["nn.networks", "nn.trace", "data", "training", "show.explore", "show.plots", "study.config", "study.runs"],
-    "show.explore_runs": ["show.explore", "show.plots", "study.config", "study.runs", "study.stats"],
-    "show.upkeep": ["study.config", "study.runs"],
-    "show.pages": ["show.upkeep", "study.config", "study.runs", "study.verdicts"],
-    "show.serve": ["show.pages", "study.config"],
-    "show.twins": ["study.config", "study.runs"],
-    "show.report": [
-        "show.plots", "show.twins", "study.claims", "study.config", "study.launch", "study.paper", "study.runs", "study.stats", "study.verdicts",
+    "show.plots.canvas": [],
+    "show.explore.picture": ["errors"],
+    "show.page.kernel": ["errors"],
+    "show.page.mathml": ["errors"],
+    "show.page.notebook": ["errors"],
+    "show.page.svg": ["errors"],
+    "show.plots.costs": ["show.plots.canvas"],
+    "show.plots.curves": ["show.plots.canvas"],
+    "show.plots.errors": ["show.plots.canvas"],
+    "show.plots.histograms": ["show.plots.canvas"],
+    "show.plots.sheet": ["show.plots.canvas"],
+    "show.page.shell": ["errors", "files"],
+    "show.page.markdown": ["show.page.mathml"],
+    "show.page.outputs": ["errors", "show.page.notebook"],
+    "show.page.parameters": ["errors", "show.page.notebook"],
+    "show.report.twins": ["errors", "files", "study.places"],
+    "show.explore.serve": ["errors", "show.page.kernel", "show.page.parameters"],
+    "show.page.execute": ["errors", "files", "show.page.kernel", "show.page.notebook", "show.page.parameters"],
+    "show.page.upkeep": ["study.experiments", "study.freshness", "study.ledger", "study.profiles"],
+    "show.report.command": ["errors", "study.ledger", "study.profiles"],
+    "show.report.style": ["study.config", "study.ledger", "study.stats"],
+    "show.page.render": [
+        "errors", "show.page.markdown", "show.page.notebook", "show.page.outputs", "show.page.shell",
+        "show.page.svg", "show.page.upkeep",
     ],
-    "show.routing_bench": ["show.bench", "show.plots", "show.report", "study.config", "study.launch", "study.runs"],
-    "show.transport_bench": ["nn.transport", "show.bench", "show.plots", "show.report", "show.routing_bench", "study.config", "study.runs"],
-    "show.capconv_bench": ["nn.*", "show.bench", "show.plots", "show.report", "show.routing_bench", "study.config", "study.runs"],
-    "show.data_bench": ["nn.*", "data", "show.bench", "show.plots", "show.report", "show.routing_bench", "study.config", "study.runs"],
-    "show.comparison": ["show.costs", "show.report", "study.config", "study.launch", "study.paper"],
-    "show.costs": ["data", "training", "show.report", "study.config", "study.runs"],
-    "show.claims": ["show.report", "show.twins", "study.claims", "study.stats", "study.verdicts"],
-    "show.softmax_axis": ["show.plots", "show.report", "study.config", "study.launch", "study.runs", "study.stats"],
-    "show.ablation": [
-        "show.plots", "show.report", "study.claims", "study.config", "study.launch", "study.paper", "study.stats", "study.verdicts",
+    "show.tables.complexity": ["show.report.style", "study.experiments", "study.paper"],
+    "show.tables.fig1": ["show.plots.canvas", "show.plots.sheet", "show.report.style", "study.paper"],
+    "show.explore.offers": ["errors", "study.config", "study.experiments", "study.places", "study.run"],
+    "show.page.front": [
+        "errors", "show.page.markdown", "show.page.shell", "show.page.svg", "show.page.upkeep", "study.experiments",
+        "study.profiles", "study.verdicts",
     ],
-    "show.agreement": [
-        "show.plots", "show.report", "study.claims", "study.config", "study.launch", "study.paper", "study.runs", "study.stats", "study.verdicts",
+    "show.page.publish": ["show.page.execute", "show.page.kernel", "show.page.parameters", "show.page.render"],
+    "show.tables.fig3": ["show.plots.canvas", "show.plots.sheet", "show.tables.fig1"],
+    "show.explore.runs": [
+        "errors", "show.explore.offers", "show.explore.picture", "show.plots.canvas", "study.experiments",
+        "study.ledger", "study.places", "study.run", "study.stats",
     ],
-    "show.architecture": ["nn.networks", "show.plots", "show.report", "show.twins"],
-    "show.mechanism": ["show.plots", "show.report", "show.twins", "study.config", "study.paper"],
-    "show.bench": ["nn.*", "study.config", "study.runs"],
-    "show.deviations": ["show.report", "show.twins", "study.config", "study.runs", "study.stats"],
-    "show.evidence": ["show.deviations", "show.plots", "show.report", "show.twins", "study.config", "study.evidence", "study.paper", "study.runs"],
+    "show.report.standing": [
+        "errors", "show.report.command", "study.experiments", "study.launch", "study.ledger", "study.places",
+        "study.profiles", "study.run",
+    ],
+    "show.tables.fig1_fig3": ["show.report.twins", "show.tables.fig1", "show.tables.fig3", "study.profiles"],
+    "show.report.provenance": [
+        "show.report.standing", "show.report.style", "study.freshness", "study.ledger", "study.provenance",
+    ],
+    "show.report.verdict": ["show.report.standing", "show.report.style", "study.claims", "study.verdicts"],
+    "show.tables.table2": [
+        "nn.networks", "show.plots.canvas", "show.plots.costs", "show.report.style", "show.report.twins",
+    ],
+    "show.explore.equivariance": ["nn.trace"],
+    "show.report.study": [
+        "show.plots.canvas", "show.report.provenance", "show.report.standing", "show.report.style",
+        "show.report.twins", "study.config", "study.profiles", "study.stats",
+    ],
+    "show.tables.claims": [
+        "show.report.command", "show.report.provenance", "show.report.standing", "show.report.style",
+        "show.report.twins", "show.report.verdict", "study.claims", "study.places", "study.verdicts", "study.worlds",
+    ],
+    "show.tables.deviations": [
+        "errors", "files", "show.report.command", "show.report.provenance", "show.report.standing",
+        "show.report.style", "show.report.twins", "show.report.verdict", "study.experiments", "study.ledger",
+        "study.places", "study.planning", "study.stats",
+    ],
+    "show.explore.capconv": [
+        "data", "errors", "nn.networks", "nn.trace", "show.explore.offers", "show.explore.picture",
+        "show.plots.canvas", "training",
+    ],
+    "show.explore.routing": [
+        "data", "errors", "nn.networks", "nn.trace", "show.explore.equivariance", "show.explore.offers",
+        "show.explore.picture", "show.plots.canvas", "study.config", "study.planning", "training",
+    ],
+    "show.explore.transport": [
+        "data", "errors", "nn.trace", "nn.transport", "show.explore.offers", "show.explore.picture",
+        "show.plots.canvas", "study.config", "training",
+    ],
+    "show.tables.bench_capconv": [
+        "show.plots.canvas", "show.plots.costs", "show.report.command", "show.report.standing", "show.report.study",
+        "show.report.style", "show.report.verdict", "study.ledger",
+    ],
+    "show.tables.bench_data": [
+        "data", "show.plots.canvas", "show.plots.costs", "show.report.command", "show.report.standing",
+        "show.report.study", "show.report.style", "show.report.verdict", "study.config", "study.ledger",
+    ],
+    "show.tables.bench_transport": [
+        "show.plots.canvas", "show.plots.costs", "show.report.command", "show.report.standing", "show.report.study",
+        "show.report.style", "show.report.verdict", "study.ledger",
+    ],
+    "show.tables.fig2": [
+        "errors", "show.plots.canvas", "show.plots.histograms", "show.report.command", "show.report.standing",
+        "show.report.study", "show.report.style", "show.report.verdict", "study.claims", "study.config",
+        "study.experiments", "study.ledger", "study.paper", "study.profiles", "study.stats", "study.verdicts",
+    ],
+    "show.tables.softmax_axis": [
+        "show.plots.canvas", "show.plots.curves", "show.report.command", "show.report.standing", "show.report.study",
+        "show.report.style", "show.report.verdict", "study.config", "study.experiments", "study.ledger",
+        "study.profiles", "study.stats",
+    ],
+    "show.tables.table1": [
+        "show.plots.canvas", "show.plots.curves", "show.plots.errors", "show.report.command", "show.report.standing",
+        "show.report.study", "show.report.style", "show.report.verdict", "study.claims", "study.config",
+        "study.experiments", "study.launch", "study.ledger", "study.paper", "study.profiles",
+    ],
+    "show.tables.table3": [
+        "show.plots.canvas", "show.plots.curves", "show.plots.errors", "show.report.command", "show.report.standing",
+        "show.report.study", "show.report.style", "show.report.verdict", "study.claims", "study.config",
+        "study.experiments", "study.paper", "study.profiles", "study.stats", "study.verdicts",
+    ],
+    "show.tables.evidence": [
+        "errors", "files", "show.plots.canvas", "show.report.command", "show.report.provenance", "show.report.style",
+        "show.report.twins", "show.report.verdict", "show.tables.complexity", "show.tables.deviations",
+        "study.evidence", "study.experiments", "study.paper", "study.places",
+    ],
+    "show.tables.bench_routing": [
+        "bench.routing", "show.plots.canvas", "show.plots.costs", "show.report.command", "show.report.standing",
+        "show.report.study", "show.report.style", "show.report.verdict", "study.ledger",
+    ],
+    "show.tables.costs": [
+        "bench.operations", "errors", "show.report.command", "show.report.provenance", "show.report.standing",
+        "show.report.study", "show.report.style", "study.config", "study.experiments", "study.ledger",
+        "study.planning", "study.profiles",
+    ],
+    "show.tables.table4": [
+        "bench.operations", "show.report.command", "show.report.standing", "show.report.study", "show.report.style",
+        "show.report.verdict", "study.experiments", "study.launch", "study.paper", "study.planning",
+        "study.profiles",
+    ],
+    "show.tables.polarisation": [
+        "show.plots.canvas", "show.plots.curves", "show.report.command", "show.report.standing", "show.tables.fig2",
+        "study.config", "study.paper",
+    ],
+    "show.tables.fig4": [
+        "show.plots.canvas", "show.plots.curves", "show.report.command", "show.report.standing",
+        "show.tables.table3",
+    ],
     "cli": ["*"],
     "__main__": ["cli"],
 }
@@ -83,6 +237,7 @@ ARROWS = {
 FORBIDDEN = {
     "nn.": {"pandas", "matplotlib", "seaborn", "papermill", "pydantic", "typer", "torchvision"},
     "study.": {"torch", "torchvision", "torchaudio", "accelerate"},
+    "bench.": {"pandas", "matplotlib", "seaborn", "great_tables", "papermill"},  # it measures and shows nothing
 }
 EXCEPTIONS = {"nn.baselines": {"torchvision"}}  # other people's networks, when one is built
 
@@ -102,7 +257,7 @@ SOURCES = {
 def imports(source, module, known=SOURCES):
     """What the source of our `module` imports, inside functions too: our modules, and others by their top-level name.
 
-    Ours lose the package's name: `study.runs`, or `study` where nothing but the folder is named."""
+    Ours lose the package's name: `study.run`, or `study` where nothing but the folder is named."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -132,8 +287,8 @@ def allowed(module):
     ("source", "ours", "others"),
     [
         ("from .capsules import squash", {"nn.capsules"}, set()),
-        ("from ..study import runs, config", {"study.runs", "study.config"}, set()),
-        ("from ..study.runs import Run", {"study.runs"}, set()),
+        ("from ..study import ledger, config", {"study.ledger", "study.config"}, set()),
+        ("from ..study.run import Run", {"study.run"}, set()),
         ("from .. import data, __version__", {"data"}, set()),
         ("from . import nosuch", {"nn"}, set()),
         ("import encapnet.data", {"data"}, set()),
@@ -145,7 +300,7 @@ def allowed(module):
     ],
 )
 def test_imports_are_found(source, ours, others):
-    known = {"nn.capsules", "nn.routing", "study.runs", "study.config", "data"}
+    known = {"nn.capsules", "nn.routing", "study.run", "study.ledger", "study.config", "data"}
     assert imports(source, "nn.routing", known) == (ours, others)
 
 

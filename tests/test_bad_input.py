@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -21,10 +22,12 @@ from PIL import Image
 
 from encapnet import data
 from encapnet.cli import main, one_line
-from encapnet.show import pages
+from encapnet.show.page import parameters, shell
 from encapnet.study import launch
-from encapnet.study.config import OutOfTime, StudyError, UsageError, plan
+from encapnet.errors import OutOfTime, StudyError, UsageError
+from encapnet.study.planning import plan
 
+ROOT = Path(__file__).resolve().parents[1]
 SMOKE = plan("table1", "smoke", {"synthetic": "0" * 64}, 1, ["a_dynamic"])[0].model_dump(mode="json")
 
 
@@ -78,7 +81,7 @@ WORDS = [
     ("reproduse", "No such command 'reproduse'. Did you mean 'reproduce'?"),
     ("reproduce tabel1", "no report 'tabel1'; expected one of: bench_capconv, bench_data, bench_routing, bench_transport, "),
     ("reproduce tabel1", "(did you mean 'table1'?)"),
-    ("reproduce --profile qick", "no profile 'qick'; expected one of: smoke, quick, long, short, paper (did you mean 'quick'?)"),
+    ("reproduce --profile qick", "no profile 'qick'; expected one of: smoke, quick, long, night, short, paper (did you mean 'quick'?)"),
     ("reproduce complexity --profile qick", "did you mean 'quick'"),
     ("reproduce complexity --profile qick --seeds 1 --from-ledger", "did you mean 'quick'"),
     ("reproduce --seeds 0", "seeds must be at least 1 and at most 1000, got 0"),
@@ -129,6 +132,14 @@ WORDS = [
     ("data list minst", "did you mean 'mnist'"),
     ("data fetch minst", "did you mean 'mnist'"),
     ("data fetch digits", "digits is embedded: there is nothing to fetch"),
+    ("data fetch pets", "images of your own are not fetched"),
+    ("data verify pets", "or images of your own in ROOT/pets/{train,test}/<class>/*"),
+    ("run table1/e_master --data pets@48", "pets@48: networks take images of 32 or 64 pixels; expected pets (32) or pets@64"),
+    ("run table1/e_master --data Pets", "unknown data set 'Pets': expected one of: cifar10, "),
+    ("run table1/e_master --show --data Pets", "one of your own is named as its folder, by a-z, 0-9, _ and -"),
+    ("run table4/v3 --data pets", "table4/v3 is not for pets; expected one of: himagenet; or images of your own at 64 pixels (NAME@64)"),
+    ("run table4/v1 --data pets@64", "table4/v1 is not for pets@64; expected one of: himagenet32; or images of your own at 32 pixels (NAME)"),
+    ("reproduce table1 --data row", "no data set can be called 'row', as a column of the tables is; rename its folder, e.g. to my-row"),
 ]  # fmt: skip
 
 
@@ -145,11 +156,65 @@ def test_in_a_process_of_its_own(words, message):
     assert (done.returncode, done.stdout) == (2, "") and message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_no_repository(refused, monkeypatch, workplace):
-    import encapnet
+NAMELESS = ["reproduce complexity", "reproduce --check", "status", "certify", "bench routing", "explore --no-browser"]
 
-    monkeypatch.setattr(encapnet, "__file__", str(workplace / "site/encapnet/__init__.py"))
-    refused("no notebooks here: run encapnet in a clone of its repository", "reproduce")
+
+@pytest.mark.parametrize("words", NAMELESS)
+def test_folders_without_a_name(refused, workplace, words):
+    "They would be the folder that one is in."
+    refused("--reports names no folder; expected one such as reports, which is the default", *words.split(), "--reports", "")
+    refused("--runs names no folder; expected one such as runs, which is the default", *words.split(), "--runs", " ")
+    assert not list(workplace.iterdir())
+
+
+def test_a_users_own_pages_are_not_overwritten(refused, workplace, monkeypatch):
+    monkeypatch.setattr(launch, "ensure", None)  # nothing is trained before that is found out
+    where = ("--profile", "smoke", "--reports", "docs")
+    for name in ("index.html", "smoke/fig2.html"):
+        page = workplace / "docs" / name
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text("<html><head><title>My own</title></head><body>encapnet: mine</body></html>")
+        refused(f"{page.relative_to(workplace)} is there and was not made by encapnet; move it", "reproduce", "fig2", *where, code=1)
+        assert "My own" in page.read_text()
+        page.unlink()
+    for ours in ("reports/index.html", "reports/complexity.html"):
+        shell.check_ours(ROOT / ours)
+    shell.check_ours(workplace / "docs/absent.html")
+
+
+def test_reports_that_cannot_be_written_are_told_before_training(refused, workplace, monkeypatch):
+    monkeypatch.setattr(launch, "ensure", None)
+    (workplace / "file").write_text("")
+    refused("cannot write ", "reproduce", "fig2", "--profile", "smoke", "--reports", "file", code=1)
+    refused("File name too long", "reproduce", "fig2", "--profile", "smoke", "--reports", "x" * 300, code=1)
+
+
+def test_names_that_are_too_long(refused, ends, workplace):
+    refused("File name too long", "status", "--profile", "smoke", "--runs", "x" * 300, code=1)
+    refused("File name too long", "run", "table1/c_cnn_shape", "--profile", "smoke", "--runs", "x" * 300, code=1)
+    code, _, said = ends("status", "--profile", "smoke", "--reports", "x" * 300)
+    assert "Traceback" not in said and code in (0, 1)
+
+
+def test_a_run_whose_data_are_absent_gets_no_folder(refused, workplace):
+    (workplace / "config.json").write_text(json.dumps(SMOKE))
+    refused("synthetic has changed: sha256 ", "run", "--config", "config.json", code=1)
+    mnist = SMOKE | {"data": SMOKE["data"] | {"name": "mnist"}}
+    (workplace / "config.json").write_text(json.dumps(mnist))
+    refused("mnist is not embedded: give its folder by --data-root", "run", "--config", "config.json")
+    assert [path.name for path in workplace.iterdir()] == ["config.json"]
+
+
+def test_no_repository(workplace):
+    "An installed package, without its notebooks, in a folder that is no clone either."
+    site = workplace.parent / "site"
+    shutil.copytree(ROOT / "encapnet", site / "encapnet", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-P", "-c", "from encapnet.cli import main; main()"]
+    for words in (["reproduce"], ["reproduce", "--check"], ["explore", "--no-browser"]):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(site)})
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert done.stderr.startswith("encapnet: no notebooks here: run encapnet in a clone of its repository"), done.stderr
+        assert done.stderr.count("\n") == 1 and not list(workplace.iterdir()), "nothing is begun"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +222,7 @@ def test_no_repository(refused, monkeypatch, workplace):
     [
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
         ({"seed": "1"}, "seed: Input should be a valid integer"),
-        ({"sed": 1}, "sed: there is no such field; expected one of: about, accumulate, "),
+        ({"sed": 1}, "sed: there is no such field; expected one of: accumulate, "),
         ({"sed": 1}, "(did you mean 'seed'?)"),
         ({"network": {"kind": "CapNet", "groups": 0}}, "network.CapNet.groups: Input should be greater than or equal to 1"),
         ({"network": {"kind": "CapNet", "gruops": 4}}, "(did you mean 'groups'?)"),
@@ -180,6 +245,17 @@ def test_configuration(refused, workplace, change, message):
     refused(message, "run", "--config", "config.json")
 
 
+def test_configuration_that_begins_with_a_byte_order_mark(refused, workplace):
+    "Some editors write one: what is wrong is still what is in the file."
+    (workplace / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(SMOKE | {"seed": -1}).encode())
+    refused("config.json: seed: Input should be greater than or equal to 0", "run", "--config", "config.json")
+
+
+def test_configuration_of_a_data_set_that_cannot_be(refused, workplace):
+    (workplace / "config.json").write_text(json.dumps(SMOKE | {"data": SMOKE["data"] | {"name": "<b>"}}))
+    refused("config.json: data.name: Value error, unknown data set '<b>'", "run", "--config", "config.json")
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe\0", b"[" * 100_000, b'{"schedule": {'])
 def test_file_that_is_no_configuration(refused, workplace, content):
     (workplace / "config.json").write_bytes(content)
@@ -187,7 +263,7 @@ def test_file_that_is_no_configuration(refused, workplace, content):
 
 
 def test_configuration_of_another_machine_or_other_data(refused, workplace):
-    from encapnet.study.config import measurements
+    from encapnet.study.planning import measurements
 
     (workplace / "cost.json").write_text(measurements("a Titan X")[0].model_dump_json())
     refused("this measurement is for a Titan X, this is ", "run", "--config", "cost.json", code=1)
@@ -264,6 +340,95 @@ def counted(monkeypatch):
     monkeypatch.setitem(data.DATASETS, "cifar10", replace(data.DATASETS["cifar10"], train=6, test=4, classes=None))
 
 
+def states(ends, *arguments):
+    code, told, said = ends("data", "list", *arguments)
+    assert code == 0, said
+    return {line.split()[0]: line for line in told.splitlines()}
+
+
+def test_list_says_found_refused_or_not_found(ends, tree, tmp_path):
+    "And never `found` of what training refuses."
+    listed = states(ends, "--data-root", tree)
+    assert re.match(r"cifar10 +refused +\S+/cifar10 +cifar10 in .* has 2 classes and 6 train images; expected 10 classes", listed["cifar10"])
+    assert re.fullmatch(r"mnist +not found", listed["mnist"]) and re.fullmatch(r"digits +found +embedded", listed["digits"])
+    (tree / "cifar10").rename(tree / "pets")
+    listed = states(ends, "--data-root", tree)
+    assert re.fullmatch(r"pets +found +\S+/pets", listed["pets"]) and re.fullmatch(r"cifar10 +not found", listed["cifar10"])
+    hashed = states(ends, "pets", "pets@64", "--hash", "--data-root", tree)
+    assert all(re.match(r"pets(@64)? +found +[0-9a-f]{12} ", line) for line in hashed.values()) and len(hashed) == 2
+    (tree / "pets").rename(tree / "My Pets")
+    (listed,) = [line for name, line in states(ends, "--data-root", tree).items() if name == "My"]
+    assert "refused" in listed and "named as its folder, by a-z, 0-9, _ and -" in listed
+
+
+def test_refused_sets_are_not_passed_over(refused, ends, tree, tmp_path):
+    "A data root with a set that is not what its name says: neither `none found` nor, in silence, another set."
+    refused("cifar10 in", "reproduce", "table1", "--profile", "smoke", "--data-root", tree)
+    code, told, _ = ends("status", "--profile", "smoke", "--data-root", tree, "--json")
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert code == 0 and {line["data"] for line in lines} == {"cifar10", ""}
+    assert all("has 2 classes" in line["why"] for line in lines if line["state"] == "no data")
+    (tree / "cifar10").rename(tree / "pets")
+    refused("holds none of cifar10, mnist; `encapnet data list", "reproduce", "table1", "--profile", "smoke", "--data-root", tree)
+    refused("; --data pets takes pets", "reproduce", "table1", "--profile", "smoke", "--data-root", tree)
+
+
+def test_own_images_are_trained_on_under_their_own_name(ends, refused, tree, workplace):
+    (tree / "cifar10").rename(tree / "pets")
+    options = ("--profile", "smoke", "--data", "pets", "--data-root", tree)
+    code, _, said = ends("run", "table1/c_cnn_shape", *options)
+    assert code == 0 and "table1/c_cnn_shape on pets, seed 0: error" in said
+    (done,) = workplace.glob("runs/**/DONE")
+    record = json.loads(done.read_text())
+    assert (record["config"]["data"]["name"], record["outcome"]["source"], record["outcome"]["train_images"]) == ("pets", "imagefolder", 6)
+    message = "table1/c_cnn_shape takes images of 32 pixels, and pets@64 has 64; expected one of: digits, "
+    refused(message, "run", "table1/c_cnn_shape", "--profile", "smoke", "--data", "pets@64", "--data-root", tree)
+    refused("or a data set of your own (NAME)", "run", "table1/c_cnn_shape", "--profile", "smoke", "--data", "pets@64", "--data-root", tree)
+    launch._KNOWN.clear()  # what one command has found out is not the next one's
+    (tree / "pets/test/dog").rename(tree / "pets/test/wolf")
+    refused("pets: class 'dog' is in train and missing from test", "run", "table1/c_cnn_shape", *options)
+
+
+def test_rivals_of_table_4_take_the_images_of_h_imagenet(tmp_path, monkeypatch):
+    "Their configurations have no side: torchvision's networks take any."
+    import torch
+
+    from encapnet import training
+    from encapnet.study.run import Run
+
+    for split in ("train", "test"):
+        for label in ("n01", "n02"):
+            for number in range(2):
+                write(tmp_path / f"himagenet/{split}/{label}/{number}.png", picture(number).resize((70, 90)))
+    monkeypatch.setitem(data.DATASETS, "himagenet", replace(data.DATASETS["himagenet"], class_count=2))
+    hashes = {"himagenet": data.fingerprint("himagenet", tmp_path)}
+    for name in ("resnet101", "wide_resnet50_2", "vgg16", "googlenet"):
+        (config,) = plan("table4", "paper", hashes, 1, [name])
+        train, _ = training._prepare(Run(tmp_path / "runs", config), tmp_path, torch.device("cpu"))
+        assert train.images.shape == (4, 3, 64, 64)
+    (config,) = plan("table1", "smoke", hashes, 1, ["c_cnn_shape"])
+    with pytest.raises(UsageError, match="takes images of 32 pixels, and himagenet has 64; expected one of: digits, .*own .NAME."):
+        training._prepare(Run(tmp_path / "runs", config), tmp_path, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("variable, url", [("HTTPS_PROXY", "https://nowhere.invalid/a"), ("HTTP_PROXY", "http://nowhere.invalid/a")])
+def test_the_proxy_is_named_and_its_password_is_not(monkeypatch, tmp_path, variable, url):
+    from encapnet.download import Download, download
+
+    monkeypatch.setattr("encapnet.download.PAUSE_S", 0)
+    monkeypatch.setattr("urllib.request._opener", None)  # a process looks for proxies once
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv(variable, "http://me:secret@127.0.0.1:9")
+    with pytest.raises(StudyError, match=f"nowhere.invalid .through the proxy 127.0.0.1:9 that {variable} names. cannot be reached") as caught:
+        download(Download((url,), "a", "0" * 32), tmp_path, bar=False)
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+    monkeypatch.setenv("NO_PROXY", "nowhere.invalid")
+    with pytest.raises(StudyError, match="nowhere.invalid cannot be found"):
+        download(Download((url,), "a", "0" * 32), tmp_path, bar=False)
+
+
 def bomb():
     "A few bytes that announce 60,000 x 60,000 pixels."
 
@@ -328,7 +493,9 @@ def test_unusual_image_is_read(ends, counted, tree, image):
 
 def test_incomplete_tree(refused, tree):
     verify = ("data", "verify", "cifar10", "--data-root", tree)
-    refused("6 train images; expected 50000", *verify)
+    expected = "expected 10 classes and 50000 train images of 32x32 pixels; name a data set of your own differently, e.g. --data pets"
+    for reader in (verify, ("run", "table1/c_cnn_shape", "--profile", "smoke", "--data-root", tree)):
+        refused(f"cifar10 in {tree / 'cifar10'} has 2 classes and 6 train images; {expected}", *reader)
     for path in (tree / "cifar10/test/cat").iterdir():
         path.unlink()
     refused("test/cat: holds no images; expected files in .jpg, ", *verify)
@@ -364,11 +531,12 @@ def test_a_name_cannot_steer_the_terminal(refused, tree):
 
 def test_what_is_shown_of_a_failure_is_escaped():
     "A reason that a file's name got into, in the table of provenance and on a page."
-    from encapnet.show import report
-    from encapnet.study.config import find_profile
+    from encapnet.show.report.provenance import provenance_table
+    from encapnet.show.report.standing import Standing
+    from encapnet.study.profiles import find_profile
 
     why = "train/<img src=x onerror=alert(1)>/0.png: not a readable image"
-    table = report.provenance_table("encapnet reproduce", find_profile("smoke"), report.Standing({"k": ("a_dynamic", None, "failed", why)}))
+    table = provenance_table("encapnet reproduce", find_profile("smoke"), Standing({"k": ("a_dynamic", None, "failed", why)}))
     html = table.as_raw_html()
     assert "<img" not in html and "&lt;img src=x onerror=alert(1)&gt;/0.png" in html
 
@@ -376,19 +544,52 @@ def test_what_is_shown_of_a_failure_is_escaped():
 # What leads out of its folder -------------------------------------------------------------------------------------------
 
 
-def test_links_out_of_the_data_root_are_refused(refused, tree, tmp_path):
-    outside = tmp_path / "private"
-    for name in ("0.png", "cat/0.png", "train/cat/0.png"):
-        write(outside / name, picture())
-    verify, cifar10 = ("data", "verify", "cifar10", "--data-root", tree), tree / "cifar10"
-    for link, target in (("train/dog/9.png", outside / "0.png"), ("train/yak", outside / "cat"), ("train/dog/8.png", "../../../../private/0.png")):
-        (cifar10 / link).symlink_to(target)
-        refused(f"{link}: leads out of the data root, to {outside}", *verify)
-        refused("refused, expected files and folders of its own", *verify)
-        (cifar10 / link).unlink()
-    (cifar10 / "train").rename(tmp_path / "moved")
-    (cifar10 / "train").symlink_to(tmp_path / "moved")
-    refused(f"cifar10/train: leads out of the data root, to {tmp_path / 'moved'}", *verify)
+def test_links_out_of_the_data_root_are_followed(ends, counted, tree, tmp_path):
+    "Clusters are full of them: a tree that all share, a farm of links to each image. What the user has put here is the user's."
+    shared = tmp_path / "shared"
+    cifar10 = tree / "cifar10"
+    before = ends("data", "verify", "cifar10", "--data-root", tree)
+    assert before[0] == 0, before
+    for split in ("train", "test"):  # each image is a link
+        for path in sorted((cifar10 / split).rglob("*.png")):
+            kept = shared / path.relative_to(cifar10)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(kept)
+            path.symlink_to(kept)
+    assert ends("data", "verify", "cifar10", "--data-root", tree) == before
+    shutil.rmtree(cifar10)
+    cifar10.symlink_to(shared)  # the whole tree is
+    assert ends("data", "verify", "cifar10", "--data-root", tree) == before
+    code, told, _ = ends("data", "list", "cifar10", "--hash", "--data-root", tree)
+    assert code == 0 and "not found" not in told
+
+
+def test_a_link_to_nothing_is_named(refused, tree):
+    (tree / "cifar10/train/dog/9.png").symlink_to("/shared/gone.png")
+    refused("dog/9.png: is a link to /shared/gone.png, where there is nothing", "data", "verify", "cifar10", "--data-root", tree)
+
+
+def test_links_in_a_circle_are_named(refused, tree):
+    (tree / "cifar10/train/dog/8.png").symlink_to("9.png")
+    (tree / "cifar10/train/dog/9.png").symlink_to("8.png")
+    refused("dog/8.png: is a link to 9.png, where there is nothing", "data", "verify", "cifar10", "--data-root", tree)
+
+
+@pytest.mark.parametrize("folder", ["@eaDir", "lost+found", "$RECYCLE.BIN", "__pycache__", "__MACOSX", ".ipynb_checkpoints"])
+def test_housekeeping_folders_are_no_classes(ends, counted, tree, folder):
+    before = ends("data", "verify", "cifar10", "--data-root", tree)
+    for place in ("train", "test", "train/dog"):
+        write(tree / "cifar10" / place / folder / "thumb.png", picture())
+    write(tree / "cifar10/train/dog/Thumbs.db", b"")
+    assert ends("data", "verify", "cifar10", "--data-root", tree) == before
+
+
+def test_images_that_nobody_reads_are_named_once(ends, counted, tree):
+    for name in ("a.heic", "b.heic", "c.jxl", "notes.txt"):
+        write(tree / "cifar10/train/dog" / name, b"...")
+    code, _, said = ends("data", "verify", "cifar10", "--data-root", tree)
+    assert code == 0 and said.count("passed over") == 1
+    assert f"{tree / 'cifar10'}: passed over 2 .heic, 1 .jxl: images are read from .jpg, .jpeg, .jpe, .jfif" in said
 
 
 def test_links_within_the_data_root_are_followed(ends, counted, tree, tmp_path):
@@ -471,14 +672,14 @@ REPORTS = {path.stem: path for path in sorted((Path(__file__).parents[1] / "nbs/
 
 @pytest.mark.parametrize("report", REPORTS)
 def test_parameters_of_report_notebooks(report):
-    known = pages.parameters(REPORTS[report])
+    known = parameters.parameters(REPORTS[report])
     name, parameter = next(iter(known.items()))
     with pytest.raises(UsageError, match=f"{report}.ipynb has no parameter '{name}x': expected one of: .*did you mean '{name}'"):
-        pages.check_parameters(REPORTS[report], {f"{name}x": 1})
+        parameters.check_parameters(REPORTS[report], {f"{name}x": 1})
     for parameter in known.values():
         wrong = {"str": 3, "int": "many", "float": "fast", "bool": "perhaps"}[parameter.type.removesuffix(" | None")]
         with pytest.raises(UsageError, match=re.escape(f"parameter {parameter.name!r} expects {parameter.type}, got {wrong!r}")):
-            pages.check_parameters(REPORTS[report], {parameter.name: wrong})
+            parameters.check_parameters(REPORTS[report], {parameter.name: wrong})
 
 
 @pytest.mark.slow

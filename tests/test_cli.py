@@ -10,9 +10,13 @@ import pytest
 
 from encapnet import data
 from encapnet.cli import command_for, epochs_done, main
+from encapnet.show.page import publish
 from encapnet.study import launch
-from encapnet.study.config import BENCHES, EXPERIMENTS, RunConfig, measurements, plan
-from encapnet.study.runs import Run, finish
+from encapnet.errors import StudyError
+from encapnet.study.config import RunConfig
+from encapnet.study.experiments import EXPERIMENTS
+from encapnet.study.planning import BENCHES, measurements, plan
+from encapnet.study.run import Run, finish
 from encapnet.training import fit
 
 DEVICE, TRAINING = "a machine, 2 threads", "a machine, 1 threads"
@@ -97,7 +101,7 @@ def test_states_with_their_reasons(ends, hashes):
 
 
 def test_an_interrupted_run_says_where_it_goes_on(ends, hashes):
-    from encapnet.study.config import OutOfTime
+    from encapnet.errors import OutOfTime
 
     run = smoke(hashes, "c_cnn_shape", schedule=plan("table1", "smoke", hashes, 1)[0].schedule)
     finish(smoke(hashes, "c_cnn_shape", seed=1), OUTCOME, TRAINING, seconds=120)
@@ -179,6 +183,36 @@ def test_status_is_light(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=dict(os.environ))
     assert done.stderr == "loaded:\n" and len(done.stdout.splitlines()) == TRAINED + MEASURED and not list(tmp_path.iterdir())
+
+
+def test_failed_runs_are_counted_and_end_the_command_with_1(ends, monkeypatch):
+    "Now or at an earlier time: the pages are there, but not all that they should show."
+    made = []
+    monkeypatch.setattr(publish, "publish_all", lambda chosen, workers: made.extend(chosen) or [])
+    needed = launch.needed("fig2", "smoke")
+    for run in needed[1:]:
+        run.write("FAILED", dict(why="the loss is nan at step 3"))
+    finish(needed[0], OUTCOME, TRAINING)
+    code, told, said = ends("reproduce", "fig2", "--profile", "smoke")
+    assert code == 1 and told == "" and len(made) == 1
+    expected = f"encapnet: {len(needed) - 1} of {len(needed)} runs failed ({needed[1].name}"
+    assert said.splitlines()[-1].startswith(expected), said
+    assert said.endswith(", the first: the loss is nan at step 3; --retrain tries them again\n")
+    assert ends("reproduce", "fig2", "--profile", "smoke", "--missing", "show")[0] == 0, "it was asked to show what there is"
+
+
+def test_a_run_that_fails_on_one_data_set_is_tried_on_the_others(ends, monkeypatch):
+    tried = []
+
+    def fail(config, *more):
+        tried.append(config.data.name)
+        if config.data.name == "synthetic":
+            raise StudyError("the loss is nan")
+
+    monkeypatch.setattr("encapnet.cli._run_one", fail)
+    code, told, said = ends("run", "table1/c_cnn_shape", "--profile", "smoke", "--data", "synthetic,digits")
+    assert (code, tried) == (1, ["synthetic", "digits"]), said
+    assert said == "the loss is nan\nencapnet: 1 of 2 runs failed, on synthetic\n"
 
 
 # One run ----------------------------------------------------------------------------------------------------------------

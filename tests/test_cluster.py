@@ -19,12 +19,16 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from waiting import wait_for
 
 from encapnet import cli, data, training
-from encapnet.show import pages
+from encapnet.show.page import front, publish
 from encapnet.study import cluster, launch
-from encapnet.study.config import OutOfTime, Schedule, StudyError, plan
-from encapnet.study.runs import CHECKPOINTS, Run, read_ledger, state
+from encapnet.errors import OutOfTime, StudyError
+from encapnet.study.config import Schedule
+from encapnet.study.planning import plan
+from encapnet.study.ledger import read_ledger
+from encapnet.study.run import CHECKPOINTS, Run, state
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 ROWS = ["c_cnn_shape", "d_cnn_parameters", "e_master", "f_master_aide"]
@@ -66,8 +70,9 @@ def driver(tmp_path):
 
     def start(on, **what):
         code = f"import test_cluster as t; t.drive({str(tmp_path)!r}, {on!r}, **{what!r})"
+        path = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
         errors = open(tmp_path / "errors", "a")
-        drivers.append(subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent, stderr=errors, start_new_session=True))
+        drivers.append(subprocess.Popen([sys.executable, "-c", code], env=path, stderr=errors, start_new_session=True))
         errors.close()
         return drivers[-1]
 
@@ -75,15 +80,7 @@ def driver(tmp_path):
     for one in drivers:
         if one.poll() is None:
             one.send_signal(signal.SIGINT)
-            one.wait(timeout=60)
-
-
-def wait_for(happened, seconds=150):
-    limit = time.monotonic() + seconds
-    while not (found := happened()):
-        assert time.monotonic() < limit, "it did not happen"
-        time.sleep(0.02)
-    return found
+            one.wait(timeout=600)
 
 
 def told(folder, run) -> list[int]:
@@ -139,7 +136,7 @@ def kill_worker_and_driver(folder, driver, on, worker, rows):
     first.wait()
     wait_for(lambda: not trainings(longest.config.key))  # who has lost its driver ends by itself, but may train on until it notices
     left = EPOCHS - cli.epochs_done(longest)
-    assert driver(on, rows=rows).wait(timeout=150) == 0, (folder / "errors").read_text()
+    assert driver(on, rows=rows).wait(timeout=600) == 0, (folder / "errors").read_text()
     for run, times in done.items():
         assert (run.path("DONE").stat().st_mtime_ns, run.path("manifest.json").stat().st_mtime_ns) == times, "trained twice"
     epochs = told(folder, longest)
@@ -181,7 +178,7 @@ def test_ray_without_a_shared_store(tmp_path, driver, one_by_one):
     assert state(run).name == "running", "home is held by the driver"
     os.kill(worker, signal.SIGKILL)
     saved = told(tmp_path, run)[-1]
-    assert first.wait(timeout=150) == 0, (tmp_path / "errors").read_text()
+    assert first.wait(timeout=600) == 0, (tmp_path / "errors").read_text()
     epochs = told(tmp_path, run)
     assert epochs == sorted({*epochs}) and epochs[-1] == EPOCHS and epochs.index(saved) < len(epochs) - 1
     assert outcome(run) == one_by_one[run.config.key]
@@ -194,11 +191,11 @@ def test_ctrl_c_and_a_time_box_stop_at_a_checkpoint(tmp_path, driver):
     first = driver("local:2", seeds=1, rows=ROWS[-1:], epochs=LONG)
     wait_for(lambda: told(tmp_path, run) or first.poll() is not None)
     first.send_signal(signal.SIGTERM)
-    assert first.wait(timeout=60) != 0 and "KeyboardInterrupt" in (tmp_path / "errors").read_text()
+    assert first.wait(timeout=600) != 0 and "KeyboardInterrupt" in (tmp_path / "errors").read_text()
     assert state(run).name == "interrupted", "its child is at work still"
     epochs = cli.epochs_done(run)
     second = driver("local:2", seconds=1, seeds=1, rows=ROWS[-1:], epochs=LONG)
-    assert second.wait(timeout=60) == 1
+    assert second.wait(timeout=600) == 1
     said = (tmp_path / "errors").read_text().splitlines()[-1]
     assert "time is up after epoch" in said and said.endswith(
         "; 1 of 1 runs remain (table1/f_master_aide), and the same command goes on with them"), said  # fmt: skip
@@ -246,8 +243,8 @@ def test_unsaid_as_many_are_trained_at_a_time_as_there_is_room_for(tmp_path, mon
     monkeypatch.setattr(cluster, "Sweep", lambda todo, orders, place: SimpleNamespace(run=lambda: None))
     monkeypatch.setitem(launch._KNOWN, "synthetic in None", "0" * 64)
     monkeypatch.setattr(launch, "this_machine", lambda: dict(device="a machine", training="a machine"))
-    monkeypatch.setattr(pages, "publish_all", lambda made, count: [])
-    monkeypatch.setattr(pages, "site", lambda reports: reports)
+    monkeypatch.setattr(publish, "publish_all", lambda made, count: [])
+    monkeypatch.setattr(front, "site", lambda reports: reports)
     with pytest.raises(SystemExit, match="^0$"):
         cli.main(["reproduce", "fig2", "--profile", "smoke", "--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")])
     assert took == [(min(3, count),)]

@@ -17,8 +17,9 @@ from encapnet import cli, data
 from encapnet.distributed import DistributedTrainer
 from encapnet.nn.transport import sinkhorn_divergence
 from encapnet.study import launch
-from encapnet.study.config import RunConfig, plan
-from encapnet.study.runs import Run, state
+from encapnet.study.config import RunConfig
+from encapnet.study.planning import plan
+from encapnet.study.run import Run, state
 
 CPU = torch.device("cpu")
 SYNTHETIC = data.fingerprint("synthetic")
@@ -57,6 +58,8 @@ PAIRS = {  # as two processes compute it, and what one process makes of the same
     "routing": (config("table1", "a_dynamic", 16, 16, processes=2), dict(accumulate=2)),
     # the last batch has 5 samples: 3 and 2
     "feedback": (config("table3_left", "8_two_ots", 13, 8, 1, processes=2), dict(accumulate=2)),
+    # of 17 samples one is left over: it joins the second batch, which has 5 and 4
+    "feedback, one left over": (config("table3_left", "8_two_ots", 17, 8, 1, processes=2), dict(accumulate=2)),
     # 2 x 2 micro-batches; the last batch has 3 samples, and in its second round the other process has none
     "accumulated": (config("table1", "f_master_aide", 19, 16, processes=2, accumulate=2), dict(accumulate=4)),
     # the last batch has one sample, for one process
@@ -68,8 +71,8 @@ GLOBAL = config("table3_left", "8_two_ots", 16, 8, 1, processes=2, transport_sco
 WORKER = """
     import sys, torch
     from encapnet.distributed import Processes, fit, join
-    from encapnet.study.config import OutOfTime
-    from encapnet.study.runs import Run
+    from encapnet.errors import OutOfTime
+    from encapnet.study.run import Run
     import test_distributed as tests
     run, found = Run(sys.argv[2], tests.SMALL), {}
     try: fit(run, deadline=0.0, bar=False)
@@ -149,7 +152,7 @@ def start(folder, config, *more):
     )  # fmt: skip
 
 
-def ended(command, within=60):
+def ended(command, within=600):
     told, said = command.communicate(timeout=within)
     assert "Traceback" not in said, said
     return command.returncode, said.strip().splitlines()

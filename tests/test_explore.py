@@ -17,9 +17,10 @@ from contextlib import suppress
 import pytest
 from live import HOSTS, ROOT, Live, live
 
-from encapnet.show import serve
-from encapnet.study.config import StudyError, plan
-from encapnet.study.runs import Run, finish
+from encapnet.show.explore import serve
+from encapnet.errors import StudyError
+from encapnet.study.planning import plan
+from encapnet.study.run import Run, finish
 
 COMMAND = [sys.executable, "-c", "from encapnet.cli import main; main()", "explore"]
 
@@ -194,7 +195,7 @@ def status(url):
             return None
 
     try:
-        return urllib.request.build_opener(urllib.request.ProxyHandler({}), Stay).open(url, timeout=90).status
+        return urllib.request.build_opener(urllib.request.ProxyHandler({}), Stay).open(url, timeout=600).status
     except urllib.error.HTTPError as error:
         return error.code
 
@@ -219,7 +220,7 @@ def test_only_who_knows_the_token_gets_in(host, tmp_path):
         with suppress(FileNotFoundError):
             assert token not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
         command.send_signal(signal.SIGINT)
-        _, said = command.communicate(timeout=90)
+        _, said = command.communicate(timeout=600)
     finally:
         command.kill()
         command.wait()

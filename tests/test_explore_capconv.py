@@ -7,8 +7,8 @@ import torch
 from browsing import Visit
 
 from encapnet.nn.networks import SixLayerEncapNet
-from encapnet.show import explore_capconv
-from encapnet.show.explore import Page
+from encapnet.show.explore import capconv as explore_capconv
+from encapnet.show.explore.picture import Page
 
 pytestmark = pytest.mark.browser
 

@@ -9,8 +9,8 @@ from browsing import Visit
 from encapnet import data
 from encapnet.nn.routing import dynamic_routing, em_routing
 from encapnet.nn.trace import agreement_histogram
-from encapnet.show.explore import unpacked
-from encapnet.show.explore_routing import routing_page, untrained
+from encapnet.show.explore.picture import unpacked
+from encapnet.show.explore.routing import routing_page, untrained
 from encapnet.training import pixels_to_watch
 
 

@@ -5,8 +5,8 @@ import torch
 from browsing import Visit
 
 from encapnet.nn.transport import marginal_error, sinkhorn_divergence, sinkhorn_plan
-from encapnet.show import explore_transport
-from encapnet.show.explore import unpacked
+from encapnet.show.explore import transport as explore_transport
+from encapnet.show.explore.picture import unpacked
 
 pytestmark = pytest.mark.browser
 

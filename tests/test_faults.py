@@ -19,14 +19,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from unittest.mock import patch
 
+import psutil
 import pytest
 import torch
+from waiting import wait_for
 
 from encapnet import cli, data, training
-from encapnet.show.report import from_store, run_frame
-from encapnet.study import launch, runs
-from encapnet.study.config import DataConfig, OutOfTime, RunConfig, Schedule, SixLayerEncapNetConfig, StudyError
-from encapnet.study.runs import CHECKPOINTS, Run, finish, provenance, read_ledger, state, write_atomic
+from encapnet.show.report.standing import from_store
+from encapnet.show.report.study import run_frame
+from encapnet.study import freshness, launch
+from encapnet.study import run as run_folder
+from encapnet.errors import OutOfTime, StudyError
+from encapnet.study.config import DataConfig, RunConfig, Schedule, SixLayerEncapNetConfig
+from encapnet.files import write_atomic
+from encapnet.study.ledger import Record, append_ledger, read_ledger
+from encapnet.study.provenance import provenance
+from encapnet.study.run import CHECKPOINTS, Run, finish, state
 
 CLI = [sys.executable, "-c", launch.ENTRY]
 LONG = 3000  # epochs of a run that is still at it when a test comes along
@@ -121,12 +129,12 @@ def ended(pid) -> int:
 
 def warm_up():
     "What every victim would have to load and look up for itself. Nothing is computed: threads do not survive a fork."
-    import encapnet.show.bench  # noqa: F401
+    import encapnet.bench.routing  # noqa: F401
 
     torch.set_num_threads(1)
     run = Run("nowhere", tiny())
     training.Trainer(run.config, 10, torch.device("cpu"))
-    provenance(), runs.code_of(run.config), data.load("synthetic", "train"), data.load("synthetic", "test")
+    provenance(), freshness.code_of(run.config), data.load("synthetic", "train"), data.load("synthetic", "test")
 
 
 def reference(folder, config) -> tuple[dict, float]:
@@ -232,13 +240,6 @@ def test_a_power_cut_finds_the_content_before_the_name(tmp_path, monkeypatch):
 # Other processes.
 
 
-def wait_for(happened, seconds=120):
-    limit = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < limit, "it did not happen"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def started():
     "Start processes that do not outlive the test."
@@ -272,7 +273,7 @@ def test_a_second_process_gives_way_and_ctrl_c_keeps_the_checkpoint(tmp_path, st
 
     epochs = json.loads(first.stdout.readline())["epoch"]
     first.send_signal(signal.SIGINT)
-    out, err = first.communicate(timeout=60)
+    out, err = first.communicate(timeout=600)
     assert first.returncode == 130
     assert err == "encapnet: stopped; what was finished is kept, and the same command goes on from the last checkpoint\n"
     assert state(run).name == "interrupted" and state(run).why == "goes on from its checkpoint"
@@ -288,10 +289,10 @@ def test_ctrl_c_on_a_report_ends_its_child(tmp_path, started):
     report = started(*CLI, "reproduce", "table1", "--profile", "smoke", "--runs", str(folder), "--reports", str(tmp_path / "reports"))
     wait_for(lambda: list(folder.glob("table1/*/*/manifest.json")) or report.poll() is not None)
     report.send_signal(signal.SIGINT)
-    _, err = report.communicate(timeout=60)
+    _, err = report.communicate(timeout=600)
     assert report.returncode == 130, err
     assert err.splitlines()[-1].startswith("encapnet: stopped; what was finished is kept")
-    assert not [lock for lock in folder.glob("table1/*/*/.lock") if runs._held(lock)], "its child is at work still"
+    assert not [lock for lock in folder.glob("table1/*/*/.lock") if run_folder._held(lock)], "its child is at work still"
     assert not list(folder.glob("table1/*/*/FAILED"))
 
 
@@ -416,7 +417,7 @@ def test_real_disks(folder, size, then, told, tmp_path):
     (tmp_path / folder).mkdir(exist_ok=True)
     if (inside := mounted(tmp_path / folder, size, then)) is None:
         pytest.skip("NOT RUN: no file system may be mounted here; the same faults are simulated by other tests")
-    done = subprocess.run([*inside, *CLI, *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*inside, *CLI, *arguments], capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("encapnet: cannot write ") and told in line
@@ -507,7 +508,7 @@ def test_a_folder_under_another_runs_name(tmp_path, capsys, smooth):
     train(arguments)
     run, arguments = place(tmp_path / "here")
     shutil.copytree(other.folder, run.folder)
-    assert runs.finished(run) is None and state(run).name == "interrupted"
+    assert run_folder.finished(run) is None and state(run).name == "interrupted"
     train(arguments)
     told = capsys.readouterr().err
     assert f"checkpoint.safetensors is passed over: belongs to run {other.config.key}" in told
@@ -569,6 +570,70 @@ def test_stale_temporary_files_are_swept(tmp_path, smooth):
     assert outcome(run) == smooth
 
 
+def test_processes_with_other_temporary_folders_lose_no_line(tmp_path):
+    "Each enters eight records in one ledger, while others do; one of them by a link."
+    (tmp_path / "one").mkdir()
+    (tmp_path / "link.jsonl").symlink_to("one/table1.jsonl")
+    code = (
+        "import sys\n"
+        "from encapnet.study.ledger import Record, append_ledger\n"
+        "for seed in range(int(sys.argv[2]), int(sys.argv[2]) + 8):\n"
+        "    append_ledger(sys.argv[1], Record(key=f'{seed:012}', experiment='table1', row='x', config={}, outcome={}, provenance={}))"
+    )
+    writers = []
+    for number, path in enumerate(["one/table1.jsonl", "one/table1.jsonl", "link.jsonl"]):
+        (own := tmp_path / f"tmp{number}").mkdir()
+        command = [sys.executable, "-c", code, str(tmp_path / path), str(8 * number)]
+        writers.append(subprocess.Popen(command, env=os.environ | {"TMPDIR": str(own)}))
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
+    assert len((tmp_path / "one/table1.jsonl").read_text().splitlines()) == 24
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"table1.jsonl", ".table1.jsonl.lock"}
+
+
+def test_a_lock_that_may_not_be_taken_is_one_line(tmp_path):
+    "Made by another user in a folder that both may write; and whoever may write to the folder may take what we make."
+    (tmp_path / "ledger").mkdir(mode=0o775)
+    (tmp_path / "ledger").chmod(0o775)
+    record = Record(key="0" * 12, experiment="table1", row="x", config={}, outcome={}, provenance={})
+    ledger = tmp_path / "ledger/table1.jsonl"
+    append_ledger(ledger, record)
+    assert (tmp_path / "ledger/.table1.jsonl.lock").stat().st_mode & 0o777 == 0o664
+    refusal = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    with patch("filelock.FileLock.acquire", side_effect=refusal), pytest.raises(StudyError) as told:
+        append_ledger(ledger, record)
+    assert str(told.value) == f"cannot write {ledger}: Permission denied"
+
+
+def test_what_another_process_writes_is_not_swept(tmp_path):
+    "Whoever starts a training writes its configuration, while a process that trains takes the folder."
+    run = Run(tmp_path / "runs", tiny())
+    fsync, seen = os.fsync, []
+
+    def look(handle):
+        if not seen:
+            seen.append(handle)
+            with run.locked():
+                assert len(list(run.folder.glob(".config.json.*.tmp"))) == 1
+        fsync(handle)
+
+    with patch("os.fsync", look):
+        run_folder.write_config(run, print)
+    assert seen and run.read("config.json") == tiny().model_dump(mode="json") and not list(run.folder.glob("*.tmp"))
+
+
+def test_a_stranger_cannot_have_us_write_through_his_link(tmp_path, monkeypatch):
+    (tmp_path / "his").mkdir()
+    (tmp_path / "ours.txt").write_text("ours")
+    (tmp_path / "his/page.html").symlink_to("../ours.txt")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)  # neither link nor folder is ours then
+    if (tmp_path / "his").stat().st_uid == 0:
+        os.chown(tmp_path / "his", 23456, -1)
+        os.chown(tmp_path / "his/page.html", 23456, -1, follow_symlinks=False)
+    write_atomic(tmp_path / "his/page.html", "new")
+    assert (tmp_path / "ours.txt").read_text() == "ours" and not (tmp_path / "his/page.html").is_symlink()
+
+
 # Versions: of files, and of the code.
 
 
@@ -606,9 +671,13 @@ def test_unknown_schema_versions_are_named_and_left_alone(tmp_path, capsys):
 
 
 def other_code(change="encapnet.training:Trainer"):
-    now = runs.code_of
+    now = freshness.code_of
 
-    return patch.object(runs, "code_of", lambda config: now(config) | {change: "0" * 8})
+    def changed(config):
+        code = now(config)
+        return freshness.Code("0" * 12, code.definitions | {change: "0" * 8})
+
+    return patch.object(freshness, "code_of", changed)
 
 
 def test_a_checkpoint_of_other_code_is_not_gone_on_from(tmp_path, capsys, smooth):
@@ -659,20 +728,20 @@ def test_code_edited_while_it_trains_does_not_enter_the_record(tmp_path, smooth)
 def test_sources_that_change_are_seen_at_once(tmp_path, monkeypatch):
     "A notebook that stays open must not go on calling yesterday's number fresh."
     package = tmp_path / "encapnet"
-    shutil.copytree(Path(runs.__file__).parents[1], package)
+    shutil.copytree(Path(freshness.__file__).parents[1], package)
     code = (
-        "from pathlib import Path; from encapnet.study import runs; import test_faults as t; from encapnet.study.config import plan\n"
+        "from pathlib import Path; from encapnet.study import freshness; import test_faults as t; from encapnet.study.planning import plan\n"
         "config = plan('table1', 'smoke', {'synthetic': '0' * 64}, rows=['f_master_aide'])[0]\n"
-        "path, before = Path(runs.__file__).parents[1]/'nn'/'losses.py', runs.code_of(config)\n"
+        "path, before = Path(freshness.__file__).parents[1]/'nn'/'losses.py', freshness.code_of(config)\n"
         "text = path.read_text()\n"
-        "path.write_text(text + '# a comment\\n'); assert runs.code_of(config) == before\n"
+        "path.write_text(text + '# a comment\\n'); assert freshness.code_of(config) == before\n"
         "assert text.count('def margin_loss') == 1\n"
-        "path.write_text(text.replace('def margin_loss(', 'def margin_loss(another, ')); after = runs.code_of(config)\n"
-        "print([name for name in before if after[name] != before[name]])"
+        "path.write_text(text.replace('def margin_loss(', 'def margin_loss(another, ')); after = freshness.code_of(config)\n"
+        "print([name for name in before.definitions if after.definitions[name] != before.definitions[name]])"
     )
     environment = dict(os.environ, PYTHONPATH=f"{tmp_path}{os.pathsep}{Path(__file__).parent}")
     done = subprocess.run([sys.executable, "-c", code.replace("import test_faults as t; ", "")], cwd=tmp_path, env=environment,
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
+                          capture_output=True, text=True, timeout=600)  # fmt: skip
     assert done.stdout.strip() == "['encapnet.nn.losses:margin_loss']", done.stderr
 
 
@@ -741,11 +810,98 @@ def test_an_explosion_in_the_very_last_step_is_no_number_either(tmp_path, capsys
 
 
 def test_a_measurement_holds_its_code_too(tmp_path):
-    from encapnet.study.config import measurements
+    from encapnet.study.planning import measurements
 
     run = Run(tmp_path, measurements("a processor")[0])
     with run.locked():
         before = run.code
-        with other_code("encapnet.show.bench:measure"):
+        with other_code("encapnet.bench.costs:measure"):
             record = finish(run, dict(parameters=1), "a processor")
-    assert record.provenance["definitions"] == before and state(run).name == "fresh"
+    assert record.provenance["definitions"] == before.definitions and state(run).name == "fresh"
+
+
+def test_files_named_like_pythons_own_modules(tmp_path):
+    "In the folder that a command is typed in; what it starts does not look there."
+    for name in ("random", "types", "email", "code", "token"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('taken for another')\n")
+    command = Path(sys.executable).with_name("encapnet")
+    done = subprocess.run(
+        [command, "run", "table1/c_cnn_shape", "--profile", "smoke", "--runs", "runs", "--reports", "reports"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_modules_of_the_users_own_by_python_m(tmp_path):
+    for name in ("torch", "typer", "random", "pickle"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('taken for another')\n")
+    done = subprocess.run([sys.executable, "-m", "encapnet", "device"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)["device"], done.stderr
+
+
+def test_a_place_among_others_is_not_handed_down(tmp_path, monkeypatch, smooth):
+    "A shell within a job of torchrun has these: each training is a process by itself all the same."
+    inherited = dict(RANK="1", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="4", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    for name, value in (inherited | dict(GROUP_RANK="0", ROLE_WORLD_SIZE="4", TORCHELASTIC_USE_AGENT_STORE="True")).items():
+        monkeypatch.setenv(name, value)
+    run, _ = place(tmp_path)
+    assert launch.ensure([run], reports=tmp_path / "reports")[run.config.key].name == "fresh"
+    assert outcome(run) == smooth
+    with launch._child(["device"]) as (child, _):
+        assert not [name for name in dict(pair.split("=", 1) for pair in environment_of(child)) if launch.PLACE.fullmatch(name)]
+    for environment in launch._environments(2):
+        assert environment["WORLD_SIZE"] == "2" and not [name for name in environment if name.startswith(("TORCHELASTIC_", "GROUP_", "ROLE_"))]
+
+
+def environment_of(child) -> list[str]:
+    return [pair for pair in Path(f"/proc/{child.pid}/environ").read_text().split("\0") if pair]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (dict(RANK="0", WORLD_SIZE="2"), "one of several processes; not set: LOCAL_RANK, MASTER_ADDR, MASTER_PORT; expected all that torchrun"),
+        (dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="localhost"), "several processes; not set: MASTER_PORT; expected"),
+        (dict(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="x"), "MASTER_PORT='x' in the environment must be"),
+        (dict(RANK="2", WORLD_SIZE="2"), "RANK=2 and WORLD_SIZE=2 in the environment do not fit; expected a rank from 0 to 1"),
+        (dict(RANK="1"), "RANK=1 and WORLD_SIZE=1 in the environment do not fit; expected a rank from 0 to 0"),
+    ],
+)  # fmt: skip
+def test_half_of_what_launchers_set(tmp_path, monkeypatch, capsys, given, told):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    train(["run", "table1/c_cnn_shape", "--profile", "smoke", "--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")], code=2)
+    (line,) = complaint(capsys)
+    assert told in line and not (tmp_path / "reports").exists()
+
+
+def test_a_polite_request_to_end_ends_the_children_too(tmp_path, started):
+    "While rows are measured, one by one; the process then ends by the signal, as whoever sent it expects."
+    where = ["--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")]
+    report = started(*CLI, "reproduce", "table1", "--profile", "smoke", *where)
+    wait_for(lambda: list(tmp_path.glob("runs/table1_cost/*/*/.lock")) or report.poll() is not None)
+    children = psutil.Process(report.pid).children(recursive=True)
+    report.terminate()
+    _, err = report.communicate(timeout=600)
+    assert report.returncode == -signal.SIGTERM and "Traceback" not in err, err
+    assert children and not psutil.wait_procs(children, timeout=20)[1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+@pytest.mark.parametrize("words", ["", "2>/dev/full", "2>&-", ">&- 2>&- <&-"])
+def test_words_that_cannot_be_written_stop_no_training(tmp_path, words):
+    where = f"--runs {tmp_path / 'runs'} --reports {tmp_path / 'reports'}"
+    command = f'exec {sys.executable} -P -c "{launch.ENTRY}" run table1/c_cnn_shape --profile smoke {where} {words}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and list(tmp_path.glob("runs/table1/c_cnn_shape/*/DONE")), done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_data_that_cannot_be_written_are_a_failure(tmp_path):
+    "And what was computed until then is kept."
+    run, arguments = place(tmp_path)
+    for redirected, why in [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]:
+        command = f'exec {sys.executable} -P -c "{launch.ENTRY}" {" ".join(arguments)} {redirected}'
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (1, f"encapnet: standard output cannot be written: {why}\n")
+    assert run.path("DONE").exists() or run.path("checkpoint.safetensors").exists()

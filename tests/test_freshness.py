@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from encapnet.study import runs
-from encapnet.study.config import CapNetConfig, MeasureConfig, SixLayerEncapNetConfig, measurements, plan
+from encapnet.study import freshness, launch
+from encapnet.study.config import CapNetConfig, MeasureConfig, SixLayerEncapNetConfig
+from encapnet.study.planning import measurements, plan
 
-PACKAGE = Path(runs.__file__).parents[1]
+PACKAGE = Path(freshness.__file__).parents[1]
 MODULES = {
     ".".join(("encapnet", *path.relative_to(PACKAGE).with_suffix("").parts)): path
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -39,8 +40,8 @@ def those(*kinds, training=True, measuring=True):
 
 def closures():
     "Today's definitions behind each row, by the row's name."
-    found = cache(lambda *places: runs.code_closure(list(places)))
-    return {name(config): found(*runs.roots(config)) for config in CONFIGS}
+    closure = cache(lambda *roots: freshness.code_closure(roots))
+    return {name(config): closure(*freshness.roots(config)) for config in CONFIGS}
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +54,10 @@ def stale(monkeypatch, before):
     "The rows that edits (module -> what to make of its source) turn stale."
 
     def judge(edits):
-        source = runs._source
-        monkeypatch.setattr(runs, "_source", lambda module: edits.get(module, lambda text: text)(source(module)))
+        source = freshness._source
+        monkeypatch.setattr(freshness, "_source", lambda module: edits.get(module, lambda text: text)(source(module)))
         after = closures()
-        return {row for row in before if runs.code_hash(before[row]) != runs.code_hash(after[row])}
+        return {row for row in before if before[row].digest != after[row].digest}
 
     return judge
 
@@ -124,16 +125,16 @@ CHANGES = [
     ("training", "diagnose", those(measuring=False)),
     ("training", "evaluate_ten_crop", set()),
     ("training", "save", set()),
-    ("show.bench", "measure", those(training=False)),
-    ("show.bench", "step_bytes", those(training=False)),
-    ("show.bench", "kept_bytes", set()),
-    ("show.report", "table1", set()),
+    ("bench.costs", "measure", those(training=False)),
+    ("bench.account", "step_bytes", those(training=False)),
+    ("bench.account", "kept_bytes", set()),
+    ("show.tables.table1", "table1", set()),
     ("cli", "status", set()),
 ]
 
 
 def test_the_rows_are_those_of_the_table():
-    assert len(CONFIGS) == 20 and len(those(CAPNET)) == 12 and len(those(ENCAPNET)) == 4
+    assert len(CONFIGS) == 22 and len(those(CAPNET)) == 14 and len(those(ENCAPNET)) == 4
     assert those(measuring=False) | those(training=False) == those()
 
 
@@ -148,7 +149,7 @@ def test_every_definition_of_routing(stale, before, definition):
     if definition == "__all__":
         assert stale({"encapnet.nn.routing": one_line_more(definition)}) == set()
         return
-    holding = {row for row, closure in before.items() if f"encapnet.nn.routing:{definition}" in closure}
+    holding = {row for row, closure in before.items() if f"encapnet.nn.routing:{definition}" in closure.definitions}
     assert holding in (those(CAPNET), set())
     assert stale({"encapnet.nn.routing": one_line_more(definition)}) == holding
 
@@ -201,12 +202,141 @@ def test_prose_makes_nothing_stale(stale, edit):
     assert stale(dict.fromkeys(MODULES, edit)) == set()
 
 
+def other_locals(source):
+    "Every local of every function, comprehension and lambda of a module bears another name."
+    for line in reversed(_locals(source)):
+        row, column, name = line
+        lines = source.splitlines(keepends=True)
+        text = lines[row - 1].encode()
+        assert text[column:].startswith(name.encode()), (name, lines[row - 1])
+        lines[row - 1] = (text[:column] + f"renamed_{name}".encode() + text[column + len(name.encode()):]).decode()
+        source = "".join(lines)
+    return source
+
+
+def _locals(source):
+    "Where the names of locals stand, parameters excepted: (row, column, name), in the order of the text."
+    import symtable
+
+    tables, places = [symtable.symtable(source, "module", "exec")], set()
+    functions = {}
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        if table.get_type() == "function" and table.get_name() not in ("lambda", "genexpr", "listcomp", "setcomp", "dictcomp"):
+            names = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_local() and not symbol.is_parameter()}
+            functions.setdefault((table.get_name(), table.get_lineno()), set()).update(names)
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef): continue
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        names = functions.get((node.name, first)) or functions.get((node.name, node.lineno)) or set()
+        nested = {part.name for part in ast.walk(node) if isinstance(part, (ast.FunctionDef, ast.ClassDef)) and part is not node}
+        imported = {alias.asname or alias.name for part in ast.walk(node) if isinstance(part, (ast.Import, ast.ImportFrom)) for alias in part.names}
+        keywords = {part.arg for part in ast.walk(node) if isinstance(part, ast.arg)}
+        declared = {name for part in ast.walk(node) if isinstance(part, (ast.Global, ast.Nonlocal)) for name in part.names}
+        captured = {part.name for part in ast.walk(node) if isinstance(part, ast.ExceptHandler) and part.name}
+        names = names - nested - imported - keywords - declared - captured
+        spans = [part for part in ast.walk(node) if isinstance(part, ast.JoinedStr)]      # whose columns Python 3.11 does not tell
+        within = {id(part) for span in spans for part in ast.walk(span)}
+        quoted = {part.id for span in spans for part in ast.walk(span) if isinstance(part, ast.Name)}
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name) and part.id in names - quoted and id(part) not in within:
+                places.add((part.lineno, part.col_offset, part.id))
+    return sorted(places)
+
+
+@pytest.mark.parametrize("module", ["nn.routing", "nn.kernels", "nn.capsules", "nn.layers", "nn.losses", "nn.transport", "training", "data"])
+def test_a_local_may_be_renamed(stale, module):
+    source = MODULES[f"encapnet.{module}"].read_text(encoding="utf-8")
+    assert len(_locals(source)) >= 3 and ast.dump(ast.parse(other_locals(source))) != ast.dump(ast.parse(source))
+    assert stale({f"encapnet.{module}": other_locals}) == set()
+
+
+def cut(name):
+    "A module without one of its definitions."
+
+    def edit(source):
+        node = definitions(source)[name]
+        lines = source.splitlines(keepends=True)
+        return "".join(lines[: node.lineno - 1] + lines[node.end_lineno :])
+
+    return edit
+
+
+def test_a_function_may_be_moved_and_renamed(stale):
+    "From one module to another: who used it there imports it now, by another name."
+    squash = ast.unparse(definitions(MODULES["encapnet.nn.capsules"].read_text(encoding="utf-8"))["squash"])
+    edits = {
+        "encapnet.nn.capsules": lambda text: cut("squash")(text) + "\nfrom .gradients import shortened as squash\n",
+        "encapnet.nn.gradients": lambda text: f"{text}\nimport torch\n{squash.replace('squash(', 'shortened(')}\n",
+    }
+    assert stale(edits) == set()
+    assert "encapnet.nn.gradients:shortened" in closures()["table1/a_dynamic"].definitions
+
+
+def test_a_moved_function_that_says_something_else_counts(stale):
+    squash = ast.unparse(definitions(MODULES["encapnet.nn.capsules"].read_text(encoding="utf-8"))["squash"])
+    edits = {
+        "encapnet.nn.capsules": lambda text: cut("squash")(text) + "\nfrom .gradients import squash\n",
+        "encapnet.nn.gradients": lambda text: one_line_more("squash")(f"{text}\nimport torch\n{squash}\n"),
+    }
+    assert stale(edits) == those(CAPNET, ENCAPNET)
+
+
+ALIKE = {
+    "a comprehension's name": ("[x for x in xs]", "[y for y in xs]"),
+    "one that is used outside, too": ("[x for x in x]", "[y for y in x]"),
+    "a lambda's": ("lambda x: x + xs", "lambda y: y + xs"),
+    "how another library is imported": ("nn.Linear(xs)", "Linear(xs)"),
+}
+DIFFERENT = {
+    "who is meant, inside or out": ("[x for x in x]", "[y for y in xs]"),
+    "a number": ("xs + 1", "xs + 2"),
+    "a type": ("xs + 1", "xs + 1.0"),
+    "an attribute": ("xs.a", "xs.b"),
+    "a keyword": ("f(a=xs)", "f(b=xs)"),
+    "the order of statements": ("(xs.pop(0), xs.pop(1))", "(xs.pop(1), xs.pop(0))"),
+    "another library's function": ("nn.Linear(xs)", "nn.Bilinear(xs)"),
+    "a global, not a local": ("[f(x) for x in xs]", "[f(x) for _ in xs]"),
+}
+
+
+def reduced(expression):
+    source = f"from torch import nn\nfrom torch.nn import Linear\ndef f(xs, x=1):\n    return {expression}\n"
+    return freshness._Module("encapnet.made_up", source).definition("f").digits
+
+
+@pytest.mark.parametrize("one, other", ALIKE.values(), ids=ALIKE)
+def test_what_computes_the_same_has_the_same_digits(one, other):
+    assert reduced(one) == reduced(other)
+
+
+@pytest.mark.parametrize("one, other", DIFFERENT.values(), ids=DIFFERENT)
+def test_what_computes_something_else_has_others(one, other):
+    assert reduced(one) != reduced(other)
+
+
+def test_the_words_of_an_error_do_not_count_but_its_kind_does():
+    def digits(statement):
+        return freshness._Module("encapnet.made_up", f"def f(x):\n    if x: {statement}\n    return x\n").definition("f").digits
+
+    assert digits("raise ValueError('one')") == digits("raise ValueError(f'another, {x}') from None")
+    assert digits("raise ValueError('one')") != digits("raise TypeError('one')")
+
+
+def test_who_looks_at_locals_by_name_keeps_their_names():
+    def digits(name):
+        return freshness._Module("encapnet.made_up", f"def f(x):\n    {name} = x\n    return locals()\n").definition("f").digits
+
+    assert digits("one") != digits("other")
+
+
 def test_a_definition_that_is_gone_or_new_counts(stale):
     "A helper that takes over a part of another function's work belongs to the closure from then on."
     called = one_line_more("dynamic_routing")
     edits = {"encapnet.nn.routing": lambda text: called(text).replace("assert True\n", "_extra()\n") + "\ndef _extra(): pass\n"}
     assert stale(edits) == those(CAPNET)
-    assert "encapnet.nn.routing:_extra" in closures()["table1/a_dynamic"]
+    assert "encapnet.nn.routing:_extra" in closures()["table1/a_dynamic"].definitions
 
 
 # On disk, and through the command line ----------------------------------------------------------------------------------
@@ -225,8 +355,8 @@ def encapnet(package_root, *arguments, cwd):
 TRAIN = """
 import sys
 from encapnet import data
-from encapnet.study.config import plan
-from encapnet.study.runs import Run
+from encapnet.study.planning import plan
+from encapnet.study.run import Run
 from encapnet.training import fit
 for config in plan("table1", "smoke", {"synthetic": data.fingerprint("synthetic")}, 1, sys.argv[1:]):
     fit(Run("store", config), bar=False)
@@ -272,3 +402,95 @@ def test_a_finished_run_turns_stale_and_is_trained_again_when_asked(tmp_path):
     assert code == 0, said
     then, now = json.loads(old), json.loads(done.read_text(encoding="utf-8"))
     assert then["outcome"] == now["outcome"] and then["provenance"]["code"] != now["provenance"]["code"]
+
+
+def test_a_stale_record_is_certified_by_its_first_epoch(tmp_path, capsys):
+    "What today's code computes is taken for the record of other code; then one digit of it is changed."
+    from encapnet import cli
+    from encapnet.study.ledger import Record, append_ledger, changed_code, config_of, read_ledger
+    from encapnet.training import replay
+
+    digits = launch.data_hashes(["digits"])["digits"]
+    config = plan("table3_left", "quick", {"digits": digits}, 1, ["1_master"])[0]
+    first, epochs = replay(config), config.schedule.epochs
+    device = first.pop("device")
+    curves = {name: first[name] + [first[name][-1]] * (epochs - 1) for name in ("errors", "losses")}
+    stamp = dict(code="another", device=device)
+    records = [
+        Record(
+            key=one.key, experiment=one.experiment, row=one.row, config=one.model_dump(mode="json"),
+            outcome=first | curves | {"mistakes": None}, provenance=stamp,  # of its first epoch: not of all test images
+        )
+        for one in (config, config.model_copy(update=dict(seed=1)))
+    ]  # fmt: skip
+    ledger = tmp_path / "ledger" / "table3_left.jsonl"
+    for record in records:
+        append_ledger(ledger, record)
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["certify", "table3_left", "--reports", str(tmp_path), "--runs", str(tmp_path / "runs")])
+    said = capsys.readouterr().err
+    assert ended.value.code == 1, said
+    assert "2 stale records" in said and "table3_left/1_master on digits, quick, seed 0: certified" in said
+    # Seed 1 was given the numbers of seed 0.
+    assert "table3_left/1_master on digits, quick, seed 1: stays stale: " in said
+    assert "1 of 2 records stay stale; `encapnet run ROW --retrain` trains one again" in said
+    found, problems = read_ledger(ledger)
+    assert not problems and {record.config["seed"]: changed_code(record, config_of(record)) for record in found} == {
+        0: "", 1: "made by other code",
+    }  # fmt: skip
+    assert [record.outcome for record in found if record.config["seed"] == 0] == [records[0].outcome], "not a digit has changed"
+
+
+PIECES = {  # the same f-string as releases of Python parse it: what 3.11 and 3.13 make of it, and what 3.12.1 does, or might
+    "an empty piece in a format": (
+        'f"{x:>{w}} %"',
+        lambda tree: tree.body.values[0].format_spec.values.append(ast.Constant("")),
+    ),
+    "an empty piece in front": ('f"{x} b"', lambda tree: tree.body.values.insert(0, ast.Constant(""))),
+    "text in two pieces": ('f"ab{x}"', lambda tree: tree.body.values.__setitem__(slice(0, 1), [ast.Constant("a"), ast.Constant("b")])),
+}
+
+
+@pytest.mark.parametrize("source, cut", PIECES.values(), ids=PIECES)
+def test_an_fstrings_pieces_do_not_count(source, cut):
+    whole, pieces = (ast.parse(source, mode="eval") for _ in range(2))
+    before = ast.dump(pieces)
+    cut(pieces)
+    assert ast.dump(pieces) != before
+    reduced = [freshness._reduced(tree, freshness._Reading("m", "", (), freshness._imports(tree, "m"), False)) for tree in (whole, pieces)]
+    assert reduced[0] == reduced[1]
+    other = ast.parse(source.replace("x", "y"), mode="eval")
+    assert freshness._reduced(other, freshness._Reading("m", "", (), freshness._imports(other, "m"), False)) != reduced[0]
+
+
+def others():
+    "The Pythons that are installed here and run: version managers leave stubs."
+    named = [shutil.which(f"python3.{minor}") for minor in range(11, 16)]
+    return [python for python in named if python and not subprocess.run([python, "-c", ""], capture_output=True).returncode]
+
+
+@pytest.mark.parametrize("python", others() or [sys.executable])
+def test_every_definition_has_one_hash_on_every_python(python, tmp_path):
+    "On those that are installed here; the script needs nothing but the standard library."
+    code = Path(freshness.__file__).read_text(encoding="utf-8")
+    books = "from ..errors import StudyError\nfrom .config import BenchConfig, Identified, MeasureConfig\n"
+    assert books in code
+    code = code.replace(books, "BenchConfig = Identified = MeasureConfig = object; StudyError = Exception\n")
+    code += """
+import sys
+digits = {}
+for path in sorted(Path(sys.argv[1]).rglob("*.py")):
+    name = ".".join(("encapnet", *path.relative_to(sys.argv[1]).with_suffix("").parts))
+    module = _Module(name, path.read_text(encoding="utf-8"))
+    digits |= {f"{name}:{symbol}": module.definition(symbol).digits for symbol in module.nodes}
+print(json.dumps(digits))
+"""
+    (tmp_path / "hashes.py").write_text(code, encoding="utf-8")
+    environment = dict(os.environ, PYTHONPATH=str(PACKAGE.parent))
+    theirs, ours = (
+        subprocess.run([one, "-X", "utf8", tmp_path / "hashes.py", PACKAGE], capture_output=True, text=True, env=environment)
+        for one in (python, sys.executable)
+    )
+    assert theirs.returncode == ours.returncode == 0, theirs.stderr
+    assert theirs.stdout == ours.stdout

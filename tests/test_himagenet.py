@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 from encapnet import data, himagenet
-from encapnet.study.config import OutOfTime, StudyError, UsageError
+from encapnet.errors import OutOfTime, StudyError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ("n01440764", "n01443537", "n01484850", "n01491361")
@@ -154,6 +155,10 @@ def test_it_loads_at_both_sides_and_verifies(built, tmp_path, monkeypatch):
     monkeypatch.setenv("ENCAPNET_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "root"
     shutil.copytree(built[1], root / "himagenet")
+    with pytest.raises(UsageError, match="has 2 classes and 10 train images; expected 200 classes and 10 train images"):
+        data.load("himagenet", "train", root)  # the paper's has 200: this one is none to set beside it
+    for name in ("himagenet", "himagenet32"):
+        monkeypatch.setitem(data.DATASETS, name, replace(data.DATASETS[name], class_count=2))
     for name, side in (("himagenet", 64), ("himagenet32", 32)):
         found = data.load(name, "train", root)
         assert (found.classes, tuple(found.images.shape[1:])) == (tuple(built[0]["classes"]), (3, side, side))
@@ -169,6 +174,8 @@ def test_it_loads_at_both_sides_and_verifies(built, tmp_path, monkeypatch):
         data.verify("himagenet", root)
     victim.write_bytes(kept)
     (victim.parent / "stranger.png").write_bytes(kept)
+    with pytest.raises(UsageError, match="has 2 classes and 11 train images; expected 2 classes and 10 train images"):
+        data.load("himagenet", "train", root)  # what its builder wrote, and nothing else
     with pytest.raises(UsageError, match="stranger.png: is not in manifest.json"):
         data.verify("himagenet", root)
     (root / "himagenet/images.jsonl").write_text("{}\n")

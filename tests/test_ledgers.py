@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from browsing import Visit
 
-from encapnet.show import deviations, evidence, pages
+from encapnet.show.page import publish, shell
+from encapnet.show.tables import deviations, evidence
 from encapnet.study import evidence as public
-from encapnet.study.config import EXPERIMENTS, StudyError
+from encapnet.errors import StudyError
+from encapnet.study.experiments import EXPERIMENTS
 from encapnet.study.stats import difference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,7 +123,7 @@ def site(tmp_path_factory):
     reports = tmp_path_factory.mktemp("site") / "reports"
     shutil.copytree(LEDGER, reports / "ledger")
     for name in ("deviations", "evidence"):
-        pages.publish(ROOT / "nbs" / "reports" / f"{name}.ipynb", reports / f"{name}.html", dict(reports=str(reports)))
+        publish.publish(ROOT / "nbs" / "reports" / f"{name}.ipynb", reports / f"{name}.html", dict(reports=str(reports)))
     return reports
 
 
@@ -141,7 +143,7 @@ def test_the_pages_say_all(site, told):
 @pytest.mark.parametrize("name", ["deviations", "evidence"])
 def test_the_pages_open_offline(site, browser, name):
     path = site / f"{name}.html"
-    assert path.stat().st_size < pages.PAGE_LIMIT
+    assert path.stat().st_size < shell.PAGE_LIMIT
     for width in (390, 1280):
         with Visit(browser, path, width) as visit:
             assert (visit.said, visit.asked) == ([], [])

@@ -14,8 +14,8 @@ import pytest
 from browsing import Visit
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from encapnet.show import pages
-from encapnet.study.config import StudyError, UsageError
+from encapnet.show.page import execute as execution, front as front_page, parameters, publish, render
+from encapnet.errors import StudyError, UsageError
 
 PARAMETERS = 'profile: str = "quick"  # width, epochs, data\nseeds: int = 1  # how many seeds\nlr: float = 1e-4'
 
@@ -50,7 +50,7 @@ def test_parameters_are_those_that_papermill_sees(notebook):
 
     path = notebook()
     theirs = papermill.inspect_notebook(path)
-    ours = {name: (parameter.type, str(parameter.default), parameter.help) for name, parameter in pages.parameters(path).items()}
+    ours = {name: (parameter.type, str(parameter.default), parameter.help) for name, parameter in parameters.parameters(path).items()}
     as_ours = {name: (found["inferred_type_name"], str(eval(found["default"])), found["help"]) for name, found in theirs.items()}
     assert ours == as_ours
 
@@ -66,7 +66,7 @@ def test_parameters_are_those_that_papermill_sees(notebook):
 )
 def test_wrong_parameters_are_refused_before_anything_runs(notebook, tmp_path, given, says):
     path = notebook(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
-    for go in (pages.execute, pages.publish):
+    for go in (execution.execute, publish.publish):
         with pytest.raises(UsageError, match=says):
             go(path, tmp_path / "out.ipynb", given)
     assert {file.name for file in tmp_path.iterdir()} == {"demo.ipynb"}
@@ -79,7 +79,7 @@ def test_this_interpreter_runs_it_whatever_kernelspecs_exist(notebook, tmp_path,
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
     path = notebook("import sys, os; print(sys.executable, os.getcwd(), type(seeds), seeds, lr)")
     (tmp_path / "there").mkdir()
-    out = pages.execute(path, tmp_path / "out.ipynb", {"seeds": "3", "lr": 1}, cwd=tmp_path / "there")
+    out = execution.execute(path, tmp_path / "out.ipynb", {"seeds": "3", "lr": 1}, cwd=tmp_path / "there")
     assert printed(out).split() == [sys.executable, str(tmp_path / "there"), "<class", "'int'>", "3", "1.0"]
     metadata = nbformat.read(out, as_version=4).metadata.papermill
     assert metadata.parameters == {"seeds": 3, "lr": 1.0}
@@ -90,13 +90,13 @@ def test_a_failure_is_one_line_and_leaves_the_notebook_so_far(notebook, tmp_path
     (tmp_path / "out.ipynb").write_text("older")
     path = notebook("print('so far')", "\nx = {}\nx['<key>']\n", "print('never')")
     with pytest.raises(StudyError) as caught:
-        pages.execute(path, tmp_path / "out.ipynb", {"seeds": 2})
+        execution.execute(path, tmp_path / "out.ipynb", {"seeds": 2})
     failed = tmp_path / "out.failed.ipynb"
     assert str(caught.value) == f"demo.ipynb, cell 4 (`x = {{}}`): KeyError: '<key>'; the notebook so far: {failed}"
     assert printed(failed) == "so far\n" and "KeyError" in failed.read_text()
     assert (tmp_path / "out.ipynb").read_text() == "older"
 
-    pages.execute(notebook("print('now')"), tmp_path / "out.ipynb", {})
+    execution.execute(notebook("print('now')"), tmp_path / "out.ipynb", {})
     assert printed(tmp_path / "out.ipynb") == "now\n" and not failed.exists(), "a repaired notebook clears its failure"
     assert {file.name for file in tmp_path.iterdir()} == {"demo.ipynb", "out.ipynb"}
 
@@ -111,17 +111,17 @@ def test_a_failure_is_one_line_and_leaves_the_notebook_so_far(notebook, tmp_path
 def test_a_cell_that_hangs_or_kills_the_kernel(notebook, tmp_path, source, says):
     begun = time.monotonic()
     with pytest.raises(StudyError, match=says) as caught:
-        pages.execute(notebook(source), tmp_path / "out.ipynb", {}, timeout_s=2)
+        execution.execute(notebook(source), tmp_path / "out.ipynb", {}, timeout_s=2)
     assert "\n" not in str(caught.value) and time.monotonic() - begun < 30
     assert not (tmp_path / "out.ipynb").exists() and (tmp_path / "out.failed.ipynb").exists()
 
 
 def test_publish_keeps_a_good_page_until_there_is_a_better_one(notebook, tmp_path):
     html = tmp_path / "reports" / "quick" / "demo.html"
-    pages.publish(notebook("print('first')"), html, {"profile": "short"})
+    publish.publish(notebook("print('first')"), html, {"profile": "short"})
     good = html.read_bytes()
     assert b"first" in good and b'content="short"' in good
-    pages.publish(notebook("print('first')"), html, {"profile": "short"})
+    publish.publish(notebook("print('first')"), html, {"profile": "short"})
     assert html.read_bytes() == good, "the same notebook, run again, gives the same bytes"
 
     for source, says in {
@@ -129,7 +129,7 @@ def test_publish_keeps_a_good_page_until_there_is_a_better_one(notebook, tmp_pat
         "print('x' * 2_100_000)": "2 MB is the limit; the largest part is cell 3",
     }.items():
         with pytest.raises(StudyError, match=says):
-            pages.publish(notebook(source), html, {"profile": "short"})
+            publish.publish(notebook(source), html, {"profile": "short"})
         assert html.read_bytes() == good
     assert {file.name for file in html.parent.iterdir()} <= {"demo.html", "demo.failed.ipynb"}
 
@@ -139,7 +139,7 @@ def test_pages_made_side_by_side_are_those_made_one_by_one(notebook, tmp_path):
     broken = notebook("1/0", name="broken")
 
     def made(folder, workers, chosen):
-        return pages.publish_all([(path, tmp_path / folder / f"{path.stem}.html", {"profile": "short"}, "short") for path in chosen], workers)
+        return publish.publish_all([(path, tmp_path / folder / f"{path.stem}.html", {"profile": "short"}, "short") for path in chosen], workers)
 
     one_by_one, side_by_side = list(made("one", 1, paths)), list(made("two", 2, paths))
     assert [page.name for page in side_by_side] == ["a.html", "b.html"]
@@ -149,24 +149,46 @@ def test_pages_made_side_by_side_are_those_made_one_by_one(notebook, tmp_path):
     assert not (tmp_path / "three" / "broken.html").exists()
 
 
+def test_half_a_draft_hides_no_cause(notebook, tmp_path, monkeypatch):
+    import papermill
+
+    def fail(nb, draft, *more, **options):
+        draft.write_text('{"cells": [')
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(papermill, "execute_notebook", fail)
+    with pytest.raises(StudyError, match="^demo.ipynb: OSError: .*No space left on device$"):
+        execution.execute(notebook("1"), tmp_path / "out.ipynb", {})
+
+
+def test_modules_of_the_users_own_are_not_taken_for_others(notebook, tmp_path, monkeypatch):
+    "Neither by the processes that make pages side by side nor by their kernels, of Python's own or of packages."
+    for name in ("pickle", "selectors", "filelock"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('taken for another')")
+    monkeypatch.chdir(tmp_path)
+    chosen = [(notebook("import filelock, selectors", name=name), tmp_path / f"{name}.html", {}, "short") for name in "ab"]
+    for workers in (1, 2):
+        assert len(list(publish.publish_all(chosen, workers))) == 2
+
+
 def test_a_report_without_a_profile_lies_beside_the_front_page(notebook, tmp_path):
     nbformat.write(new_notebook(cells=[new_markdown_cell("# Claims")]), tmp_path / "claims.ipynb")
     for path, expected, home in (
         (tmp_path / "claims.ipynb", "claims.html", "index.html"),
         (notebook(), "short/demo.html", "../index.html"),
     ):
-        page = pages.place(path, tmp_path / "reports", path.stem, "short")
+        page = publish.place(path, tmp_path / "reports", path.stem, "short")
         assert page == tmp_path / "reports" / expected
-        html = pages.publish(path, page, {}, profile="short" if "/" in expected else "").read_text()
+        html = publish.publish(path, page, {}, profile="short" if "/" in expected else "").read_text()
         assert re.search(r'<a class="home" href="([^"]*)"', html)[1] == home
-    front = pages.site(tmp_path / "reports", judged=[]).read_text()
+    front = front_page.site(tmp_path / "reports", judged=[]).read_text()
     assert 'href="claims.html"' in front and 'href="short/demo.html"' in front
     words = re.sub("<[^>]*>", "", front)
     assert "encapnet reproduce claims\n" in words and "encapnet reproduce demo --profile short\n" in words
 
 
 def test_importing_pages_is_light():
-    code = "import sys, encapnet.study.runs, time; t = time.perf_counter(); import encapnet.show.pages; "
+    code = "import sys, encapnet.study.ledger, time; t = time.perf_counter(); import encapnet.show.page.front, encapnet.show.page.publish; "
     code += "print(time.perf_counter() - t, *sys.modules)"
     seconds, *modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {"papermill", "nbconvert", "nbformat", "latex2mathml", "jinja2", "bs4", "torch", "matplotlib"}
@@ -284,9 +306,9 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     nbformat.write(everything(), folder / "everything.ipynb")
     nbformat.write(new_notebook(cells=[new_markdown_cell("Just text.")]), folder / "little.ipynb")
-    pages.render(folder / "everything.ipynb", folder / "reports" / "quick" / "everything.html")
-    pages.render(folder / "little.ipynb", folder / "reports" / "paper" / "little.html", title="<Little> & 'odd'", profile="paper")
-    pages.site(folder / "reports", judged=[])
+    render.render(folder / "everything.ipynb", folder / "reports" / "quick" / "everything.html")
+    render.render(folder / "little.ipynb", folder / "reports" / "paper" / "little.html", title="<Little> & 'odd'", profile="paper")
+    front_page.site(folder / "reports", judged=[])
     return folder / "reports"
 
 
@@ -557,7 +579,7 @@ def test_what_gets_past_us_the_policy_stops(browser, tmp_path):
         ]
     )
     nbformat.write(nb, tmp_path / "hostile.ipynb")
-    with Visit(browser, pages.render(tmp_path / "hostile.ipynb", tmp_path / "hostile.html")) as visit:
+    with Visit(browser, render.render(tmp_path / "hostile.ipynb", tmp_path / "hostile.html")) as visit:
         visit.page.locator("#bait").click()
         visit.page.wait_for_timeout(300)
         assert visit.page.title() == "Safe · encapnet" and visit.shown("#theme-button")
@@ -575,10 +597,10 @@ def test_an_explorer_may_bring_its_script(browser, tmp_path):
     cell = new_code_cell("x", outputs=[new_output("display_data", {"text/html": script})])
     nbformat.write(new_notebook(cells=[cell]), tmp_path / "alive.ipynb")
     with pytest.raises(StudyError, match=r"alive\.ipynb: cell 1 shows HTML with a script"):
-        pages.render(tmp_path / "alive.ipynb", tmp_path / "alive.html")
+        render.render(tmp_path / "alive.ipynb", tmp_path / "alive.html")
     cell.metadata["tags"] = ["explorer"]
     nbformat.write(new_notebook(cells=[cell]), tmp_path / "alive.ipynb")
-    with Visit(browser, pages.render(tmp_path / "alive.ipynb", tmp_path / "alive.html")) as visit:
+    with Visit(browser, render.render(tmp_path / "alive.ipynb", tmp_path / "alive.html")) as visit:
         visit.page.wait_for_function("document.getElementById('slot').textContent === '7 = 7 && 1 < 2'")
         assert (visit.asked, visit.said) == ([], [])
 
@@ -597,15 +619,15 @@ def test_the_front_page_leads_everywhere(browser, site, tmp_path):
         cards.nth(1).locator("h3 a").click()
         visit.page.locator("a.home").click()
         assert visit.page.url.endswith("reports/index.html")
-    with Visit(browser, pages.site(tmp_path / "empty", judged=[])) as visit:
+    with Visit(browser, front_page.site(tmp_path / "empty", judged=[])) as visit:
         assert visit.shown("text=encapnet reproduce NAME --profile PROFILE") and visit.said == []
 
 
 def test_rendering_twice_gives_the_same_bytes(site, tmp_path):
-    page = pages.render(site.parent / "everything.ipynb", tmp_path / "quick" / "everything.html")
+    page = render.render(site.parent / "everything.ipynb", tmp_path / "quick" / "everything.html")
     assert page.read_bytes() == (site / "quick" / "everything.html").read_bytes()
     front = (site / "index.html").read_bytes()
-    assert pages.site(site, judged=[]).read_bytes() == front
+    assert front_page.site(site, judged=[]).read_bytes() == front
     assert page.stat().st_size < 200_000
 
 
@@ -616,7 +638,7 @@ def test_kernels_at_once_do_not_meet(notebook, tmp_path):
 
     def execute(n):
         with contextlib.closing(ensure_event_loop()):  # nbclient leaves the loop of each thread open
-            return pages.execute(path, tmp_path / f"{n}.ipynb", {"seeds": n})
+            return execution.execute(path, tmp_path / f"{n}.ipynb", {"seeds": n})
 
     with ThreadPoolExecutor(3) as pool:
         runs = [pool.submit(execute, n) for n in (1, 2, 3)]

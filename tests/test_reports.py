@@ -58,7 +58,7 @@ def words(html):
 
 
 def test_every_row_is_trained_measured_and_shown(study):
-    assert len(done(study)) == 8 + 12 + 1, "Table 1, its costs, and Figure 2's other softmax axis"
+    assert len(done(study)) == 10 + 12 + 1, "Table 1, its costs, and Figure 2's other softmax axis"
     page = (study / "reports" / "smoke" / "table1.html").read_text()
     for label in ROWS:
         assert f">{label}<" in page, label
@@ -90,18 +90,21 @@ def test_papermill_alone_gives_the_same_tables(study, tmp_path):
 def test_a_tree_of_images_is_trained_on_for_what_it_is(tmp_path):
     for split, count in (("train", 12), ("test", 4)):
         for digit in range(10):
-            folder = tmp_path / "data" / "mnist" / split / str(digit)
+            folder = tmp_path / "data" / "marks" / split / str(digit)
             folder.mkdir(parents=True)
             for number in range(count):
                 Image.new("L", (28, 28), 20 * digit + number).save(folder / f"{number}.png")
     options = ["--profile", "smoke", "--data-root", tmp_path / "data", "--runs", tmp_path / "runs", "--reports", tmp_path / "reports"]
-    ran = encapnet("run", "table1/c_cnn_shape", *options)
+    ran = encapnet("run", "table1/c_cnn_shape", "--data", "marks", *options)
     assert ran.returncode == 0, ran.stderr
     record = json.loads(next(iter(done(tmp_path))).read_text())
-    assert record["config"]["data"]["name"] == "mnist" and record["outcome"]["train_images"] == 120
+    assert record["config"]["data"]["name"] == "marks" and record["outcome"]["train_images"] == 120
     assert record["outcome"]["source"] == "imagefolder"
-    checked = encapnet("data", "verify", "mnist", "--data-root", tmp_path / "data")
-    assert checked.returncode == 2 and "120 train images; expected 60000" in checked.stderr, checked.stderr
+    (tmp_path / "data/marks").rename(tmp_path / "data/mnist")
+    for command in (["data", "verify", "mnist", "--data-root", tmp_path / "data"], ["run", "table1/c_cnn_shape", *options]):
+        refused = encapnet(*command)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+        assert "120 train images; expected 10 classes and 60000" in refused.stderr
 
 
 REAL = os.environ.get("ENCAPNET_TEST_DATA")
@@ -150,8 +153,8 @@ def axis(tmp_path_factory):
     import torch
 
     from encapnet import data
-    from encapnet.study.config import plan
-    from encapnet.study.runs import Run
+    from encapnet.study.planning import plan
+    from encapnet.study.run import Run
     from encapnet.training import fit
 
     folder = tmp_path_factory.mktemp("axis")
@@ -178,8 +181,8 @@ def ablation(tmp_path_factory):
     import torch
 
     from encapnet import data
-    from encapnet.study.config import plan
-    from encapnet.study.runs import Run
+    from encapnet.study.planning import plan
+    from encapnet.study.run import Run
     from encapnet.training import fit
 
     folder = tmp_path_factory.mktemp("ablation")

@@ -158,7 +158,7 @@ def test_one_transform_for_each_lower_capsule(kind):
 
 def test_a_step_takes_a_fraction_of_the_votes():
     "Forward and backward, above the weights and their gradients, peak below a fifth of one vote tensor."
-    from encapnet.show.bench import LiveBytes
+    from encapnet.bench.account import LiveBytes
 
     layer = RoutedCapsules(32, 64, 8, 512, 16)
     u = torch.rand(2, 32, 64, 8)

@@ -2,15 +2,19 @@
 
 axe-core looks for the last of these. It comes in by the debugger's door, so the pages' policy against scripts stays in force meanwhile."""
 
+import html
+import re
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import pytest
 import yaml
 from browsing import Visit
 
 import encapnet
-from encapnet.show import pages
+from encapnet.show.page import front as front_page, shell, svg
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
@@ -29,7 +33,7 @@ def barriers(page, *rules):
 
 
 def asks_for_nothing_and_keeps_nobody_out(browser, path):
-    assert path.stat().st_size < pages.PAGE_LIMIT
+    assert path.stat().st_size < shell.PAGE_LIMIT
     with Visit(browser, path) as visit:
         visit.see(OPEN)
         assert visit.see("[...document.images].every(i => i.complete && i.naturalWidth > 0 && i.alt.length > 10)")
@@ -85,14 +89,15 @@ MADE = """<div class="g" id="provenance"><table><thead><tr><th></th><th></th></t
 
 
 def test_a_stale_run_reaches_the_front_page_from_a_real_provenance_table(tmp_path):
-    from encapnet.show.report import Standing, provenance_table
+    from encapnet.show.report.provenance import provenance_table
+    from encapnet.show.report.standing import Standing
 
     shown = provenance_table("encapnet reproduce table1", None, Standing({"k": ("e_master", None, "stale", "losses.py has changed")}))
     page = tmp_path / "quick" / "table1.html"
     page.parent.mkdir()
     head = '<meta name="encapnet:name" content="table1"><meta name="encapnet:description" content="about &quot;it&quot;">'
     page.write_text(f"<html><head>{head}</head><body>{shown.as_raw_html()}</body></html>")
-    card = pages._card(page, tmp_path)
+    card = front_page._card(page, tmp_path)
     assert card["stale"] == ["e_master (k): stale, losses.py has changed"] and card["command"] == "encapnet reproduce table1"
     assert card["description"] == 'about "it"'
 
@@ -112,10 +117,10 @@ def front(tmp_path_factory):
     write("claims.html", "Claims")
     write("deviations.html", "Deviations")
     write("complexity.html", "Complexity")
-    write("quick/table1.html", "Table 1", FIGURE.format(pages._svg_uri(drawing)) + MADE.format(""))
+    write("quick/table1.html", "Table 1", FIGURE.format(svg.svg_uri(drawing)) + MADE.format(""))
     write("quick/bench_data.html", "Bench", FIGURE.format("data:image/png;base64," + "A" * 200_000))
     write("paper/table1.html", "Table 1 at length", MADE.format("<tr><td>✗ not fresh</td><td>a: losses.py has changed</td></tr>" * 3))
-    return pages.site(folder, judged=JUDGED)
+    return front_page.site(folder, judged=JUDGED)
 
 
 @pytest.mark.browser
@@ -189,24 +194,46 @@ def test_commands_are_whole_at_any_width(browser, front):
 
 def test_the_front_page_is_the_same_bytes_again_and_works_without_claims(front):
     before = front.read_bytes()
-    assert pages.site(front.parent, judged=JUDGED).read_bytes() == before
-    without = pages.site(front.parent, judged=[]).read_text()
+    assert front_page.site(front.parent, judged=JUDGED).read_bytes() == before
+    without = front_page.site(front.parent, judged=[]).read_text()
     assert 'class="claims"' not in without and "quick/table1.html" in without
     front.write_bytes(before)
 
 
 def test_the_smallest_thumbnails_stay_when_there_is_no_room(front, monkeypatch):
-    monkeypatch.setattr(pages, "THUMBNAILS_LIMIT", 10)
-    assert not any(card["thumbnail"] for card in pages._cards(front.parent))
-    monkeypatch.setattr(pages, "THUMBNAILS_LIMIT", 10_000)
-    assert [card["name"] for card in pages._cards(front.parent) if card["thumbnail"]] == ["table1"]
+    monkeypatch.setattr(front_page, "THUMBNAILS_LIMIT", 10)
+    assert not any(card["thumbnail"] for card in front_page._cards(front.parent))
+    monkeypatch.setattr(front_page, "THUMBNAILS_LIMIT", 10_000)
+    assert [card["name"] for card in front_page._cards(front.parent) if card["thumbnail"]] == ["table1"]
 
 
 def test_every_committed_figure_has_a_thumbnail():
-    cards = [card for card in pages._cards(REPORTS)]
+    cards = [card for card in front_page._cards(REPORTS)]
     figures = [path for path in PAGES if '<figure class="output figure">' in (REPORTS / path).read_text()]
     assert {card["href"] for card in cards if card["thumbnail"]} >= set(figures) - {"index.html"}
     assert all(len(card["alt"]) > 20 for card in cards if card["thumbnail"])
+
+
+def pictures(page):
+    "Every SVG that a page embeds, as text."
+    found = re.findall(r'src="data:image/svg\+xml,([^"]*)"', page.read_text(encoding="utf-8"))
+    return [unquote(html.unescape(drawing)) for drawing in found]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_embedded_picture_is_xml(page):
+    "A browser shows one that is not as nothing at all, and says nothing."
+    for drawing in pictures(REPORTS / page):
+        root = ElementTree.fromstring(drawing)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_a_thumbnail_and_its_page_show_the_same_picture_as_xml(front):
+    assert pictures(front), "the front page has thumbnails"
+    for page in (front, front.parent / "quick/table1.html"):
+        for drawing in pictures(page):
+            assert drawing.count("http://www.w3.org/2000/svg") == 1
+            ElementTree.fromstring(drawing)
 
 
 # The citation

@@ -1,10 +1,12 @@
 "What of training a library notebook is too small for: every row in half precision, and compiled; routing, watched."
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -12,9 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from encapnet import data
-from encapnet.study.config import EXPERIMENTS, OutOfTime, Schedule, StudyError, plan
-from encapnet.study.runs import Run
+from encapnet import data, distributed
+from encapnet.study import freshness
+from encapnet.errors import OutOfTime, StudyError, UsageError
+from encapnet.study.config import RunConfig, Schedule
+from encapnet.study.experiments import EXPERIMENTS
+from encapnet.study.planning import plan
+from encapnet.study.run import Run
 from encapnet.training import Trainer, fit, look_back
 
 ROWS = list(EXPERIMENTS["table1"])
@@ -45,11 +51,36 @@ def test_a_compiled_network_learns_the_same():
     # In a process of its own: shapes are not checked there, and the checks are what torch.compile cannot look through.
     code = "from test_training import train; import json; pair = [train('c_cnn_shape', compiled=c) for c in (True, False)]; "
     code += "print(json.dumps([pair[0][0], pair[1][0], list(pair[0][1].model.state_dict())]))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300)
+    path = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     compiled, eager, names = json.loads(done.stdout.splitlines()[-1])
     assert abs(compiled - eager) < 1e-3 * eager
     assert not any("_orig_mod" in name for name in names), "checkpoints do not depend on compilation"
+
+
+@pytest.mark.parametrize("row", ["b_encapnet_kl", "c_encapnet_ot"])
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_single_image_left_over_joins_the_batch_before_it(tmp_path, row, accumulate):
+    planned = plan("table3_right", "smoke", {"synthetic": data.fingerprint("synthetic")}, rows=[row])[0].model_dump()
+    planned["data"] |= dict(train_images=17)
+    planned |= dict(schedule=dict(epochs=1, learning_rate=1e-3, batch=16), accumulate=accumulate)
+    run = Run(tmp_path, RunConfig.model_validate(planned))
+    trains = fit if accumulate == 1 else distributed.fit
+    record = trains(run, bar=False)
+    assert record.outcome["train_images"] == 17 and len(record.outcome["losses"]) == 1
+
+
+def test_one_training_image_is_refused_before_training(tmp_path):
+    planned = plan("table3_right", "smoke", {"synthetic": data.fingerprint("synthetic")}, rows=["c_encapnet_ot"])[0].model_dump()
+    planned["data"] |= dict(train_images=None)
+    run = Run(tmp_path, RunConfig.model_validate(planned))
+    alone = data.load("synthetic", "train", subset=10)
+    alone = replace(alone, images=alone.images[:1], labels=alone.labels[:1])
+    with (patch("encapnet.data.load", return_value=alone), patch.object(Trainer, "epoch") as trained,
+          pytest.raises(UsageError, match=r"synthetic has 1 training image\(s\); transport needs at least 2")):
+        fit(run, bar=False)
+    assert not trained.called
 
 
 def outcome_of(folder, **patches):
@@ -91,7 +122,7 @@ def test_moments_can_be_gone_back_to(tmp_path):
         with pytest.raises(StudyError, match="damaged"):
             look_back(run, 1)
     run.path("moment-001.safetensors").write_bytes(whole)
-    with patch("encapnet.training.code_of", lambda config: {"other": "code"}), pytest.raises(StudyError, match="made by other code"):
+    with patch("encapnet.study.freshness.code_of", lambda config: freshness.Code("other", {})), pytest.raises(StudyError, match="made by other code"):
         look_back(run, 1)
     other = Run(tmp_path, run.config.model_copy(update=dict(seed=1)))
     other.write("moment-001.safetensors", whole)

@@ -156,7 +156,7 @@ def test_float32_follows_float64():
 
 def test_through_the_plan_keeps_vectors_only():
     "A hundred iterations by autograd keep hundreds of matrices; here the potentials."
-    from encapnet.show.bench import LiveBytes
+    from encapnet.bench.account import LiveBytes
 
     costs = torch.rand(3, 128, 128).requires_grad_()
     with LiveBytes() as live:

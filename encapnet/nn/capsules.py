@@ -16,6 +16,10 @@ def squash(s: Float[Tensor, "*dims"],  # capsule inputs, any layout
            dim: int = -1,              # the axis that holds a capsule's components
           ) -> Float[Tensor, "*dims"]: # same direction, length in [0, 1)
     "Shrink each capsule's length into [0, 1) and keep its direction (Sec. 2.1)."
+    if s.dtype in (torch.float16, torch.bfloat16): return squash(s.float(), dim).to(s.dtype)
+    limit = torch.finfo(s.dtype).max ** 0.5 / 1024                  # of a component: squares of more than that may not be summed
+    excess = (s.detach().abs().amax(dim, keepdim=True) / limit).clamp(min=1)
+    s = s / excess                                                  # 1 for all but the longest, whose squashed length is 1 all the same
     length = torch.linalg.vector_norm(s, dim=dim, keepdim=True)
     return s * (length / (1 + length.square()))
 
@@ -26,7 +30,7 @@ def list_capsules(x: Float[Tensor, "b c h w"],     # a feature map, c = groups *
     "List a map's capsules as (b, g, p, d). Raises ValueError if the groups do not divide the channels."
     b, c, h, w = x.shape
     if groups < 1 or c % groups: raise ValueError(f"{c} channels do not divide into {groups} capsule channels")
-    return x.view(b, groups, c // groups, h * w).transpose(2, 3)
+    return x.reshape(b, groups, c // groups, h * w).transpose(2, 3)
 
 def map_capsules(u: Float[Tensor, "b g p d"],      # capsules by channel and position
                  height: int,                      # rows of the map; the width follows
@@ -43,4 +47,4 @@ def squash_map(x: Float[Tensor, "b c h w"],        # a feature map, c = groups *
     "Squash the capsules of a feature map where they lie."
     b, c, h, w = x.shape
     if groups < 1 or c % groups: raise ValueError(f"{c} channels do not divide into {groups} capsule channels")
-    return squash(x.view(b, groups, c // groups, h, w), dim=2).view(b, c, h, w)
+    return squash(x.unflatten(1, (groups, c // groups)), dim=2).flatten(1, 2)

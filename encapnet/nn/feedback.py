@@ -23,7 +23,7 @@ class Extractor(nn.Module):
                 ):
         super().__init__()
         if channels < 1: raise ValueError(f"the extractor needs a map of at least 1 channel, got {(channels, height, width)}")
-        stride, reduced = 2 if min(height, width) >= 8 else 1, max(1, channels // 4)
+        stride, reduced = 2 if min(height, width) >= 8 else 1, max(8, channels // 4)
         self.features = -(-height // (2 * stride)) * -(-width // (2 * stride))
         if min(height, width) < 1 or self.features < 2:
             raise ValueError(f"a map of {(channels, height, width)} would leave the extractor {self.features} number(s), expected at least 2")
@@ -51,13 +51,15 @@ def _generator(lower, higher, groups, kind) -> nn.Module:
     return CapDeconv(groups, higher_channels // groups, channels // groups, stride)
 
 # %% ../../nbs/nn/06_feedback.ipynb #3ef3a340
+_MEASURES = ("transport", "kl", "kl_reverse")
+
 class AgreementUnit(nn.Module):
     "How far the lower maps are from what the higher ones say of them (Sec. 3.2, Fig. 3b). Raises ValueError on sizes and settings that do not fit."
     def __init__(self,
                  lower: tuple[int, int, int],   # channels, height, width of the lower map
                  higher: tuple[int, int, int],  # of the higher map: as large, or half as large
                  groups: int | None,            # G, capsule channels; None: a network without capsules
-                 measure: str = "transport",    # or "kl"
+                 measure: str = "transport",    # or "kl", of the real map from the generated one; "kl_reverse": the other way round
                  cost: str = "cosine",          # ground cost; or "l2"
                  eps: float = 1.0,              # blur
                  iterations: int = 10,          # L
@@ -67,11 +69,11 @@ class AgreementUnit(nn.Module):
                  generator: str = "capsule",    # or "vanilla"
                 ):
         super().__init__()
-        if measure not in ("transport", "kl"): raise ValueError(f"measure must be 'transport' or 'kl', got {measure!r}")
+        if measure not in _MEASURES: raise ValueError(f"measure must be one of {', '.join(map(repr, _MEASURES))}, got {measure!r}")
         trial = torch.eye(2, device="cpu")
         transport_loss(trial, trial, eps, iterations, cost)     # refuses bad settings now, not in the first step
         self.lower, self.higher, self.measure = tuple(lower), tuple(higher), measure
-        self.options = dict(eps=eps, iterations=iterations, cost=cost, bias_fix=bias_fix, through_plan=through_plan)
+        self.options = dict(eps=eps, iterations=iterations, cost=cost, bias_fix=bias_fix, through_plan=through_plan, backend="compact")
         self.generator = _generator(self.lower, self.higher, groups, generator)
         self.extractor = Extractor(*self.lower) if extractor else nn.Flatten()
 
@@ -85,7 +87,8 @@ class AgreementUnit(nn.Module):
         if len(lower_map) < 2:
             raise ValueError(f"agreement is between batches of at least 2 samples, got {tuple(lower_map.shape)} and {tuple(higher_map.shape)}")
         generated, real = self.extractor(self.generator(higher_map)), self.extractor(lower_map)
-        if self.measure == "kl": return kl_divergence(generated, real)
+        if self.measure == "kl": return kl_divergence(real, generated)
+        if self.measure == "kl_reverse": return kl_divergence(generated, real)
         return sinkhorn_divergence(generated, real, **self.options)
 
 # %% ../../nbs/nn/06_feedback.ipynb #444fc668

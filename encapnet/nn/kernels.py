@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from .gradients import once_differentiable, wants_plain_operations
 
 # %% auto #0
 __all__ = ['BACKENDS', 'assign_reference', 'coefficients_reference', 'collect', 'collect_backward', 'vote_free', 'full_precision',
@@ -146,7 +147,7 @@ class _Assign(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, gradient):
         queries, keys, values, out, normalizer = ctx.saved_tensors
         with full_precision(gradient.device):
@@ -163,7 +164,7 @@ def assign(queries: Float[Tensor, "b g p f"],   # one per lower capsule
           ) -> Float[Tensor, "b g j e"]:        # what each higher capsule is given, per group
     "Softmax assignment of values to keys (Eqn 1), coefficients recomputed instead of stored. Raises ValueError on an unknown axis or backend."
     check_choice("normalize", normalize, ("higher", "lower")); check_choice("backend", backend, BACKENDS)
-    if backend == "reference": return assign_reference(queries, keys, values, normalize)
+    if backend == "reference" or wants_plain_operations(): return assign_reference(queries, keys, values, normalize)
     precise = torch.promote_types(torch.float32, queries.dtype)
     with full_precision(queries.device):
         flat = (x.to(precise).contiguous().flatten(0, 1) for x in (queries, keys.mT, values))
@@ -186,6 +187,7 @@ def coefficients(queries: Float[Tensor, "b g p f"],
     "Eqn 1's coefficients of chosen higher capsules; those of the others are never stored. Raises IndexError on a j that there is not."
     higher, shape = keys.shape[2], (*queries.shape[:3], len(chosen))
     if wrong := [j for j in chosen if not 0 <= j < higher]: raise IndexError(f"there is no higher capsule {wrong[0]}: expected 0 to {higher - 1}")
+    if wants_plain_operations(): return coefficients_reference(queries, keys, normalize)[..., list(chosen)]
     flat = queries.flatten(0, 1), keys.mT.flatten(0, 1)
     logits = torch.bmm(flat[0], flat[1][:, :, list(chosen)])
     if normalize == "lower": return logits.view(shape).flatten(1, 2).softmax(1).view(shape)

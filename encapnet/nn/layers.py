@@ -9,11 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
-from .capsules import squash
+from .capsules import squash, squash_map
+from .gradients import once_differentiable, wants_plain_operations
+from .local import dynamic_routing_local, em_routing_local
 from .routing import dynamic_routing, em_routing
+from .untied import dynamic_routing_untied, em_routing_untied
+from .windows import Windows
 
 # %% auto #0
-__all__ = ['VARYING_LENGTH', 'RoutedCapsules', 'routing_diagnostics', 'CapConv', 'CapDeconv', 'CapFC']
+__all__ = ['VARYING_LENGTH', 'RoutedCapsules', 'routing_diagnostics', 'UntiedCapsules', 'LocalCapsules', 'CapConv', 'CapDeconv',
+           'CapFC']
 
 # %% ../../nbs/nn/04_layers.ipynb #6eb56c92
 def _positive(**sizes: int):
@@ -144,19 +149,103 @@ def routing_diagnostics(layer: RoutedCapsules,
     s, v = _route(u.double(), None if activation is None else activation.double(), transform, betas, options)
     return _describe(s if betas else _unsquashed(s), v, _vote_squares(u.double(), transform[:, :, :-1], transform[:, :, -1]))
 
+# %% ../../nbs/nn/04_layers.ipynb #9e99e278
+class UntiedCapsules(nn.Module):
+    "Every lower capsule votes for every higher one by a transform of its own (Sabour et al. 2017). Raises ValueError on sizes that do not fit."
+    def __init__(self,
+                 lower: int,                 # number of lower capsules
+                 dim: int,                   # d
+                 higher: int,                # number of higher capsules
+                 higher_dim: int,            # e
+                 routing: str = "dynamic",   # or "em"
+                 iterations: int = 3,        # R
+                 normalize: str = "higher",  # softmax axis of dynamic routing; or "lower"
+                 backend: str = "chunked",   # "reference" forms all votes at once
+                 bias: bool = False,
+                ):
+        super().__init__()
+        _check_initialization(routing, "scaled")
+        _positive(lower=lower, dim=dim, higher=higher, higher_dim=higher_dim, iterations=iterations)
+        self.dim, self.routing, self.options = dim, routing, dict(iterations=iterations, backend=backend)
+        if routing == "dynamic": self.options["normalize"] = normalize
+        self.transform = nn.Parameter(torch.zeros(lower, dim + bias, higher, higher_dim))
+        with torch.no_grad(): self.weight.normal_(0, _deviation(routing, "scaled", normalize, lower, 1, dim, higher, higher_dim))
+        if routing == "em":
+            self.beta_u = nn.Parameter(torch.zeros(higher))
+            self.beta_a = nn.Parameter(torch.zeros(higher))
+
+    @property
+    def weight(self) -> Float[Tensor, "i j d e"]: return self.transform[:, :self.dim].transpose(1, 2)
+
+    def forward(self,
+                u: Float[Tensor, "b i d"],                        # lower capsules
+                activation: Float[Tensor, "b i"] | None = None,   # how active each is; EM only
+               ) -> tuple[Float[Tensor, "b j e"], Float[Tensor, "b j"]]: # higher capsules, and how active each is
+        _shaped("lower capsules", u, len(self.transform), self.dim)
+        transform = self.transform.transpose(1, 2)
+        if self.routing == "em": return em_routing_untied(u, _active(activation), transform, self.beta_u, self.beta_a, **self.options)
+        v = dynamic_routing_untied(u, transform, **self.options)
+        return v, torch.linalg.vector_norm(v, dim=-1)
+
+# %% ../../nbs/nn/04_layers.ipynb #4735d79f
+def _active(activation: Tensor | None) -> Tensor:
+    if activation is None: raise ValueError("EM routing needs the activation of the lower capsules")
+    return activation
+
+# %% ../../nbs/nn/04_layers.ipynb #ce77d66e
+class LocalCapsules(nn.Module):
+    "Lower capsules in a window vote for the capsules above it (Hinton et al. 2018). Raises ValueError on sizes that do not fit."
+    def __init__(self,
+                 groups: int,                # lower capsule channels G
+                 dim: int,                   # d, length of a pose's row
+                 higher: int,                # higher capsule channels
+                 higher_dim: int,            # e, length of a higher pose's row
+                 kernel: int = 3,            # k
+                 stride: int = 1,
+                 padding: int = 0,           # of absent capsules, which do not vote
+                 rows: int = 1,              # r, of a pose: 1 for a vector; 4 in matrix capsules
+                 routing: str = "dynamic",   # or "em"
+                 iterations: int = 3,        # R
+                 normalize: str = "higher",  # at one position, or "everywhere"; or, for dynamic routing, "lower"
+                 backend: str = "chunked",   # "reference" forms all votes at once
+                ):
+        super().__init__()
+        _check_initialization(routing, "scaled")
+        _positive(groups=groups, dim=dim, higher=higher, higher_dim=higher_dim, rows=rows, iterations=iterations)
+        Windows(kernel, kernel, kernel, stride, padding)       # complains of a window that fits no map
+        self.channels, self.rows, self.routing = groups * rows * dim, rows, routing
+        self.options = dict(kernel=kernel, stride=stride, padding=padding, iterations=iterations, normalize=normalize, backend=backend)
+        lower = kernel**2 * groups
+        deviation = _deviation(routing, "scaled", normalize, lower, 1, dim, higher, higher_dim)
+        self.transform = nn.Parameter(torch.randn(lower, dim, higher, higher_dim) * deviation)
+        if routing == "em": self.beta_u, self.beta_a = nn.Parameter(torch.zeros(higher)), nn.Parameter(torch.zeros(higher))
+
+    @property
+    def weight(self) -> Float[Tensor, "i j d e"]: return self.transform.transpose(1, 2)
+
+    def forward(self,
+                x: Float[Tensor, "b c h w"],                           # lower capsules; channel g * r * d + component
+                activation: Float[Tensor, "b g h w"] | None = None,    # how active each is; EM only
+               ) -> tuple[Float[Tensor, "b jre y x"], Float[Tensor, "b j y x"]]: # higher capsules, and how active each is
+        _shaped("a map", x, self.channels, None, None)
+        if self.routing == "em": return em_routing_local(x, _active(activation), self.weight, self.beta_u, self.beta_a, **self.options)
+        v = dynamic_routing_local(x, self.weight, **self.options)
+        return v, torch.linalg.vector_norm(v.unflatten(1, (self.transform.shape[2], -1)), dim=2)
+
 # %% ../../nbs/nn/04_layers.ipynb #4c51e573
 class _RectifiedSquash(torch.autograd.Function):
     "squash(relu(s)) of a feature map; keeps the result and one length per capsule. First derivatives only."
     @staticmethod
     def forward(ctx, s, groups):
-        r = s.relu().unflatten(1, (groups, -1))
+        longest = (torch.finfo(s.dtype).max * groups / (2 * s.shape[1])) ** 0.5     # of a component: what squares can still be summed
+        r = s.clamp(0, longest).unflatten(1, (groups, -1))
         n = (r * r).sum(2, keepdim=True).sqrt_()        # vector_norm takes ten times as long over planes on a CPU
         v = r.mul_(n / (1 + n * n))
         ctx.save_for_backward(v, n)
         return v.flatten(1, 2)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, g):
         v, n = ctx.saved_tensors
         g, squared, divisor = g.reshape(v.shape), n * n, n.clamp(min=1e-18)   # 1e-18 squared is still a float32
@@ -164,6 +253,11 @@ class _RectifiedSquash(torch.autograd.Function):
         along = r.sum(2, keepdim=True).div_(divisor * divisor).mul_((1 - squared) / divisor)
         torch.mul(v, along, out=r).addcmul_(g, n / (1 + squared))
         return torch.ops.aten.threshold_backward.grad_input(r, v, 0, grad_input=r).flatten(1, 2), None
+
+def _rectified_squash(s: Float[Tensor, "b c h w"], groups: int, backend: str) -> Float[Tensor, "b c h w"]:
+    "squash(relu(s)), by the function above or by plain operations."
+    if backend == "reference" or wants_plain_operations(): return squash_map(s.relu(), groups)
+    return _RectifiedSquash.apply(s, groups)
 
 # %% ../../nbs/nn/04_layers.ipynb #0e4d4b24
 def _blocks(weight, groups, merge):
@@ -196,13 +290,13 @@ class _RemainingConv2d(nn.Conv2d):
 
 class _Branch(nn.Module):
     "Convolution, batch normalisation, ReLU, squash: capsules that are short unless their pattern is there."
-    def __init__(self, conv, capsules):
+    def __init__(self, conv, capsules, options):
         super().__init__()
-        self.capsules, self.conv, self.norm = capsules, conv, nn.BatchNorm2d(conv.out_channels)
+        self.capsules, self.conv, self.norm, self.options = capsules, conv, nn.BatchNorm2d(conv.out_channels), options
 
     def forward(self, x, added=None):
         s = self.conv(x)
-        return _RectifiedSquash.apply(self.norm(s if added is None else s + added), self.capsules)
+        return _rectified_squash(self.norm(s if added is None else s + added), self.capsules, **self.options)
 
 # %% ../../nbs/nn/04_layers.ipynb #4e6f6881
 def _convolution(channels, out_channels, kernel, stride, groups=1, *, capsules=1, scope="all", transposed=False):
@@ -222,17 +316,18 @@ def _one_of(known: tuple[str, ...], **options: str):
 # %% ../../nbs/nn/04_layers.ipynb #8472ca7e
 class _Mixed(nn.Module):
     "What capConv and its transpose share: two branches, and the coefficients that mix them (Eqn 6)."
-    def __init__(self, groups, dim, higher_dim, kernel, aide_kernel, stride, coefficients, **options):
+    def __init__(self, groups, dim, higher_dim, kernel, aide_kernel, stride, coefficients, backend, **options):
         super().__init__()
+        _one_of(("compact", "reference"), backend=backend)
         _one_of(("master", "v1", "v2", "v3"), coefficients=coefficients)
         _odd(kernel=kernel, aide_kernel=aide_kernel)
         _positive(groups=groups, dim=dim, higher_dim=higher_dim, stride=stride)
         channels, out_channels = groups * dim, groups * higher_dim
-        self.groups, self.coefficients = groups, coefficients
-        self.master = _Branch(_convolution(channels, out_channels, kernel, stride, groups, **options), groups)
+        self.groups, self.coefficients, self.options = groups, coefficients, dict(backend=backend)
+        self.master = _Branch(_convolution(channels, out_channels, kernel, stride, groups, **options), groups, self.options)
         self.skip = None
         if coefficients != "master":
-            self.aide = _Branch(_convolution(channels, out_channels, aide_kernel, stride, capsules=groups, **options), groups)
+            self.aide = _Branch(_convolution(channels, out_channels, aide_kernel, stride, capsules=groups, **options), groups, self.options)
             self.m1 = nn.Conv2d(out_channels, groups, 3, 1, 1, groups=groups)
             self.m2 = nn.Conv2d(out_channels, groups, 3, 1, 1, groups=groups)
             self.norm = nn.BatchNorm2d(out_channels)
@@ -254,8 +349,10 @@ class _Mixed(nn.Module):
             sources = (master, aide) if self.coefficients == "v1" else (aide, master)
             (m1,), (m2,) = _coefficients(sources[0], self.m1), _coefficients(sources[1], self.m2)
         master, aide = master.unflatten(1, (self.groups, -1)), aide.unflatten(1, (self.groups, -1))
-        s = (m1 * master).addcmul_(m2, aide).flatten(1, 2)
-        return _RectifiedSquash.apply(self.norm(s if added is None else s + added), self.groups)
+        s = m1 * master
+        s = torch.addcmul(s, m2, aide) if wants_plain_operations() else s.addcmul_(m2, aide)
+        s = s.flatten(1, 2)
+        return _rectified_squash(self.norm(s if added is None else s + added), self.groups, **self.options)
 
 # %% ../../nbs/nn/04_layers.ipynb #a9086b98
 class CapConv(_Mixed):
@@ -270,9 +367,11 @@ class CapConv(_Mixed):
                  skip: bool = False,         # Type I's: add a 3x3 convolution of the input before the last BN
                  scope: str = "all",         # capsule channels that the aide sees; "remaining": all but its own
                  aide_kernel: int | None = None, # k2; None: k1 + 4
+                 backend: str = "compact",   # "reference": plain operations, differentiable as often as one likes
                 ):
         _one_of(("all", "remaining"), scope=scope)
-        super().__init__(groups, dim, higher_dim, kernel, kernel + 4 if aide_kernel is None else aide_kernel, stride, coefficients, scope=scope)
+        aide_kernel = kernel + 4 if aide_kernel is None else aide_kernel
+        super().__init__(groups, dim, higher_dim, kernel, aide_kernel, stride, coefficients, backend, scope=scope)
         self.stride = stride
         if skip: self.skip = nn.Conv2d(groups * dim, groups * higher_dim, 3, stride, 1)
 
@@ -284,7 +383,7 @@ class CapConv(_Mixed):
         h, w = x.shape[2:]
         if min(h, w) < self.stride: raise ValueError(f"a map of {h}x{w} is too small for stride {self.stride}, got shape {tuple(x.shape)}")
         if added is not None:
-            want = (len(x), self.master.conv.out_channels, -(-h // self.stride), -(-w // self.stride))
+            want = (x.shape[0], self.master.conv.out_channels, -(-h // self.stride), -(-w // self.stride))
             if added.shape != want: raise ValueError(f"to an input of {tuple(x.shape)} belongs an added map of {want}, got {tuple(added.shape)}")
         if self.skip is not None: added = self.skip(x) if added is None else added + self.skip(x)
         return super().forward(x, added)
@@ -298,8 +397,9 @@ class CapDeconv(_Mixed):
                  lower_dim: int,                 # lower capsule dimension, of the output
                  stride: int = 1,                # how many times larger the output is
                  coefficients: str = "master",   # or "v1", "v2", "v3", as in capConv
+                 backend: str = "compact",       # "reference": plain operations
                 ):
-        super().__init__(groups, dim, lower_dim, 3, 7, stride, coefficients, transposed=True)
+        super().__init__(groups, dim, lower_dim, 3, 7, stride, coefficients, backend, transposed=True)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         _shaped("a feature map", x, self.master.conv.in_channels, None, None)

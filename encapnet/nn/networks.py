@@ -46,6 +46,10 @@ def _images(x: Tensor, channels: int, size: int = 32) -> Tensor:
     return x
 
 # %% ../../nbs/nn/07_networks.ipynb #4885029e
+def _check_choices(**options: tuple):  # name -> what was given, and the two that there are
+    for name, (given, one, other) in options.items():
+        if given not in (one, other): raise ValueError(f"{name} must be {one!r} or {other!r}, got {given!r}")
+
 def _by_channel(groups: int, v: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
     "Higher capsules (b, j, e) as the lower ones (b, g, p, d) of the next layer, and how active each is."
     return v.unflatten(1, (groups, -1)), active.unflatten(1, (groups, -1))
@@ -74,18 +78,21 @@ class CapNet(nn.Module):
                  stride: int = 1,            # 1: J = 64 G; 2: J = 16 G
                  backend: str = "chunked",   # "reference" forms the votes
                  initialization: str = "scaled",  # of both transforms, see `RoutedCapsules`
+                 primary: str = "squashed",  # "plain": the capsules below are not squashed
+                 score: str = "activation",  # of a class; "length": that of its capsule, which differs with EM only
                 ):
         super().__init__()
-        if stride not in (1, 2): raise ValueError(f"stride must be 1 or 2, got {stride}")
+        _check_choices(stride=(stride, 1, 2), primary=(primary, "squashed", "plain"), score=(score, "activation", "length"))
         options = dict(routing=routing, iterations=iterations, normalize=normalize, backend=backend, initialization=initialization)
         positions = (8 // stride) ** 2
-        self.groups, self.stem = groups, stem(channels, groups)
+        self.groups, self.squashed, self.score, self.stem = groups, primary == "squashed", score, stem(channels, groups)
         self.capsules = RoutedCapsules(groups, 64, 8, groups * positions, 16, **options)
         self.classes = RoutedCapsules(groups, positions, 16, classes, 16, **options)
         self.activation = nn.Sequential(nn.Conv2d(8 * groups, groups, 3, 1, 1), nn.BatchNorm2d(groups)) if routing == "em" else None
 
     def forward(self, x: Float[Tensor, "b channels 32 32"]) -> Float[Tensor, "b classes"]:
-        return self.classes(*_by_channel(self.groups, *self.capsules(*self._primary(x))))[1]
+        capsules, activation = self.classes(*_by_channel(self.groups, *self.capsules(*self._primary(x))))
+        return capsules.norm(dim=-1) if self.score == "length" else activation
 
     @torch.no_grad()
     def diagnostics(self, x: Float[Tensor, "b channels 32 32"]) -> dict[str, dict[str, float]]:  # "capsules": the fifth layer, "classes": the sixth
@@ -96,7 +103,8 @@ class CapNet(nn.Module):
 
     def _primary(self, x):  # lower capsules (b, g, p, d), and how active each is; None with dynamic routing
         x = self.stem(_images(x, self.stem.conv1.in_channels))
-        return squash(list_capsules(x, self.groups)), None if self.activation is None else self.activation(x).sigmoid().flatten(2)
+        u = list_capsules(x, self.groups)
+        return squash(u) if self.squashed else u, None if self.activation is None else self.activation(x).sigmoid().flatten(2)
 
 # %% ../../nbs/nn/07_networks.ipynb #3f5f09e1
 class VanillaCNN(nn.Module):
@@ -156,7 +164,7 @@ class _FourModules(nn.Module):
     "What both networks of Table 2 share: stem, four modules, a class layer."
     def __init__(self, channels, classes, groups, size, lengths):
         super().__init__()
-        if size not in (32, 64): raise ValueError(f"size must be 32 or 64, got {size}")
+        if size not in (32, 64): raise ValueError(f"size must be 32 or 64, got {size}: the nearest is {32 if size < 48 else 64}")
         if len(lengths) != 4: raise ValueError(f"a network has four modules, got lengths for {len(lengths)}: {tuple(lengths)}")
         if groups < 1: raise ValueError(f"a network needs at least 1 capsule channel, got {groups}")
         self.groups, self.size, self.lengths = groups, size, tuple(lengths)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from .capsules import squash
+from .gradients import once_differentiable, wants_plain_operations
 from .kernels import BACKENDS, check_choice, full_precision, vote_free
 from .kernels import coefficients as coefficients_of
 
@@ -118,7 +119,7 @@ class _Dynamic(torch.autograd.Function):
         return squash(s[-1]), agreed
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, gradient, _):
         with full_precision(gradient.device): return *_dynamic_backward(gradient, *ctx.saved_tensors, *ctx.options), None, None, None
 
@@ -142,7 +143,7 @@ def dynamic_routing(u: Float[Tensor, "b g p d"],              # lower capsules
                    ) -> Float[Tensor, "b j e"] | tuple[Float[Tensor, "b j e"], Float[Tensor, "b g p k"]]: # higher capsules, squashed
     "Routing by agreement (Eqn 1; Sabour et al. 2017). Raises ValueError on an unknown option or fewer than one iteration."
     _check(iterations, backend, transform.shape[1], coefficients); check_choice("normalize", normalize, ("higher", "lower"))
-    route = _dynamic_votes if backend == "reference" else partial(_dynamic_vote_free, backend=backend)
+    route = _dynamic_votes if backend == "reference" or wants_plain_operations() else partial(_dynamic_vote_free, backend=backend)
     with full_precision(u.device):
         v, c = route(_precise(u), _precise(transform), iterations, normalize, chosen=coefficients)
     return v.to(u.dtype) if c is None else (v.to(u.dtype), c)
@@ -320,7 +321,7 @@ class _EM(torch.autograd.Function):
         return mean[-1], log_active[-1], keys
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, to_mean, to_log, _):
         with full_precision(to_mean.device): return *_em_backward(to_mean, to_log, *ctx.saved_tensors, *ctx.options), None, None, None
 
@@ -392,7 +393,7 @@ def em_routing(u: Float[Tensor, "b g p d"],              # lower capsules
               ) -> tuple[Tensor, ...]:                   # means (b, j, e): the higher capsules; their activations (b, j)
     "Routing as clustering of votes by Gaussians (Eqns 2, 3; Hinton et al. 2018). Raises ValueError as `dynamic_routing` does."
     _check(iterations, backend, transform.shape[1], coefficients)
-    route = _em_votes if backend == "reference" else partial(_em_vote_free, backend=backend)
+    route = _em_votes if backend == "reference" or wants_plain_operations() else partial(_em_vote_free, backend=backend)
     with full_precision(u.device):
         inputs = (_precise(x) for x in (u, activation, transform, beta_u, beta_a))
         mean, active, r = route(*inputs, iterations, temperature, chosen=coefficients)

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+from .gradients import once_differentiable, wants_plain_operations
+from .kernels import full_precision
 
 # %% auto #0
 __all__ = ['ground_cost', 'sinkhorn_plan', 'marginal_error', 'transport_loss', 'sinkhorn_divergence', 'kl_divergence']
@@ -19,9 +21,13 @@ def _check_batches(x: Tensor, y: Tensor, least: int = 2):
         raise ValueError(f"expected two batches of one shape (samples, features), got {tuple(x.shape)} and {tuple(y.shape)}")
     if len(x) < least: raise ValueError(f"expected at least {least} samples, got {tuple(x.shape)}: between single samples there is only one plan")
 
-def _check_settings(eps, iterations):
+def _check_settings(eps, iterations, dtype=torch.float64, backend="compact"):
     if not 0 < eps < math.inf: raise ValueError(f"eps must be positive and finite, got {eps}")
-    if iterations != int(iterations) or iterations < 1: raise ValueError(f"iterations must be a whole number of at least 1, got {iterations}")
+    # Costs are of order one: over a smaller eps they lose their last digit, and scalings drift by more than exp can bear.
+    if eps < (least := 8 * torch.finfo(dtype).eps): raise ValueError(f"eps must be at least {least:.1e} in {str(dtype)[6:]}, got {eps}")
+    if backend not in ("compact", "reference"): raise ValueError(f"backend must be 'compact' or 'reference', got {backend!r}")
+    if not 1 <= iterations < math.inf or iterations != int(iterations):
+        raise ValueError(f"iterations must be a whole number of at least 1, got {iterations}")
 
 def _lift(*batches: Tensor):
     dtype = torch.float32
@@ -49,7 +55,7 @@ def _prepare(x, cost):  # what has to be done once per batch, in however many pr
     return x / length.masked_fill(length == 0, math.inf)
 
 def _compare(x, y, cost):
-    with torch.autocast(x.device.type, enabled=False): return _distances(x, y) if cost == "l2" else 1 - x @ y.mT
+    with full_precision(x.device): return _distances(x, y) if cost == "l2" else 1 - x @ y.mT
 
 def _distances(x, y):
     if x.dtype == torch.float64: return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
@@ -85,8 +91,9 @@ def _potentials(kernel, iterations, history=None):
         if history is not None: history.append((f, g))
         if done == iterations: break                          # the plan makes the last b itself
         f = update(g, 2)
-        moved = (f - before).abs().max().item()
-        steps = min(iterations - done, int(_SAFE / max(moved, 1e-9))) if moved < _SAFE else 0
+        moved, largest = torch.stack([(f - before).abs().max(), f.abs().max()]).tolist()
+        exact = largest * torch.finfo(f.dtype).eps > 1 / 8          # so large that scalings would be made of rounding errors
+        steps = 0 if exact or not moved < _SAFE else min(iterations - done, int(_SAFE / max(moved, 1e-9)))
         if steps > 1: (f, g), done = _scale(kernel, f, g, steps, history), done + steps
     return g
 
@@ -102,7 +109,7 @@ class _Plan(torch.autograd.Function):
         return plan
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad):
         kernel, plan, *history = ctx.saved_tensors
         total = plan * (grad - kernel.shape[1] * (plan * grad).sum(2, keepdim=True))
@@ -116,16 +123,28 @@ class _Plan(torch.autograd.Function):
             total -= part
             g_bar = -part.sum(1, keepdim=True)
 
+# %% ../../nbs/nn/05_transport.ipynb #ae57116b
+def _plan_reference(kernel: Float[Tensor, "s n m"], iterations: int) -> Float[Tensor, "s n m"]:
+    "The same in plain operations."
+    n, m = kernel.shape[1:]
+    f = torch.zeros_like(kernel[:, :, :1])
+    for _ in range(iterations):
+        g = -(kernel + f).logsumexp(1, keepdim=True) - math.log(m)
+        f = -(kernel + g).logsumexp(2, keepdim=True) - math.log(n)
+    return (kernel + g).softmax(2) / n
+
 # %% ../../nbs/nn/05_transport.ipynb #7cd8988f
 def sinkhorn_plan(cost: Float[Tensor, "*s n m"],     # Q, one or more problems
                   eps: float = 1.0,                  # blur, in units of the cost; stable down to 1e-3
                   iterations: int = 10,              # L; each updates a, then b
+                  backend: str = "compact",          # "reference": plain operations, differentiable as often as one likes
                  ) -> Float[Tensor, "*s n m"]:       # rows sum to 1/n; columns to 1/m as far as the iterations have come
     "The coupling P after L Sinkhorn iterations (Eqns 9, 10), differentiable. Raises ValueError on eps, iterations or shapes that are out of range."
-    _check_settings(eps, iterations)
+    _check_settings(eps, iterations, _lift(cost)[0].dtype, backend)
     if cost.ndim < 2 or 0 in cost.shape: raise ValueError(f"expected costs of shape (..., n, m), none of them 0, got {tuple(cost.shape)}")
     kernel = _lift(cost)[0].flatten(0, -3) if cost.ndim > 2 else _lift(cost)[0][None]
-    return _Plan.apply(kernel / -eps, int(iterations)).reshape(cost.shape)
+    plainly = backend == "reference" or wants_plain_operations() or cost.is_meta      # without numbers there is nothing to look at
+    return (_plan_reference if plainly else _Plan.apply)(kernel / -eps, int(iterations)).reshape(cost.shape)
 
 def marginal_error(plan: Float[Tensor, "*s n m"],    # one or more plans
                   ) -> Float[Tensor, ""]:
@@ -141,9 +160,10 @@ def transport_loss(x: Float[Tensor, "b d"],          # samples
                    iterations: int = 10,             # L
                    cost: str = "cosine",             # ground cost; or "l2"
                    through_plan: bool = False,       # gradient through the iterations as well (Table 3, d2)
+                   backend: str = "compact",         # of `sinkhorn_plan`
                   ) -> Float[Tensor, ""]:
     "What the Sinkhorn plan between two batches costs, <P, Q> (Eqn 8). Raises ValueError on batches and settings that are out of range."
-    return sinkhorn_divergence(x, y, eps, iterations, cost, bias_fix=False, through_plan=through_plan)
+    return sinkhorn_divergence(x, y, eps, iterations, cost, bias_fix=False, through_plan=through_plan, backend=backend)
 
 # %% ../../nbs/nn/05_transport.ipynb #b41b83eb
 def sinkhorn_divergence(x: Float[Tensor, "b d"],     # samples
@@ -153,14 +173,15 @@ def sinkhorn_divergence(x: Float[Tensor, "b d"],     # samples
                         cost: str = "cosine",        # ground cost; or "l2"
                         bias_fix: bool = True,       # without it (Table 3, d1): W(x, y) alone
                         through_plan: bool = False,  # gradient through the iterations as well (Table 3, d2)
+                        backend: str = "compact",    # of `sinkhorn_plan`
                        ) -> Float[Tensor, ""]:
     "2 W(x, y) - W(x, x) - W(y, y) (Eqn 11), solved as one batch. Raises ValueError on batches and settings that are out of range."
     _check_batches(x, y)
-    _check_settings(eps, iterations)
+    _check_settings(eps, iterations, _lift(x, y)[0].dtype, backend)
     _check_cost(cost)
     x, y = (_prepare(batch, cost) for batch in _lift(x, y))
     price = _compare(torch.stack([x, x, y]), torch.stack([y, x, y]), cost) if bias_fix else _compare(x[None], y[None], cost)
-    plan = sinkhorn_plan(price if through_plan else price.detach(), eps, iterations)
+    plan = sinkhorn_plan(price if through_plan else price.detach(), eps, iterations, backend)
     share = price.new_tensor([2, -1, -1] if bias_fix else [1]).view(-1, 1, 1)
     return torch.dot((share * plan).flatten(), price.flatten())
 

@@ -10,9 +10,10 @@ from importlib import resources
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['TABLE1', 'TRANSFORM', 'COEFFICIENTS', 'SPATIAL', 'LOWER_DIM', 'HIGHER_DIM', 'HIGHER', 'TABLE3', 'REDUCTIONS',
-           'TABLE4', 'FIG2_EPOCHS', 'FIG2_PRINTED', 'Table1Row', 'mib', 'reduction_factors', 'Table3Row', 'Table4Row',
-           'AuthorsBin', 'fig2_authors', 'authors_histogram', 'authors_statistics']
+__all__ = ['TABLE1', 'TRANSFORM', 'COEFFICIENTS', 'SPATIAL', 'LOWER_DIM', 'HIGHER_DIM', 'HIGHER', 'GROUPS', 'MASTER', 'AIDE',
+           'COEFFICIENT', 'TABLE3', 'REDUCTIONS', 'TABLE4', 'FIG2_EPOCHS', 'FIG2_PRINTED', 'Table1Row', 'mib',
+           'reduction_factors', 'built_factors', 'Table3Row', 'Table4Row', 'AuthorsBin', 'fig2_authors',
+           'authors_histogram', 'histogram_statistics', 'authors_statistics']
 
 # %% ../../nbs/study/13_paper.ipynb #7b4c6883
 class Table1Row(NamedTuple):
@@ -48,6 +49,16 @@ SPATIAL, LOWER_DIM, HIGHER_DIM, HIGHER = 8, 8, 16, 2048
 def reduction_factors() -> tuple[float, float]:
     "Sec. 3.1's algebra: n2 / 2 and S^4 / d2."
     return HIGHER / 2, SPATIAL**4 / HIGHER_DIM
+
+GROUPS, MASTER, AIDE, COEFFICIENT = 32, 3, 7, 3       # capsule channels, and kernels of row (f)'s convolutions
+
+def built_factors() -> tuple[float, float]:
+    "The same two factors of row (f) as built: CapNet's weights over those of the convolutions that stand in for them."
+    lower, higher = GROUPS * LOWER_DIM, GROUPS * HIGHER_DIM
+    master = lower // GROUPS * higher * MASTER**2     # grouped: each capsule channel on its own
+    aide = lower * higher * AIDE**2                   # all channels together
+    coefficients = 2 * higher * COEFFICIENT**2        # from each channel's sixteen components one map, twice
+    return TRANSFORM / (master + aide), COEFFICIENTS / coefficients
 
 # %% ../../nbs/study/13_paper.ipynb #8b528781
 class Table3Row(NamedTuple):
@@ -87,6 +98,7 @@ TABLE4: dict[str, Table4Row] = {
     "v1": _large("EncapNet.v1", 48.23, "himagenet32"), "v2": _large("EncapNet.v2", 43.15, "himagenet32"), "v3": _large("EncapNet.v3", 42.76),
     "v3_mild": _large("EncapNet.v3+", 40.18), "v3_strong": _large("EncapNet.v3++", 40.05), "wide_resnet50_2": _large("WRN", 42.51),
     "resnet101": _large("ResNet-101", 44.13), "vgg16": _large("VGG", 55.76), "googlenet": _large("GoogLeNet", 60.18),
+    "resnet18": _large("ResNet-18", 58.17, "himagenet32"),        # Sec. 5, as a top-1 accuracy of 41.83 %
     "imagenet_18": _large("EncapNet-18", 7.51, "imagenet"),
     **{f"imagenet_{name}": Table4Row(title, dict(imagenet=error), quoted=True)
        for name, title, error in (("googlenet", "GoogLeNet", 7.89), ("vgg", "VGG", 8.43), ("resnet101", "ResNet-101", 6.21))}}
@@ -117,11 +129,33 @@ def authors_histogram(higher: str = "target_j", epoch: int = 200) -> list[Author
     if not found: raise KeyError(f"no histogram of {higher!r} at epoch {epoch}: {sorted({(one.higher, one.epoch) for one in fig2_authors()})}")
     return found
 
+# %% ../../nbs/study/13_paper.ipynb #93141953
+def histogram_statistics(shares: list[float],    # of all votes, a bin each, lowest cosine first, from -1 to 1
+                         lengths: list[float],   # mean |V_ij| in each bin
+                        ) -> dict[str, float]:   # what there are no votes for is left out
+    "What a panel of Figure 2 says beside its ends: lengths in units of the mean length of all votes."
+    step = 2 / len(shares)
+    bars = [(round(-1 + step * place, 9), share, length) for place, (share, length) in enumerate(zip(shares, lengths))]
+    def mean_length(chosen):
+        share = sum(share for _, share, _ in chosen)
+        return sum(share * length for _, share, length in chosen) / share if share else None
+    # Edges are rounded, so that a bin belongs to one side of a limit whatever its floating-point neighbour.
+    near, similar = [bar for bar in bars if -0.2 <= bar[0] < 0.2], [bar for bar in bars if bar[0] >= 0.9]
+    middle, right, ends, mean = map(mean_length, (near, similar, [bars[0], *similar], bars))
+    if not mean: return {}
+    scatter = sum(share * (length - mean)**2 for _, share, length in bars) / sum(share for _, share, _ in bars)
+    found = dict(near_zero=sum(share for _, share, _ in near), unequal_lengths=scatter**0.5 / mean)
+    if middle: found["near_zero_relative_length"] = middle / mean
+    if right: found["similar_relative_length"] = right / mean
+    if middle and ends: found["ends_over_near_zero"] = ends / middle
+    return found
+
 # %% ../../nbs/study/13_paper.ipynb #b1c91815
 def authors_statistics(higher: str = "target_j", epoch: int = 200, dim: int = HIGHER_DIM) -> dict[str, float]:
-    "Polarisation at the middles of the bins, and share (%) and length of the end bins: `dissimilar` is the lowest, `similar` the highest below 1."
+    "Polarisation at the middles of the bins, share (%) and length of the end bins, the highest of them below 1, and `histogram_statistics`."
     bars = authors_histogram(higher, epoch)
     square = sum(one.share * min(one.left + 0.05, 1.0)**2 for one in bars) / sum(one.share for one in bars)
     low, high = bars[0], bars[-2]
+    more = histogram_statistics([one.share / 100 for one in bars[:-1]], [one.length for one in bars[:-1]])
     return dict(polarisation=(square - 1 / dim) / (1 - 1 / dim), dissimilar=low.share, similar=high.share, dissimilar_length=low.length,
-                similar_length=high.length)
+                similar_length=high.length) | more | dict(near_zero=100 * more["near_zero"])
