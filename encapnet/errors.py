@@ -14,18 +14,22 @@ __all__ = ['UsageError', 'StudyError', 'OutOfTime', 'nearest']
 class UsageError(ValueError):
     "What the user asked for makes no sense; the message says what would. Exit code 2."
 
+
 class StudyError(RuntimeError):
     "The study could not do what was rightly asked of it. Exit code 1."
 
+
 class OutOfTime(StudyError):
-    "A time box is used up; the same command goes on from the last checkpoint. Exit code 75, by which queues requeue."
+    """A time box is used up; the same command goes on from the last checkpoint. Exit code 75, by
+    which queues requeue."""
 
 # %% ../nbs/00_errors.ipynb #8d84f9a1
-def nearest(name: str,               # what was given
-            choices: Iterable[str],  # what would have been understood
-           ) -> str:                 # a phrase that ends an error message
+def nearest(
+    name: str,  # what was given
+    choices: Iterable[str],  # what would have been understood
+) -> str:  # a phrase that ends an error message
     "Name the choices, and the one that was probably meant."
     choices = [str(choice) for choice in choices]
     close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
-    listed = ", ".join(choices) if choices else "nothing"
-    return f"expected one of: {listed}" + (f" (did you mean {close[0]!r}?)" if close else "")
+    listed = ', '.join(choices) if choices else 'nothing'
+    return f'expected one of: {listed}' + (f' (did you mean {close[0]!r}?)' if close else '')

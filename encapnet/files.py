@@ -17,32 +17,44 @@ from .errors import StudyError
 __all__ = ['write_atomic', 'sweep', 'check_writable', 'lock', 'held_alone']
 
 # %% ../nbs/01_files.ipynb #30a370e5
-def write_atomic(path: str | Path,      # where the file shall appear
-                 content: bytes | str,  # all of it
-                 keep: str | Path | None = None,  # in the same folder: the name that the old content takes
-                ) -> Path:              # the path, for chaining
-    "Write a file so that every reader, at every instant, sees the old content or the new, never a part."
+def write_atomic(
+    path: str | Path,  # where the file shall appear
+    content: bytes | str,  # all of it
+    keep: str | Path | None = None,  # in the same folder: the name that the old content takes
+) -> Path:  # the path, for chaining
+    """Write a file so that every reader, at every instant, sees the old content or the new, never
+    a part."""
     path = asked = Path(path)
-    if isinstance(content, str): content = content.encode()
+    if isinstance(content, str):
+        content = content.encode()
     try:
-        if keep is None: path = _behind(asked)
+        if keep is None:
+            path = _behind(asked)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error: raise StudyError(f"cannot write {path}: {error.strerror or error}") from error
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp'
+        )
+    except OSError as error:
+        raise StudyError(f'cannot write {path}: {error.strerror or error}') from error
     try:
-        with os.fdopen(handle, "wb") as file:
-            _hold(file)                              # or another process could take it for one that was left behind
+        with os.fdopen(handle, 'wb') as file:
+            # or another process could take it for one that was left behind
+            _hold(file)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            if os.name != "posix": file.close()      # Windows renames no file that is open
-            os.chmod(temporary, 0o666 & ~_umask())   # mkstemp makes files private; these are for everyone
-            if keep is not None and path.exists(): os.replace(path, keep)
+            if os.name != 'posix':
+                file.close()  # Windows renames no file that is open
+            # mkstemp makes files private; these are for everyone
+            os.chmod(temporary, 0o666 & ~_umask())
+            if keep is not None and path.exists():
+                os.replace(path, keep)
             os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError): raise StudyError(f"cannot write {path}: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise StudyError(f'cannot write {path}: {error.strerror or error}') from error
         raise
     return asked
 
@@ -53,55 +65,80 @@ def _umask() -> int:
     os.umask(mask)
     return mask
 
+
 def _sync_folder(folder: Path):
-    if os.name != "posix": return        # Windows cannot open a folder, and its rename is journalled
+    # Windows cannot open a folder, and its rename is journalled
+    if os.name != 'posix':
+        return
     handle = os.open(folder, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
 
 def _behind(path: Path) -> Path:
-    "Where a link leads that we, or who owns the folder for us, have laid; the path itself where there is none."
-    if not path.is_symlink(): return path
-    ours = {0, getattr(os, "geteuid", int)()}
+    """Where a link leads that we, or who owns the folder for us, have laid; the path itself where
+    there is none."""
+    if not path.is_symlink():
+        return path
+    ours = {0, getattr(os, 'geteuid', int)()}
     return path.resolve() if ours & {path.lstat().st_uid, path.parent.stat().st_uid} else path
 
+
 def _hold(file) -> bool:
-    "Whether an open file is held by us alone now, for as long as it stays open: however its process ends, that ends the hold."
-    try: import fcntl
-    except ImportError: return False
-    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError: return False
+    """Whether an open file is held by us alone now, for as long as it stays open: however its
+    process ends, that ends the hold."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
     return True
 
 # %% ../nbs/01_files.ipynb #631b0214
-def sweep(folder: str | Path, name: str = "*"):
-    "Remove the temporary files that killed processes left beside `name`, and not those that are being written."
-    for left in Path(folder).glob(f".{name}.*.tmp"):
-        with suppress(OSError):                      # another's, or gone
-            if os.name != "posix": left.unlink()     # Windows refuses where somebody has it open
+def sweep(folder: str | Path, name: str = '*'):
+    """Remove the temporary files that killed processes left beside `name`, and not those that are
+    being written."""
+    for left in Path(folder).glob(f'.{name}.*.tmp'):
+        with suppress(OSError):  # another's, or gone
+            if os.name != 'posix':
+                left.unlink()  # Windows refuses where somebody has it open
             else:
-                with open(left, "r+b") as file:
-                    if _hold(file): left.unlink()
+                with open(left, 'r+b') as file:
+                    if _hold(file):
+                        left.unlink()
+
 
 def check_writable(folder: str | Path):
     "Raise StudyError now if files could not be written to a folder later; leaves nothing behind."
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe: probe.write(b"0" * 4096)
-    except OSError as error: raise StudyError(f"cannot write to {folder}: {error.strerror or error}") from error
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+            probe.write(b'0' * 4096)
+    except OSError as error:
+        raise StudyError(f'cannot write to {folder}: {error.strerror or error}') from error
 
 # %% ../nbs/01_files.ipynb #d8e65b4c
 def lock(path: Path, **options) -> FileLock:
     "A lock that can be taken by whoever may write to its folder."
     return FileLock(path, mode=0o600 | path.parent.stat().st_mode & 0o066, **options)
 
+
 @contextmanager
 def held_alone(path: Path) -> Iterator[None]:
-    "Hold a file that many processes write, by a lock beside it: those of other users and of other temporary folders see it too."
+    """Hold a file that many processes write, by a lock beside it: those of other users and of
+    other temporary folders see it too."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = lock(path.with_name(f".{path.name}.lock"))
+        held = lock(path.with_name(f'.{path.name}.lock'))
         held.acquire()
-    except OSError as error: raise StudyError(f"cannot write {path}: {error.strerror or error}") from error
-    try: yield
-    finally: held.release()
+    except OSError as error:
+        raise StudyError(f'cannot write {path}: {error.strerror or error}') from error
+    try:
+        yield
+    finally:
+        held.release()

@@ -42,45 +42,67 @@ __all__ = ['STATISTICS_IMAGES', 'pick_device', 'pin_threads', 'keep_memory', 'ha
 # %% ../nbs/04_training.ipynb #3af4f9f9
 def pick_device() -> torch.device:
     "CUDA if there is any, else the processor."
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
-def pin_threads(count: int | None = None) -> int:  # how many are used; None: one for each core that we may use
+
+def pin_threads(
+    count: int | None = None,
+) -> int:  # how many are used; None: one for each core that we may use
     "Fix the number of compute threads, on which the order of summation depends."
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(count or int(os.environ.get("OMP_NUM_THREADS") or cores))
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    )
+    torch.set_num_threads(count or int(os.environ.get('OMP_NUM_THREADS') or cores))
     return torch.get_num_threads()
 
+
 def keep_memory():
-    "Let glibc keep what is freed, unless the environment tells it something: memory handed back has to be cleared by the system when it comes again."
-    if any(name.startswith("MALLOC_") for name in os.environ): return
-    with suppress(AttributeError, OSError):     # other systems have their own ways
+    """Let glibc keep what is freed, unless the environment tells it something: memory handed back
+    has to be cleared by the system when it comes again."""
+    if any(name.startswith('MALLOC_') for name in os.environ):
+        return
+    with suppress(AttributeError, OSError):  # other systems have their own ways
         adjust = ctypes.CDLL(None).mallopt
-        adjust(-1, 2**31 - 1)                   # M_TRIM_THRESHOLD
-        adjust(-3, 2**25)                       # M_MMAP_THRESHOLD, the most it takes
+        adjust(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        adjust(-3, 2**25)  # M_MMAP_THRESHOLD, the most it takes
+
 
 def hardware(device: torch.device) -> str:
     "What a result was computed on, in words."
-    if device.type == "cuda": return torch.cuda.get_device_name(device)
-    return f"{processor()}, {torch.get_num_threads()} threads"
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'{processor()}, {torch.get_num_threads()} threads'
 
 # %% ../nbs/04_training.ipynb #99f9b355
 class Trainer:
     "A network and its optimiser, decided by a configuration. Computes; touches no file."
+
     def __init__(self, config: RunConfig, classes: int, device: torch.device):
         self.config, self.device, self.watched = config, device, None
         torch.manual_seed(config.seed)
         self.model = build(config.network, classes, config.feedback).to(device)
         self.forward = torch.compile(self.model) if config.compiled else self.model
-        self.loss = getattr(losses, f"{config.loss}_loss")
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.schedule.learning_rate, weight_decay=config.schedule.weight_decay)
+        self.loss = getattr(losses, f'{config.loss}_loss')
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(),
+            lr=config.schedule.learning_rate,
+            weight_decay=config.schedule.weight_decay,
+        )
 
-    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor | None]:  # the divergence of a network in training with feedback
+    def outputs(
+        self, images: Tensor
+    ) -> tuple[Tensor, Tensor | None]:  # the divergence of a network in training with feedback
         "Class scores in float32, and what feedback says of them."
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"): found = self.forward(images)
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.precision == 'bfloat16'
+        ):
+            found = self.forward(images)
         scores, divergence = found if isinstance(found, tuple) else (found, None)
         return scores.float(), divergence
 
-    def epoch(self, images: data.ImageSet, number: int, bar=None) -> dict[str, float]:  # train_loss; with feedback, divergence: means over steps
+    def epoch(
+        self, images: data.ImageSet, number: int, bar=None
+    ) -> dict[str, float]:  # train_loss; with feedback, divergence: means over steps
         "Train for epoch `number` (from 0). Raises StudyError when the loss is no longer a number."
         self.model.train()
         values = []
@@ -91,8 +113,10 @@ class Trainer:
             total.backward()
             self.optimizer.step()
             values.append(parts)
-            if bar is not None: bar.update()
-        return mean_loss(torch.stack(values).cpu(), number)       # one synchronisation an epoch, not one a step
+            if bar is not None:
+                bar.update()
+        # one synchronisation an epoch, not one a step
+        return mean_loss(torch.stack(values).cpu(), number)
 
     def evaluate(self, images: data.ImageSet, batch: int = 250) -> dict[str, Any]:
         "How a set is classified, see `evaluate_whole`."
@@ -100,96 +124,166 @@ class Trainer:
 
     def recompute(self, images: data.ImageSet):
         "Take the statistics of batch normalisation from training images."
-        recompute_statistics(self.model, images, self.config.data.augmentation, self.config.schedule.batch)
+        recompute_statistics(
+            self.model, images, self.config.data.augmentation, self.config.schedule.batch
+        )
 
 # %% ../nbs/04_training.ipynb #b6074c30
-def build(network: NetworkConfig, classes: int, feedback: FeedbackConfig | None = None) -> torch.nn.Module:
+def build(
+    network: NetworkConfig, classes: int, feedback: FeedbackConfig | None = None
+) -> torch.nn.Module:
     "The network that a configuration describes, initialised from torch's global generator."
-    model = getattr(networks, network.kind)(classes=classes, **network.model_dump(exclude={"kind"}))
-    # By name, as the network is: the code hash of a run covers what `freshness.roots` says of its configuration, and no more.
-    return model if feedback is None else vars(networks)["with_feedback"](model, **feedback.model_dump(exclude={"weight"}))
+    model = getattr(networks, network.kind)(classes=classes, **network.model_dump(exclude={'kind'}))
+    # By name, as the network is: the code hash of a run covers what `freshness.roots` says of its
+    # configuration, and no more.
+    return (
+        model
+        if feedback is None
+        else vars(networks)['with_feedback'](model, **feedback.model_dump(exclude={'weight'}))
+    )
 
-def total_loss(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # what is minimised; its parts, without gradient
+
+def total_loss(
+    trainer: Trainer, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:  # what is minimised; its parts, without gradient
     "The loss of the task (1,); with feedback the divergence too (2,), weighted in the total."
     scores, divergence = trainer.outputs(x)
     loss = trainer.loss(scores, y)
-    if divergence is None: return loss, loss.detach().float()[None]
-    return loss + trainer.config.feedback.weight * divergence, torch.stack([loss.detach().float(), divergence.detach().float()])
+    if divergence is None:
+        return loss, loss.detach().float()[None]
+    return loss + trainer.config.feedback.weight * divergence, torch.stack(
+        [loss.detach().float(), divergence.detach().float()]
+    )
 
-def mean_loss(values: Tensor,  # (steps, 1): the loss of the task; (steps, 2): and the divergence
-              number: int,     # of the epoch, from 0
-             ) -> dict[str, float]:
-    "The means over an epoch's steps. Raises StudyError with the first step at which one is not a number."
-    for name, value in zip(("loss", "divergence"), values.unbind(1)):
-        if value.isfinite().all(): continue
+
+def mean_loss(
+    values: Tensor,  # (steps, 1): the loss of the task; (steps, 2): and the divergence
+    number: int,  # of the epoch, from 0
+) -> dict[str, float]:
+    """The means over an epoch's steps. Raises StudyError with the first step at which one is not
+    a number."""
+    for name, value in zip(('loss', 'divergence'), values.unbind(1)):
+        if value.isfinite().all():
+            continue
         step = int((~value.isfinite()).nonzero()[0])
-        raise StudyError(f"the {name} is {value[step].item()} at step {step + 1} of epoch {number + 1}")
-    return dict(zip(("train_loss", "divergence"), values.double().mean(0).tolist()))
+        raise StudyError(
+            f'the {name} is {value[step].item()} at step {step + 1} of epoch {number + 1}'
+        )
+    return dict(zip(('train_loss', 'divergence'), values.double().mean(0).tolist()))
 
 # %% ../nbs/04_training.ipynb #b95c607a
 def steps_of(config: RunConfig, images: int) -> int:
     "How many steps an epoch has."
-    return len(data.batch_sizes(config.schedule.epoch_images or images, config.schedule.batch, config.least_samples))
+    return len(
+        data.batch_sizes(
+            config.schedule.epoch_images or images, config.schedule.batch, config.least_samples
+        )
+    )
 
-def epoch_batches(config: RunConfig, images: data.ImageSet, number: int) -> Iterator[tuple[float, Tensor, Tensor]]:
-    "The batches of epoch `number` (from 0): how many epochs are done in the middle of the step, images, labels."
+
+def epoch_batches(
+    config: RunConfig, images: data.ImageSet, number: int
+) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """The batches of epoch `number` (from 0): how many epochs are done in the middle of the step,
+    images, labels."""
     schedule, least = config.schedule, config.least_samples
     steps = steps_of(config, len(images))
-    made = data.batches(images, schedule.batch, config.seed, number, config.data.augmentation, least=least, taken=schedule.epoch_images)
+    made = data.batches(
+        images,
+        schedule.batch,
+        config.seed,
+        number,
+        config.data.augmentation,
+        least=least,
+        taken=schedule.epoch_images,
+    )
     return ((number + (step + 0.5) / steps, x, y) for step, (x, y) in enumerate(made))
+
 
 def rate(schedule: Schedule, progress: float) -> float:
     "The learning rate after so many epochs, whole or not."
     warm = schedule.warmup * schedule.epochs
-    if progress < warm: return schedule.learning_rate * progress / warm
-    if schedule.decay == "steps": return schedule.learning_rate * 0.1 ** sum(progress >= milestone for milestone in schedule.milestones)
+    if progress < warm:
+        return schedule.learning_rate * progress / warm
+    if schedule.decay == 'steps':
+        return schedule.learning_rate * 0.1 ** sum(
+            progress >= milestone for milestone in schedule.milestones
+        )
     share = (progress - warm) / (schedule.epochs - warm)
     return schedule.learning_rate * (1 + math.cos(math.pi * share)) / 2
 
+
 def set_rate(optimizer: torch.optim.Optimizer, schedule: Schedule, progress: float):
     "Let an optimiser take the schedule's next step at the schedule's rate."
-    for group in optimizer.param_groups: group["lr"] = rate(schedule, progress)
+    for group in optimizer.param_groups:
+        group['lr'] = rate(schedule, progress)
 
 # %% ../nbs/04_training.ipynb #b2fb8e19
-def evaluation(wrong: Tensor,  # (n,) bool: which images were classified wrongly
-               loss: Tensor,   # the sum over all images
-              ) -> dict[str, Any]:
-    "`error` in percent, mean `test_loss`, and the answer to each image: `mistakes`, as `answers.pack_mistakes` writes them."
-    return dict(error=100 * int(wrong.sum()) / len(wrong), test_loss=float(loss) / len(wrong), mistakes=pack_mistakes(wrong.tolist()))
+def evaluation(
+    wrong: Tensor,  # (n,) bool: which images were classified wrongly
+    loss: Tensor,  # the sum over all images
+) -> dict[str, Any]:
+    """`error` in percent, mean `test_loss`, and the answer to each image: `mistakes`, as
+    `answers.pack_mistakes` writes them."""
+    return dict(
+        error=100 * int(wrong.sum()) / len(wrong),
+        test_loss=float(loss) / len(wrong),
+        mistakes=pack_mistakes(wrong.tolist()),
+    )
+
 
 @torch.no_grad()
-def evaluate_whole(trainer: Trainer, images: data.ImageSet, batch: int = 250) -> dict[str, Any]:  # as `evaluation` says it
+def evaluate_whole(
+    trainer: Trainer, images: data.ImageSet, batch: int = 250
+) -> dict[str, Any]:  # as `evaluation` says it
     "How a set is classified: images in the size in which they are trained on, cut in the middle."
     trainer.model.eval()
     wrong, loss = [], 0.0
-    for x, y in data.batches(images, batch, 0, 0, trainer.config.data.augmentation, shuffle=False, varied=False):
+    for x, y in data.batches(
+        images, batch, 0, 0, trainer.config.data.augmentation, shuffle=False, varied=False
+    ):
         scores, _ = trainer.outputs(x)
         wrong.append(scores.argmax(1) != y)
         loss += trainer.loss(scores, y).double() * len(y)
     return evaluation(torch.cat(wrong), loss)
 
+
 STATISTICS_IMAGES = 1024
 
-def recompute_statistics(model: torch.nn.Module, images: data.ImageSet, augmentation: str, batch: int):
-    "Let batch normalisation average over training images, seen as evaluation sees its own; the weights stay."
-    chosen = data.stratified(images.labels.cpu(), min(STATISTICS_IMAGES, len(images))).to(images.images.device)
-    known = replace(images, images=images.images[chosen], labels=images.labels[chosen])
-    update_bn(data.batches(known, batch, 0, 0, augmentation, shuffle=False, varied=False, least=2), model)
 
+def recompute_statistics(
+    model: torch.nn.Module, images: data.ImageSet, augmentation: str, batch: int
+):
+    """Let batch normalisation average over training images, seen as evaluation sees its own; the
+    weights stay."""
+    chosen = data.stratified(images.labels.cpu(), min(STATISTICS_IMAGES, len(images))).to(
+        images.images.device
+    )
+    known = replace(images, images=images.images[chosen], labels=images.labels[chosen])
+    update_bn(
+        data.batches(known, batch, 0, 0, augmentation, shuffle=False, varied=False, least=2), model
+    )
+
+# %% ../nbs/04_training.ipynb #a2514813
 def digest(model: torch.nn.Module) -> str:
     "Sixteen digits that stand for all of a network's weights and statistics."
     found = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()): found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    for name, value in sorted(model.state_dict().items()):
+        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
 
 # %% ../nbs/04_training.ipynb #5438d51c
 @torch.no_grad()
 def evaluate_ten_crop(trainer: Trainer, images: data.ImageSet, batch: int = 25) -> dict[str, Any]:
-    "`Trainer.evaluate` with the mean of the scores over ten crops of each image, five of a digit; and the share of classes not among the best five."
+    """`Trainer.evaluate` with the mean of the scores over ten crops of each image, five of a
+    digit; and the share of classes not among the best five."""
     trainer.model.eval()
     wrong, wrong5, loss = [], 0, 0.0
     for chunk in torch.arange(len(images), device=images.images.device).split(batch):
-        views, y = data.ten_crop(images.images[chunk], trainer.config.data.augmentation, images.digits), images.labels[chunk]
+        views, y = (
+            data.ten_crop(images.images[chunk], trainer.config.data.augmentation, images.digits),
+            images.labels[chunk],
+        )
         scores, _ = trainer.outputs(views.flatten(0, 1))
         scores = scores.view(len(views), len(chunk), -1).mean(0)
         wrong.append(scores.argmax(1) != y)
@@ -198,150 +292,250 @@ def evaluate_ten_crop(trainer: Trainer, images: data.ImageSet, batch: int = 25) 
     return evaluation(torch.cat(wrong), loss) | dict(error_top5=100 * int(wrong5) / len(images))
 
 # %% ../nbs/04_training.ipynb #ff128ecc
-def pixels_to_watch(images: data.ImageSet,
-                    augmentation: str,   # of the training
-                    count: int = 64,
-                   ) -> tuple[Tensor, Tensor]:  # (count, 3, 32, 32) in [0, 1]; their labels
-    "Images on which routing is watched, as evaluation sees them: the same ones in every epoch and every run."
+def pixels_to_watch(
+    images: data.ImageSet,
+    augmentation: str,  # of the training
+    count: int = 64,
+) -> tuple[Tensor, Tensor]:  # (count, 3, 32, 32) in [0, 1]; their labels
+    """Images on which routing is watched, as evaluation sees them: the same ones in every epoch
+    and every run."""
     chosen = data.stratified(images.labels.cpu(), count).to(images.images.device)
-    return data.augment(images.images[chosen], augmentation, None, images.digits), images.labels[chosen]
+    return data.augment(images.images[chosen], augmentation, None, images.digits), images.labels[
+        chosen
+    ]
+
 
 def diagnose(trainer: Trainer, train: data.ImageSet) -> dict[str, dict[str, float]] | None:
-    "What a network with routed layers says of them (`CapNet.diagnostics`), in full precision; None from any other."
-    if not hasattr(trainer.model, "diagnostics"): return None
-    if trainer.watched is None: trainer.watched, _ = pixels_to_watch(train, trainer.config.data.augmentation)
+    """What a network with routed layers says of them (`CapNet.diagnostics`), in full precision;
+    None from any other."""
+    if not hasattr(trainer.model, 'diagnostics'):
+        return None
+    if trainer.watched is None:
+        trainer.watched, _ = pixels_to_watch(train, trainer.config.data.augmentation)
     return trainer.model.diagnostics(trainer.watched)
 
-def diagnostic_curves(history: list[dict[str, Any]],   # of whole epochs
-                      most: int = 64,                  # points of a curve, at least 2
-                     ) -> dict[str, Any]:              # epochs: [0, 1, ...], and layer -> name -> one value each; {} without any
+
+def diagnostic_curves(
+    history: list[dict[str, Any]],  # of whole epochs
+    most: int = 64,  # points of a curve, at least 2
+) -> dict[str, Any]:  # epochs: [0, 1, ...], and layer -> name -> one value each; {} without any
     "What routing was like over the epochs, with six digits."
-    if not history or not history[0].get("start"): return {}
-    points = [(0, history[0]["start"]), *((row["epoch"], row["diagnostics"]) for row in history)]
+    if not history or not history[0].get('start'):
+        return {}
+    points = [(0, history[0]['start']), *((row['epoch'], row['diagnostics']) for row in history)]
     last = len(points) - 1
-    points = [points[place] for place in sorted({round(step * last / (most - 1)) for step in range(most)})]
-    return dict(epochs=[epoch for epoch, _ in points],
-                **{layer: {name: [float(f"{said[layer][name]:.6g}") for _, said in points] for name in names}
-                   for layer, names in points[0][1].items()})
+    points = [
+        points[place] for place in sorted({round(step * last / (most - 1)) for step in range(most)})
+    ]
+    return dict(
+        epochs=[epoch for epoch, _ in points],
+        **{
+            layer: {
+                name: [float(f'{said[layer][name]:.6g}') for _, said in points] for name in names
+            }
+            for layer, names in points[0][1].items()
+        },
+    )
 
 # %% ../nbs/04_training.ipynb #654fdc07
 def moments(epochs: int) -> tuple[int, ...]:  # epochs, from 1
-    "When routing is looked at closely: the paper's four epochs (Fig. 2) and the last, or four as far apart in proportion; fewer in short trainings."
-    if epochs >= 300: return (1, 20, 80, 200, epochs)
+    """When routing is looked at closely: the paper's four epochs (Fig. 2) and the last, or four
+    as far apart in proportion; fewer in short trainings."""
+    if epochs >= 300:
+        return (1, 20, 80, 200, epochs)
     return tuple(sorted({round(epochs ** (third / 3)) for third in range(4)}))
 
-def agree(trainer: Trainer, test: data.ImageSet, count: int = 128) -> dict[str, dict[str, list[float]]] | None:
-    "`class_agreement` on so many test images, every class with its share; None for a network whose classes are not routed."
-    if not routes_classes(trainer.model): return None
-    return class_agreement(trainer.model, *pixels_to_watch(test, trainer.config.data.augmentation, count))
 
-def agreement_curves(history: list[dict[str, Any]],   # of whole epochs
-                     most: int = 64,                  # points of a curve, at least 2
-                    ) -> dict[str, Any]:              # {} without any
-    "Statistics over the epochs, [value, standard error] each, and the histograms at the moments; with five digits."
-    if not history or not history[0].get("agreement"): return {}
-    def short(values): return [float(f"{value:.5g}") for value in values]
-    rows = [history[place] for place in sorted({round(step * (len(history) - 1) / (most - 1)) for step in range(most)})]
-    close = [row for row in history if row["epoch"] in moments(len(history))]
+def agree(
+    trainer: Trainer, test: data.ImageSet, count: int = 128
+) -> dict[str, dict[str, list[float]]] | None:
+    """`class_agreement` on so many test images, every class with its share; None for a network
+    whose classes are not routed."""
+    if not routes_classes(trainer.model):
+        return None
+    return class_agreement(
+        trainer.model, *pixels_to_watch(test, trainer.config.data.augmentation, count)
+    )
+
+# %% ../nbs/04_training.ipynb #29cbf6ad
+def agreement_curves(
+    history: list[dict[str, Any]],  # of whole epochs
+    most: int = 64,  # points of a curve, at least 2
+) -> dict[str, Any]:  # {} without any
+    """Statistics over the epochs, [value, standard error] each, and the histograms at the
+    moments; with five digits."""
+    if not history or not history[0].get('agreement'):
+        return {}
+
+    def short(values):
+        return [float(f'{value:.5g}') for value in values]
+
+    rows = [
+        history[place]
+        for place in sorted({round(step * (len(history) - 1) / (most - 1)) for step in range(most)})
+    ]
+    close = [row for row in history if row['epoch'] in moments(len(history))]
+
     def told(rows, which, bins):
-        names = [name for name in rows[0]["agreement"][which] if (name in ("share", "length")) == bins]
-        return {name: [short(row["agreement"][which][name]) for row in rows] for name in names}
-    return dict(epochs=[row["epoch"] for row in rows], moments=[row["epoch"] for row in close],
-                **{which: told(rows, which, False) | told(close, which, True) for which in history[0]["agreement"]})
+        names = [
+            name for name in rows[0]['agreement'][which] if (name in ('share', 'length')) == bins
+        ]
+        return {name: [short(row['agreement'][which][name]) for row in rows] for name in names}
+
+    return dict(
+        epochs=[row['epoch'] for row in rows],
+        moments=[row['epoch'] for row in close],
+        **{
+            which: told(rows, which, False) | told(close, which, True)
+            for which in history[0]['agreement']
+        },
+    )
 
 # %% ../nbs/04_training.ipynb #02373bb3
-def pack(trainer: Trainer, history: list[dict[str, Any]], code: str = "", optimizer: bool = True) -> bytes:
-    "Weights, optimiser state if asked for, history and code hash as the content of a safetensors file."
-    # The header holds one entry: safetensors writes several in no fixed order, and equal states shall be equal files.
-    tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
-    for index, moments in trainer.optimizer.state_dict()["state"].items() if optimizer else ():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+def pack(
+    trainer: Trainer, history: list[dict[str, Any]], code: str = '', optimizer: bool = True
+) -> bytes:
+    """Weights, optimiser state if asked for, history and code hash as the content of a
+    safetensors file."""
+    # The header holds one entry: safetensors writes several in no fixed order, and equal states
+    # shall be equal files.
+    tensors = {f'model.{name}': value for name, value in trainer.model.state_dict().items()}
+    for index, moments in trainer.optimizer.state_dict()['state'].items() if optimizer else ():
+        tensors |= {
+            f'optimizer.{index}.{name}': torch.as_tensor(value) for name, value in moments.items()
+        }
     header = dict(schema_version=SCHEMA, key=trainer.config.key, code=code, history=history)
-    return pack_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, dict(run=json.dumps(header)))
+    return pack_tensors(
+        {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+        dict(run=json.dumps(header)),
+    )
+
 
 def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        tensors, size = parse_tensors(content), int.from_bytes(content[:8], "little")
-        header = json.loads(json.loads(content[8:8 + size])["__metadata__"]["run"])
-        if (version := header.get("schema_version", SCHEMA)) != SCHEMA:
-            raise UnknownSchema(f"schema version {version!r}, this version of encapnet reads {SCHEMA}")
-        return dict(key=header["key"], code=header.get("code", ""), history=list(header["history"])), tensors
+        tensors, size = parse_tensors(content), int.from_bytes(content[:8], 'little')
+        header = json.loads(json.loads(content[8 : 8 + size])['__metadata__']['run'])
+        if (version := header.get('schema_version', SCHEMA)) != SCHEMA:
+            raise UnknownSchema(
+                f'schema version {version!r}, this version of encapnet reads {SCHEMA}'
+            )
+        return dict(
+            key=header['key'], code=header.get('code', ''), history=list(header['history'])
+        ), tensors
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StudyError(f"damaged ({(str(error).splitlines() or ['empty'])[0]})") from error
+        raise StudyError(f'damaged ({(str(error).splitlines() or ["empty"])[0]})') from error
+
 
 def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     "Of a checkpoint's tensors the network's, by their own names."
-    return {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
+    return {name[6:]: value for name, value in tensors.items() if name.startswith('model.')}
 
 # %% ../nbs/04_training.ipynb #9944cc21
-def unpack(trainer: Trainer, content: bytes, code: str = "") -> list[dict[str, Any]]:
-    "Put a checkpoint's state into a trainer; returns the history. Raises StudyError if it is damaged, another run's or of other code."
+def unpack(trainer: Trainer, content: bytes, code: str = '') -> list[dict[str, Any]]:
+    """Put a checkpoint's state into a trainer; returns the history. Raises StudyError if it is
+    damaged, another run's or of other code."""
     header, tensors = _parse(content)
-    if header["key"] != trainer.config.key: raise StudyError(f"belongs to run {header['key']}")
-    if header["code"] != code: raise StudyError("made by other code")
+    if header['key'] != trainer.config.key:
+        raise StudyError(f'belongs to run {header["key"]}')
+    if header['code'] != code:
+        raise StudyError('made by other code')
     model = _weights(tensors)
     here = trainer.model.state_dict()
     # Looked at before anything is loaded: a trainer is filled whole or left as it was.
-    if {name: value.shape for name, value in model.items()} != {name: value.shape for name, value in here.items()}:
-        raise StudyError("damaged (it holds the weights of another network)")
+    if {name: value.shape for name, value in model.items()} != {
+        name: value.shape for name, value in here.items()
+    }:
+        raise StudyError('damaged (it holds the weights of another network)')
     optimizer = trainer.optimizer.state_dict()
     try:
         for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, moment = name.split(".")
-                optimizer["state"].setdefault(int(index), {})[moment] = value
+            if name.startswith('optimizer.'):
+                _, index, moment = name.split('.')
+                optimizer['state'].setdefault(int(index), {})[moment] = value
         trainer.optimizer.load_state_dict(optimizer)
-    except (ValueError, KeyError, RuntimeError) as error: raise StudyError(f"damaged ({str(error).splitlines()[0]})") from error
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise StudyError(f'damaged ({str(error).splitlines()[0]})') from error
     trainer.model.load_state_dict(model)
-    return header["history"]
+    return header['history']
 
 # %% ../nbs/04_training.ipynb #3e4e4dd4
 def _code_digest(run: Run) -> str:
     "Of the code that a run that is held is made by; empty for one that is not."
-    return run.code.digest if run.code else ""
+    return run.code.digest if run.code else ''
+
 
 def save(run: Run, trainer: Trainer, history: list[dict[str, Any]]):
     "Write the run's checkpoint; the one before takes the second place when the new one is safe."
     path, previous = map(run.path, CHECKPOINTS)
     write_atomic(path, pack(trainer, history, _code_digest(run)), keep=previous)
 
+
 def resume(run: Run, trainer: Trainer, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    "Go back to the last checkpoint of this code that can be read; an empty history if there is none. Raises StudyError."
+    """Go back to the last checkpoint of this code that can be read; an empty history if there is
+    none. Raises StudyError."""
     passed_over = []
     for path in filter(os.path.exists, map(run.path, CHECKPOINTS)):
-        try: return unpack(trainer, path.read_bytes(), _code_digest(run))
-        except UnknownSchema as error: raise UnknownSchema(f"{path}: {error}; move it away to start over") from error
-        except OSError as error: raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
-        except StudyError as error: passed_over.append(f"{path.name} is passed over: {error}")
-        say(f"{run.name}: {passed_over[-1]}")
-        path.unlink()                                # or it would take the place of a good one before long
-    manifest = run.read("manifest.json") or {}
-    why = freshness.changes(manifest, run.config) if manifest.get("code") and passed_over else ""
-    if passed_over: say(f"{run.name}: no checkpoint is left, training starts over" + (f" ({why})" if why else ""))
+        try:
+            return unpack(trainer, path.read_bytes(), _code_digest(run))
+        except UnknownSchema as error:
+            raise UnknownSchema(f'{path}: {error}; move it away to start over') from error
+        except OSError as error:
+            raise StudyError(f'cannot read {path}: {error.strerror or error}') from error
+        except StudyError as error:
+            passed_over.append(f'{path.name} is passed over: {error}')
+        say(f'{run.name}: {passed_over[-1]}')
+        # or it would take the place of a good one before long
+        path.unlink()
+    manifest = run.read('manifest.json') or {}
+    why = freshness.changes(manifest, run.config) if manifest.get('code') and passed_over else ''
+    if passed_over:
+        say(
+            f'{run.name}: no checkpoint is left, training starts over'
+            + (f' ({why})' if why else '')
+        )
     return []
 
 # %% ../nbs/04_training.ipynb #afef3049
 def save_moment(run: Run, trainer: Trainer, epoch: int):
     "Keep the weights after an epoch, for explorers."
-    run.write(f"moment-{epoch:03}.safetensors", pack(trainer, [], _code_digest(run), optimizer=False))
+    run.write(
+        f'moment-{epoch:03}.safetensors', pack(trainer, [], _code_digest(run), optimizer=False)
+    )
 
-def _class_count(name: str, data_root) -> int: return len(data.test_images(name, data_root).classes)
+
+def _class_count(name: str, data_root) -> int:
+    return len(data.test_images(name, data_root).classes)
+
 
 def look_back(run: Run, epoch: int, data_root: str | os.PathLike | None = None) -> torch.nn.Module:
-    "A network as it was after an epoch, in evaluation. Raises StudyError if weights were not kept, are damaged, another run's or of other code."
-    last, lost = epoch == run.config.schedule.epochs, f"{run.name}: no weights were kept after epoch {epoch}"
-    path = run.path(CHECKPOINTS[0] if last else f"moment-{epoch:03}.safetensors")
-    try: header, tensors = _parse(path.read_bytes())
-    except FileNotFoundError: raise StudyError(lost) from None
-    except OSError as error: raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
-    except StudyError as error: raise StudyError(f"{path}: {error}") from error
-    if header["key"] != run.config.key: raise StudyError(f"{path}: belongs to run {header['key']}")
-    if header["code"] != freshness.code_of(run.config).digest:
-        raise StudyError(f"{run.name}: the weights after epoch {epoch} were made by other code")
-    if last and len(header["history"]) != epoch: raise StudyError(lost)
-    model = build(run.config.network, _class_count(run.config.data.name, data_root), run.config.feedback)
-    try: model.load_state_dict(_weights(tensors))
-    except RuntimeError as error: raise StudyError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
+    """A network as it was after an epoch, in evaluation. Raises StudyError if weights were not
+    kept, are damaged, another run's or of other code."""
+    last, lost = (
+        epoch == run.config.schedule.epochs,
+        f'{run.name}: no weights were kept after epoch {epoch}',
+    )
+    path = run.path(CHECKPOINTS[0] if last else f'moment-{epoch:03}.safetensors')
+    try:
+        header, tensors = _parse(path.read_bytes())
+    except FileNotFoundError:
+        raise StudyError(lost) from None
+    except OSError as error:
+        raise StudyError(f'cannot read {path}: {error.strerror or error}') from error
+    except StudyError as error:
+        raise StudyError(f'{path}: {error}') from error
+    if header['key'] != run.config.key:
+        raise StudyError(f'{path}: belongs to run {header["key"]}')
+    if header['code'] != freshness.code_of(run.config).digest:
+        raise StudyError(f'{run.name}: the weights after epoch {epoch} were made by other code')
+    if last and len(header['history']) != epoch:
+        raise StudyError(lost)
+    model = build(
+        run.config.network, _class_count(run.config.data.name, data_root), run.config.feedback
+    )
+    try:
+        model.load_state_dict(_weights(tensors))
+    except RuntimeError as error:
+        raise StudyError(f'{path}: damaged ({str(error).splitlines()[0]})') from error
     return model.eval()
 
 # %% ../nbs/04_training.ipynb #f3e7c342
@@ -349,163 +543,280 @@ def _prepare(run: Run, data_root, device: torch.device) -> tuple[data.ImageSet, 
     "The run's data, proven to be those of its configuration, on the device."
     wanted, sides = run.config.data, sides_of(run.config.network)
     if (side := data.side_of(wanted.name)) not in sides:
-        fitting = ", ".join(name for name, entry in data.DATASETS.items() if (entry.side or 32) in sides)
-        raise UsageError(f"{run.name} takes images of {' or '.join(map(str, sides))} pixels, and {wanted.name} has {side}; expected one of: {fitting}"
-                         f", or a data set of your own ({'NAME' if 32 in sides else 'NAME@64'})")
+        fitting = ', '.join(
+            name for name, entry in data.DATASETS.items() if (entry.side or 32) in sides
+        )
+        raise UsageError(
+            f'{run.name} takes images of {" or ".join(map(str, sides))} pixels, and '
+            f'{wanted.name} has {side}; expected one of: {fitting}'
+            f', or a data set of your own ({"NAME" if 32 in sides else "NAME@64"})'
+        )
     found = data.fingerprint(wanted.name, data_root)
     if found != wanted.sha256:
-        raise StudyError(f"{wanted.name} has changed: sha256 {found[:12]}…, the run was planned with {wanted.sha256[:12]}…")
-    train, test = (data.load(wanted.name, split, data_root, subset).to(device)
-                   for split, subset in (("train", wanted.train_images), ("test", wanted.test_images)))
+        raise StudyError(
+            f'{wanted.name} has changed: sha256 {found[:12]}…, the run was planned with '
+            f'{wanted.sha256[:12]}…'
+        )
+    train, test = (
+        data.load(wanted.name, split, data_root, subset).to(device)
+        for split, subset in (('train', wanted.train_images), ('test', wanted.test_images))
+    )
     if len(train) < (least := run.config.least_samples):
-        raise UsageError(f"{run.name}: {wanted.name} has {len(train)} training image(s); transport needs at least {least}")
+        raise UsageError(
+            f'{run.name}: {wanted.name} has {len(train)} training image(s); transport needs at '
+            f'least {least}'
+        )
     return train, test
 
+
 def _constant_error(images: data.ImageSet) -> float:
-    "What it errs, in percent, to give every image of a set the answer that is right most often: what chance comes to."
+    """What it errs, in percent, to give every image of a set the answer that is right most often:
+    what chance comes to."""
     return 100 - 100 * images.labels.bincount().max().item() / len(images)
 
-def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    "`parameters` that inference needs; what only training with feedback has is counted apart, as `feedback_parameters`."
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    extra = sum(size for name, size in sizes.items() if name.startswith("feedback."))
-    return dict(parameters=sum(sizes.values()) - extra, **({"feedback_parameters": extra} if extra else {}))
 
-def _outcome(trainer: Trainer, history: list[dict], train: data.ImageSet, test: data.ImageSet) -> dict[str, Any]:
+def count_parameters(model: torch.nn.Module) -> dict[str, int]:
+    """`parameters` that inference needs; what only training with feedback has is counted apart,
+    as `feedback_parameters`."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    extra = sum(size for name, size in sizes.items() if name.startswith('feedback.'))
+    return dict(
+        parameters=sum(sizes.values()) - extra, **({'feedback_parameters': extra} if extra else {})
+    )
+
+# %% ../nbs/04_training.ipynb #731e2167
+def _outcome(
+    trainer: Trainer, history: list[dict], train: data.ImageSet, test: data.ImageSet
+) -> dict[str, Any]:
     last = history[-1]
-    return dict(error=last["error"], test_loss=last["test_loss"], train_loss=last["train_loss"], epochs=len(history),
-                **count_parameters(trainer.model), train_images=len(train), test_images=len(test),
-                source=test.source, constant_error=_constant_error(test), mistakes=last["mistakes"],
-                weights=[history[0]["weights"], last["weights"]], errors=[round(row["error"], 4) for row in history],
-                losses=[float(f"{row['train_loss']:.6g}") for row in history],
-                **{name: last[name] for name in ("error_top5", "error_one_crop", "mistakes_one_crop") if name in last},
-                **({"divergences": [float(f"{row['divergence']:.6g}") for row in history]} if "divergence" in last else {}),
-                **{name: found for name, found in (("diagnostics", diagnostic_curves(history)), ("agreement", agreement_curves(history))) if found})
+    return dict(
+        error=last['error'],
+        test_loss=last['test_loss'],
+        train_loss=last['train_loss'],
+        epochs=len(history),
+        **count_parameters(trainer.model),
+        train_images=len(train),
+        test_images=len(test),
+        source=test.source,
+        constant_error=_constant_error(test),
+        mistakes=last['mistakes'],
+        weights=[history[0]['weights'], last['weights']],
+        errors=[round(row['error'], 4) for row in history],
+        losses=[float(f'{row["train_loss"]:.6g}') for row in history],
+        **{
+            name: last[name]
+            for name in ('error_top5', 'error_one_crop', 'mistakes_one_crop')
+            if name in last
+        },
+        **(
+            {'divergences': [float(f'{row["divergence"]:.6g}') for row in history]}
+            if 'divergence' in last
+            else {}
+        ),
+        **{
+            name: found
+            for name, found in (
+                ('diagnostics', diagnostic_curves(history)),
+                ('agreement', agreement_curves(history)),
+            )
+            if found
+        },
+    )
 
 # %% ../nbs/04_training.ipynb #6d98cf9a
 def _number(value, least: float, default):
     "A number from a manifest that somebody may have damaged."
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value < math.inf else default
+    return (
+        value
+        if isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and least <= value < math.inf
+        else default
+    )
+
 
 def _ready(run: Run, ledger) -> Record | None:
     "The record of a run that needs no training; it enters the ledger if it is not there yet."
-    if (record := record_of(run)) is None or freshness.changes(record.provenance, run.config): return None
+    if (record := record_of(run)) is None or freshness.changes(record.provenance, run.config):
+        return None
     if ledger is not None:
         path = ledger_path(run, ledger)
-        if record.identity not in {other.identity for other in read_ledger(path)[0]}: append_ledger(path, record)
+        if record.identity not in {other.identity for other in read_ledger(path)[0]}:
+            append_ledger(path, record)
     return record
+
 
 def _begin(run: Run, ledger, say) -> dict[str, Any]:
     "Make sure that everything can be written later; returns the manifest of the time before."
-    if ledger is not None: check_writable(ledger_path(run, ledger).parent)
-    before = run.read("manifest.json") or {}
+    if ledger is not None:
+        check_writable(ledger_path(run, ledger).parent)
+    before = run.read('manifest.json') or {}
     write_config(run, say)
-    run.write("manifest.json", before | dict(started=datetime.now(UTC).isoformat(timespec="seconds")))
-    run.path("FAILED").unlink(missing_ok=True)
+    run.write(
+        'manifest.json', before | dict(started=datetime.now(UTC).isoformat(timespec='seconds'))
+    )
+    run.path('FAILED').unlink(missing_ok=True)
     return before
 
 # %% ../nbs/04_training.ipynb #17214d47
-def fit(run: Run,                                     # which run, in which store
-        data_root: str | os.PathLike | None = None,   # where the images are
-        reports: str | os.PathLike | None = None,     # whose ledger the record enters
-        tell: Callable[[dict], None] = lambda event: None,   # called after every epoch, and with a note now and then
-        deadline: float | None = None,                # on time.monotonic()'s clock
-        bar: bool | None = None,                      # progress bar; None: on a terminal and in notebooks
-        trainer_of: Callable[..., Trainer] | None = None,     # of configuration, classes and device; None: `Trainer`
-       ) -> Record:
+def fit(
+    run: Run,  # which run, in which store
+    data_root: str | os.PathLike | None = None,  # where the images are
+    reports: str | os.PathLike | None = None,  # whose ledger the record enters
+    tell: Callable[[dict], None] = lambda event: (
+        None
+    ),  # called after every epoch, and with a note now and then
+    deadline: float | None = None,  # on time.monotonic()'s clock
+    bar: bool | None = None,  # progress bar; None: on a terminal and in notebooks
+    trainer_of: Callable[..., Trainer]
+    | None = None,  # of configuration, classes and device; None: `Trainer`
+) -> Record:
     "Train a run to its end, from its last checkpoint if it has one. Raises StudyError, OutOfTime."
-    if run.config.divided and trainer_of is None: raise UsageError(f"{run.name} divides its batches: encapnet.distributed.fit trains it")
+    if run.config.divided and trainer_of is None:
+        raise UsageError(f'{run.name} divides its batches: encapnet.distributed.fit trains it')
+
     def say(note: str):
         tqdm.write(note, file=sys.stderr)
         tell(dict(note=note))
+
     ledger = reports if find_profile(run.config.profile).in_ledger else None
     with run.locked():
-        if record := _ready(run, ledger): return record
+        if record := _ready(run, ledger):
+            return record
         before = _begin(run, ledger, say)
         keep_memory()
-        threads, device = pin_threads(_number(before.get("threads"), 1, None)), pick_device()
+        threads, device = pin_threads(_number(before.get('threads'), 1, None)), pick_device()
         train, test = _prepare(run, data_root, device)
         trainer = (trainer_of or Trainer)(run.config, len(train.classes), device)
         history = resume(run, trainer, say)
-        spent = _number(before.get("seconds"), 0.0, 0.0) if history else 0.0
-        manifest = (run.read("manifest.json") or {}) | dict(
-            schema_version=SCHEMA, device=_devices(run.config, device), threads=threads, seconds=spent,
-            code=run.code.digest, definitions=run.code.definitions)
-        run.write("manifest.json", manifest)
-        run.write("metrics.jsonl", _lines(history))
-        try: return _train(run, trainer, train, test, history, manifest, ledger, tell, deadline, bar)
-        except OutOfTime: raise
-        except StudyError as error: raise _failed(run, f"{error}; last good checkpoint: epoch {len(history)}") from error
+        spent = _number(before.get('seconds'), 0.0, 0.0) if history else 0.0
+        manifest = (run.read('manifest.json') or {}) | dict(
+            schema_version=SCHEMA,
+            device=_devices(run.config, device),
+            threads=threads,
+            seconds=spent,
+            code=run.code.digest,
+            definitions=run.code.definitions,
+        )
+        run.write('manifest.json', manifest)
+        run.write('metrics.jsonl', _lines(history))
+        try:
+            return _train(run, trainer, train, test, history, manifest, ledger, tell, deadline, bar)
+        except OutOfTime:
+            raise
+        except StudyError as error:
+            raise _failed(run, f'{error}; last good checkpoint: epoch {len(history)}') from error
 
 # %% ../nbs/04_training.ipynb #e90ada26
 def _devices(config: RunConfig, device: torch.device) -> str:
-    return hardware(device) if config.processes == 1 else f"{config.processes} x {hardware(device)}"
+    return hardware(device) if config.processes == 1 else f'{config.processes} x {hardware(device)}'
 
-def _lines(history: list[dict[str, Any]]) -> str: return "".join(json.dumps(row) + "\n" for row in history)
+
+def _lines(history: list[dict[str, Any]]) -> str:
+    return ''.join(json.dumps(row) + '\n' for row in history)
+
 
 def _failed(run: Run, why: str) -> StudyError:
     "Mark a run as failed, if the disk that may have been the reason lets us."
-    try: run.write("FAILED", dict(why=why))
-    except StudyError: return StudyError(why)
+    try:
+        run.write('FAILED', dict(why=why))
+    except StudyError:
+        return StudyError(why)
     return StudyError(why)
 
 # %% ../nbs/04_training.ipynb #ccf38fed
 def _interim(config: RunConfig, test: data.ImageSet) -> data.ImageSet:
     "The test images on which a network is looked at on its way, each class with its share."
-    if (count := config.schedule.interim_images) is None or count >= len(test): return test
+    if (count := config.schedule.interim_images) is None or count >= len(test):
+        return test
     chosen = data.stratified(test.labels.cpu(), count).to(test.images.device)
     return replace(test, images=test.images[chosen], labels=test.labels[chosen])
 
-def _epoch(trainer: Trainer, train: data.ImageSet, test: data.ImageSet, number: int, progress=None) -> dict[str, Any]:
+
+def _epoch(
+    trainer: Trainer, train: data.ImageSet, test: data.ImageSet, number: int, progress=None
+) -> dict[str, Any]:
     "Train for epoch `number` (from 0); all that is to be known of it."
     config = trainer.config
     epochs, start = config.schedule.epochs, None if number else diagnose(trainer, train)
     row = dict(epoch=number + 1) | trainer.epoch(train, number, progress)
-    if config.statistics == "recomputed": trainer.recompute(train)
-    late = number >= epochs - 2                       # two whole evaluations say whether a network still moves
+    if config.statistics == 'recomputed':
+        trainer.recompute(train)
+    # two whole evaluations say whether a network still moves
+    late = number >= epochs - 2
     row |= trainer.evaluate(test if late else _interim(config, test))
     if late and config.data.test_crops == 10:
-        row = {f"{name}_one_crop" if name in ("error", "mistakes") else name: value for name, value in row.items()} | evaluate_ten_crop(trainer, test)
-    if not math.isfinite(row["test_loss"]): raise StudyError(f"the test loss is {row['test_loss']} after epoch {number + 1}")
-    if said := diagnose(trainer, train): row |= dict(diagnostics=said) | (dict(start=start) if start else {})
-    if said := agree(trainer, test): row |= dict(agreement=said)
-    if number in (0, epochs - 1): row |= dict(weights=digest(trainer.model))
+        row = {
+            f'{name}_one_crop' if name in ('error', 'mistakes') else name: value
+            for name, value in row.items()
+        } | evaluate_ten_crop(trainer, test)
+    if not math.isfinite(row['test_loss']):
+        raise StudyError(f'the test loss is {row["test_loss"]} after epoch {number + 1}')
+    if said := diagnose(trainer, train):
+        row |= dict(diagnostics=said) | (dict(start=start) if start else {})
+    if said := agree(trainer, test):
+        row |= dict(agreement=said)
+    if number in (0, epochs - 1):
+        row |= dict(weights=digest(trainer.model))
     return row
 
 # %% ../nbs/04_training.ipynb #67772c5f
 def _train(run, trainer, train, test, history, manifest, ledger, tell, deadline, bar) -> Record:
-    epochs, spent = run.config.schedule.epochs, manifest["seconds"]
+    epochs, spent = run.config.schedule.epochs, manifest['seconds']
     steps = steps_of(run.config, len(train))
-    with tqdm(total=epochs * steps, initial=len(history) * steps, desc=run.name, unit="step",
-              disable=None if bar is None else not bar) as progress:
+    with tqdm(
+        total=epochs * steps,
+        initial=len(history) * steps,
+        desc=run.name,
+        unit='step',
+        disable=None if bar is None else not bar,
+    ) as progress:
         for number in range(len(history), epochs):
             if deadline is not None and time.monotonic() > deadline:
-                raise OutOfTime(f"{run.name}: time is up after epoch {number} of {epochs}; the same command goes on from there")
+                raise OutOfTime(
+                    f'{run.name}: time is up after epoch {number} of {epochs}; the same command '
+                    'goes on from there'
+                )
             began, row = time.perf_counter(), _epoch(trainer, train, test, number, progress)
             spent += time.perf_counter() - began
-            for earlier in history:                       # of each image the last answer is kept
-                for name in ("mistakes", "mistakes_one_crop"): earlier.pop(name, None)
-            run.write("metrics.jsonl", _lines([*history, row]))
-            if "agreement" in row and number + 1 in moments(epochs)[:-1]: save_moment(run, trainer, number + 1)
+            for earlier in history:  # of each image the last answer is kept
+                for name in ('mistakes', 'mistakes_one_crop'):
+                    earlier.pop(name, None)
+            run.write('metrics.jsonl', _lines([*history, row]))
+            if 'agreement' in row and number + 1 in moments(epochs)[:-1]:
+                save_moment(run, trainer, number + 1)
             save(run, trainer, [*history, row])
-            history.append(row)                       # it counts when it is safe
-            run.write("manifest.json", manifest | dict(seconds=round(spent, 3)))
-            progress.set_postfix(loss=f"{row['train_loss']:.3f}", error=f"{row['error']:.2f} %")
-            tell({name: value for name, value in row.items() if not name.startswith("mistakes")} | dict(epochs=epochs))
-    return finish(run, _outcome(trainer, history, train, test), manifest["device"], ledger,
-                  seconds=round(spent, 1), threads=manifest["threads"],
-                  arithmetic=torch.backends.cpu.get_cpu_capability())
+            history.append(row)  # it counts when it is safe
+            run.write('manifest.json', manifest | dict(seconds=round(spent, 3)))
+            progress.set_postfix(loss=f'{row["train_loss"]:.3f}', error=f'{row["error"]:.2f} %')
+            tell(
+                {name: value for name, value in row.items() if not name.startswith('mistakes')}
+                | dict(epochs=epochs)
+            )
+    return finish(
+        run,
+        _outcome(trainer, history, train, test),
+        manifest['device'],
+        ledger,
+        seconds=round(spent, 1),
+        threads=manifest['threads'],
+        arithmetic=torch.backends.cpu.get_cpu_capability(),
+    )
 
 # %% ../nbs/04_training.ipynb #7ef01871
-def replay(config: RunConfig,                            # of a finished run
-           data_root: str | os.PathLike | None = None,   # where the images are
-          ) -> dict[str, Any]:                           # its outcome, as if it had ended after one epoch; and `device`
+def replay(
+    config: RunConfig,  # of a finished run
+    data_root: str | os.PathLike | None = None,  # where the images are
+) -> dict[str, Any]:  # its outcome, as if it had ended after one epoch; and `device`
     "Train a run's first epoch again; writes nothing. Raises StudyError, UsageError."
-    if config.divided: raise StudyError("its batches were divided: only a training on one device, undivided, can be replayed")
+    if config.divided:
+        raise StudyError(
+            'its batches were divided: only a training on one device, undivided, can be replayed'
+        )
     keep_memory()
     pin_threads()
     device = pick_device()
-    train, test = _prepare(Run("", config), data_root, device)
+    train, test = _prepare(Run('', config), data_root, device)
     trainer = Trainer(config, len(train.classes), device)
-    row = dict(weights="") | _epoch(trainer, train, test, 0)
+    row = dict(weights='') | _epoch(trainer, train, test, 0)
     return _outcome(trainer, [row], train, test) | dict(device=hardware(device))

@@ -1,60 +1,65 @@
-"""What every test stands on: pinned threads, a cache and home of its own, and shapes checked at run time.
+"""What every test stands on: pinned threads, a cache and home of its own, and shapes checked at
+run time.
 
-Every worker reads this file before any test module, and so before torch and `encapnet.nn` are imported: both need that.
-"""
+Every worker reads this file before any test module, and so before torch and `encapnet.nn` are
+imported: both need that."""
 
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
-scratch = Path(tempfile.mkdtemp(prefix="encapnet-tests-"))
+scratch = Path(tempfile.mkdtemp(prefix='encapnet-tests-'))
 
 os.environ |= {
-    "OMP_NUM_THREADS": "1",  # results are bit for bit the same at one thread count only
-    "MPLBACKEND": "agg",
-    "ENCAPNET_CACHE": str(scratch / "cache"),
-    "IPYTHONDIR": str(scratch / "ipython"),
-    "JUPYTER_CONFIG_DIR": str(scratch / "jupyter"),
+    'OMP_NUM_THREADS': '1',  # results are bit for bit the same at one thread count only
+    'MPLBACKEND': 'agg',
+    'ENCAPNET_CACHE': str(scratch / 'cache'),
+    'IPYTHONDIR': str(scratch / 'ipython'),
+    'JUPYTER_CONFIG_DIR': str(scratch / 'jupyter'),
 }
 
 from encapnet.study.launch import arithmetic
 
-# As every training sets it: what a test trains in its own process has the digits of what it trains in another.
+# As every training sets it: what a test trains in its own process has the digits of what it trains
+# in another.
 os.environ |= arithmetic()
 
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-install_import_hook("encapnet.nn", "beartype.beartype")
+install_import_hook('encapnet.nn', 'beartype.beartype')
 
 import pytest
 
-settings.register_profile("house", deadline=None, derandomize=True)
-settings.load_profile("house")
+settings.register_profile('house', deadline=None, derandomize=True)
+settings.load_profile('house')
 
 
 def chromium_path():
     "A Chromium that runs here, or None."
-    names = ["chromium", "chromium-browser", "google-chrome"]
+    names = ['chromium', 'chromium-browser', 'google-chrome']
     return next(filter(None, map(shutil.which, names)), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope='session')
 def chromium():
     "Path of the Chromium that browser tests start."
     return chromium_path()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def browser(chromium):
     from playwright.sync_api import sync_playwright
 
-    quiet = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    quiet = (
+        '--disable-quic --no-first-run --disable-background-networking '
+        '--disable-component-update --disable-sync'
+    )
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
-            executable_path=os.environ.get("CHROMIUM") or chromium,
-            args=["--no-sandbox", "--disable-gpu", *quiet.split()],
+            executable_path=os.environ.get('CHROMIUM') or chromium,
+            args=['--no-sandbox', '--disable-gpu', *quiet.split()],
         )
         yield started
         started.close()
@@ -64,21 +69,25 @@ def browser(chromium):
 def nothing_is_handed_down():
     "What one test found out about data and device is not for the next one's child processes."
     yield
-    os.environ.pop("ENCAPNET_KNOWN", None)
+    os.environ.pop('ENCAPNET_KNOWN', None)
 
 
 def pytest_collection_modifyitems(items):
-    "Skip what the machine cannot run. In CI a missing browser is a fault of the set-up, so those tests run and fail."
-    marked = {name: [item for item in items if item.get_closest_marker(name)] for name in ("gpu", "browser")}
-    if marked["gpu"]:
+    """Skip what the machine cannot run. In CI a missing browser is a fault of the set-up, so
+    those tests run and fail."""
+    marked = {
+        name: [item for item in items if item.get_closest_marker(name)]
+        for name in ('gpu', 'browser')
+    }
+    if marked['gpu']:
         import torch
 
         if not torch.cuda.is_available():
-            for item in marked["gpu"]:
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-    if marked["browser"] and chromium_path() is None and not os.environ.get("CI"):
-        for item in marked["browser"]:
-            item.add_marker(pytest.mark.skip(reason="no Chromium on PATH"))
+            for item in marked['gpu']:
+                item.add_marker(pytest.mark.skip(reason='no CUDA device'))
+    if marked['browser'] and chromium_path() is None and not os.environ.get('CI'):
+        for item in marked['browser']:
+            item.add_marker(pytest.mark.skip(reason='no Chromium on PATH'))
 
 
 def pytest_unconfigure():

@@ -1,8 +1,9 @@
-"""Many runs at once: whoever is killed, a worker or the driver, all runs end as if they had been trained one by one, and none is trained twice.
+"""Many runs at once: whoever is killed, a worker or the driver, all runs end as if they had been
+trained one by one, and none is trained twice.
 
-The same means bit for bit: weights, both moments, metrics and the ledger's lines, of which only `provenance.seconds`, the time it took, may differ.
-Every driver is a process of its own, which writes what it hears into `told`.
-"""
+The same means bit for bit: weights, both moments, metrics and the ledger's lines, of which only
+`provenance.seconds`, the time it took, may differ. Every driver is a process of its own, which
+writes what it hears into `told`."""
 
 import contextlib
 import importlib.util
@@ -30,19 +31,25 @@ from encapnet.study.planning import plan
 from encapnet.study.ledger import read_ledger
 from encapnet.study.run import CHECKPOINTS, Run, state
 
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
-ROWS = ["c_cnn_shape", "d_cnn_parameters", "e_master", "f_master_aide"]
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec('ray') is None, reason='ray is not installed'
+)
+ROWS = ['c_cnn_shape', 'd_cnn_parameters', 'e_master', 'f_master_aide']
 EPOCHS = 30  # of the run whose worker is killed
 LONG = 3000  # of one that is still at it when a test comes along
 
 
 def planned(folder, seeds=2, rows=ROWS, epochs=EPOCHS) -> list[Run]:
-    "Smoke runs, rows times seeds, that enter the ledger; the last row of the first seed takes longer."
-    hashes = {"synthetic": data.fingerprint("synthetic")}
-    configs = [config.model_copy(update=dict(profile="quick")) for config in plan("table1", "smoke", hashes, seeds, rows)]
+    """Smoke runs, rows times seeds, that enter the ledger; the last row of the first seed takes
+    longer."""
+    hashes = {'synthetic': data.fingerprint('synthetic')}
+    configs = [
+        config.model_copy(update=dict(profile='quick'))
+        for config in plan('table1', 'smoke', hashes, seeds, rows)
+    ]
     schedule = Schedule(epochs=epochs, learning_rate=2e-3, batch=32)
     configs[len(rows) - 1] = configs[len(rows) - 1].model_copy(update=dict(schedule=schedule))
-    return [Run(Path(folder) / "runs", config) for config in configs]
+    return [Run(Path(folder) / 'runs', config) for config in configs]
 
 
 def drive(folder, on, seconds=None, **what):
@@ -50,17 +57,23 @@ def drive(folder, on, seconds=None, **what):
     folder, hear = Path(folder), cluster.Sweep._hear
 
     def noted(self, run, event):
-        with open(folder / "told", "a") as file:
-            print(json.dumps([run.config.key, event.get("epoch"), event.get("ended")]), file=file)
+        with open(folder / 'told', 'a') as file:
+            print(json.dumps([run.config.key, event.get('epoch'), event.get('ended')]), file=file)
         hear(self, run, event)
 
     cluster.Sweep._hear = noted
-    engine = partial(cluster.on_ray, shared=False) if on == "ray without a shared store" else cluster.engine(on)
+    engine = (
+        partial(cluster.on_ray, shared=False)
+        if on == 'ray without a shared store'
+        else cluster.engine(on)
+    )
     deadline = None if seconds is None else time.monotonic() + seconds
     try:
-        launch.ensure(planned(folder, **what), reports=folder / "reports", deadline=deadline, on=engine)
+        launch.ensure(
+            planned(folder, **what), reports=folder / 'reports', deadline=deadline, on=engine
+        )
     except OutOfTime as error:
-        sys.exit(f"encapnet: {error}")
+        sys.exit(f'encapnet: {error}')
 
 
 @pytest.fixture
@@ -69,10 +82,14 @@ def driver(tmp_path):
     drivers = []
 
     def start(on, **what):
-        code = f"import test_cluster as t; t.drive({str(tmp_path)!r}, {on!r}, **{what!r})"
-        path = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-        errors = open(tmp_path / "errors", "a")
-        drivers.append(subprocess.Popen([sys.executable, "-c", code], env=path, stderr=errors, start_new_session=True))
+        code = f'import test_cluster as t; t.drive({str(tmp_path)!r}, {on!r}, **{what!r})'
+        path = os.environ | {'PYTHONPATH': str(Path(__file__).parent)}
+        errors = open(tmp_path / 'errors', 'a')
+        drivers.append(
+            subprocess.Popen(
+                [sys.executable, '-c', code], env=path, stderr=errors, start_new_session=True
+            )
+        )
         errors.close()
         return drivers[-1]
 
@@ -85,7 +102,7 @@ def driver(tmp_path):
 
 def told(folder, run) -> list[int]:
     "The epochs that drivers heard of, in order."
-    path = Path(folder) / "told"
+    path = Path(folder) / 'told'
     heard = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [epoch for key, epoch, _ in heard if key == run.config.key and epoch is not None]
 
@@ -93,11 +110,13 @@ def told(folder, run) -> list[int]:
 def trainings(what) -> dict[int, int]:
     "Training processes whose arguments hold a text, with their parents."
     found = {}
-    for place in Path("/proc").glob("[0-9]*"):
+    for place in Path('/proc').glob('[0-9]*'):
         try:
-            arguments = (place / "cmdline").read_bytes().split(b"\0")
-            if b"--events" in arguments and any(str(what).encode() in word for word in arguments):
-                found[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            arguments = (place / 'cmdline').read_bytes().split(b'\0')
+            if b'--events' in arguments and any(str(what).encode() in word for word in arguments):
+                found[int(place.name)] = int(
+                    (place / 'stat').read_text().rpartition(')')[2].split()[1]
+                )
         except OSError:  # it ended meanwhile
             continue
     return found
@@ -105,82 +124,112 @@ def trainings(what) -> dict[int, int]:
 
 def outcome(run) -> dict:
     "Everything that must not depend on who trained the run, and where."
-    files = {name: run.path(name).read_bytes() for name in (*CHECKPOINTS, "metrics.jsonl", "config.json")}
-    (line,) = (record for record in read_ledger(run.folder.parents[3] / "reports" / "ledger" / "table1.jsonl")[0] if record.key == run.config.key)
-    line.provenance.pop("seconds")
-    return files | {"ledger": line, "state": state(run).name, "files": sorted(path.name for path in run.folder.iterdir())}
+    files = {
+        name: run.path(name).read_bytes() for name in (*CHECKPOINTS, 'metrics.jsonl', 'config.json')
+    }
+    (line,) = (
+        record
+        for record in read_ledger(run.folder.parents[3] / 'reports' / 'ledger' / 'table1.jsonl')[0]
+        if record.key == run.config.key
+    )
+    line.provenance.pop('seconds')
+    return files | {
+        'ledger': line,
+        'state': state(run).name,
+        'files': sorted(path.name for path in run.folder.iterdir()),
+    }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def one_by_one(tmp_path_factory):
     "Outcomes by key, of runs that were trained here, one after the other."
-    folder = tmp_path_factory.mktemp("sequential")
+    folder = tmp_path_factory.mktemp('sequential')
     for run in planned(folder):
-        training.fit(run, None, folder / "reports", bar=False)
+        training.fit(run, None, folder / 'reports', bar=False)
     return {run.config.key: outcome(run) for run in planned(folder)}
 
 
 def kill_worker_and_driver(folder, driver, on, worker, rows):
-    "Kill the worker of the long run, then the driver; then start the same driver again. Returns what it said."
+    """Kill the worker of the long run, then the driver; then start the same driver again. Returns
+    what it said."""
     runs = planned(folder, rows=rows)
     longest = runs[len(rows) - 1]
     first = driver(on, rows=rows)
     wait_for(lambda: told(folder, longest)[1:] or first.poll() is not None)
     ((child, parent),) = trainings(longest.config.key).items()
-    os.kill({"child": child, "parent": parent}[worker], signal.SIGKILL)
+    os.kill({'child': child, 'parent': parent}[worker], signal.SIGKILL)
     saved = cli.epochs_done(longest)
     wait_for(lambda: told(folder, longest)[-1] > saved + 1)
-    done = {run: (run.path("DONE").stat().st_mtime_ns, run.path("manifest.json").stat().st_mtime_ns) for run in runs if state(run).name == "fresh"}
+    done = {
+        run: (run.path('DONE').stat().st_mtime_ns, run.path('manifest.json').stat().st_mtime_ns)
+        for run in runs
+        if state(run).name == 'fresh'
+    }
     assert done and longest not in done
     first.kill()
     first.wait()
-    wait_for(lambda: not trainings(longest.config.key))  # who has lost its driver ends by itself, but may train on until it notices
+    # who has lost its driver ends by itself, but may train on until it notices
+    wait_for(lambda: not trainings(longest.config.key))
     left = EPOCHS - cli.epochs_done(longest)
-    assert driver(on, rows=rows).wait(timeout=600) == 0, (folder / "errors").read_text()
+    assert driver(on, rows=rows).wait(timeout=600) == 0, (folder / 'errors').read_text()
     for run, times in done.items():
-        assert (run.path("DONE").stat().st_mtime_ns, run.path("manifest.json").stat().st_mtime_ns) == times, "trained twice"
+        assert (
+            run.path('DONE').stat().st_mtime_ns,
+            run.path('manifest.json').stat().st_mtime_ns,
+        ) == times, 'trained twice'
     epochs = told(folder, longest)
-    assert epochs == sorted({*epochs}), "no epoch was trained twice"
-    assert epochs[-1] == EPOCHS or not left, "what was left to train, the second driver heard of"
-    return (folder / "errors").read_text()
+    assert epochs == sorted({*epochs}), 'no epoch was trained twice'
+    assert epochs[-1] == EPOCHS or not left, 'what was left to train, the second driver heard of'
+    return (folder / 'errors').read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(sys.platform != 'linux', reason='looks into /proc')
 def test_processes_of_this_machine(tmp_path, driver, one_by_one):
-    said = kill_worker_and_driver(tmp_path, driver, "local:2", "child", rows := ROWS[::3])
-    assert "f_master_aide, seed 0: it was killed by signal 9; it goes on from its last checkpoint (try 2 of 4)" in said
+    said = kill_worker_and_driver(tmp_path, driver, 'local:2', 'child', rows := ROWS[::3])
+    assert (
+        'f_master_aide, seed 0: it was killed by signal 9; it goes on from its last checkpoint '
+        '(try 2 of 4)' in said
+    )
     assert all(outcome(run) == one_by_one[run.config.key] for run in planned(tmp_path, rows=rows))
 
 
 @needs_ray
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(sys.platform != 'linux', reason='looks into /proc')
 def test_ray_on_this_machine(tmp_path, driver, one_by_one):
-    said = kill_worker_and_driver(tmp_path, driver, "ray", "parent", ROWS)
-    assert "f_master_aide, seed 0: its worker died (WorkerCrashedError); it goes on from its last checkpoint (try 2 of 4)" in said
+    said = kill_worker_and_driver(tmp_path, driver, 'ray', 'parent', ROWS)
+    assert (
+        'f_master_aide, seed 0: its worker died (WorkerCrashedError); it goes on from its last '
+        'checkpoint (try 2 of 4)' in said
+    )
     assert {run.config.key: outcome(run) for run in planned(tmp_path)} == one_by_one
     wait_for(lambda: not trainings(tmp_path), 10)
 
 
 @needs_ray
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(sys.platform != 'linux', reason='looks into /proc')
 def test_ray_without_a_shared_store(tmp_path, driver, one_by_one):
-    "The worker trains in a folder of its own, which goes with it; what it had sent home is where its successor begins."
+    """The worker trains in a folder of its own, which goes with it; what it had sent home is
+    where its successor begins."""
     run = planned(tmp_path, 1, ROWS[-1:])[0]
-    first = driver("ray without a shared store", seeds=1, rows=ROWS[-1:])
+    first = driver('ray without a shared store', seeds=1, rows=ROWS[-1:])
     wait_for(lambda: told(tmp_path, run)[1:] or first.poll() is not None)
     ((child, worker),) = trainings(run.config.key).items()
-    arguments = Path(f"/proc/{child}/cmdline").read_text().split("\0")
-    scratch = Path(arguments[arguments.index("--runs") + 1])
-    assert scratch.is_dir() and scratch != tmp_path / "runs"
-    assert state(run).name == "running", "home is held by the driver"
+    arguments = Path(f'/proc/{child}/cmdline').read_text().split('\0')
+    scratch = Path(arguments[arguments.index('--runs') + 1])
+    assert scratch.is_dir() and scratch != tmp_path / 'runs'
+    assert state(run).name == 'running', 'home is held by the driver'
     os.kill(worker, signal.SIGKILL)
     saved = told(tmp_path, run)[-1]
-    assert first.wait(timeout=600) == 0, (tmp_path / "errors").read_text()
+    assert first.wait(timeout=600) == 0, (tmp_path / 'errors').read_text()
     epochs = told(tmp_path, run)
-    assert epochs == sorted({*epochs}) and epochs[-1] == EPOCHS and epochs.index(saved) < len(epochs) - 1
+    assert (
+        epochs == sorted({*epochs})
+        and epochs[-1] == EPOCHS
+        and epochs.index(saved) < len(epochs) - 1
+    )
     assert outcome(run) == one_by_one[run.config.key]
     wait_for(lambda: not scratch.exists(), 10)
 
@@ -188,18 +237,19 @@ def test_ray_without_a_shared_store(tmp_path, driver, one_by_one):
 @pytest.mark.slow
 def test_ctrl_c_and_a_time_box_stop_at_a_checkpoint(tmp_path, driver):
     run = planned(tmp_path, 1, ROWS[-1:], LONG)[0]
-    first = driver("local:2", seeds=1, rows=ROWS[-1:], epochs=LONG)
+    first = driver('local:2', seeds=1, rows=ROWS[-1:], epochs=LONG)
     wait_for(lambda: told(tmp_path, run) or first.poll() is not None)
     first.send_signal(signal.SIGTERM)
-    assert first.wait(timeout=600) != 0 and "KeyboardInterrupt" in (tmp_path / "errors").read_text()
-    assert state(run).name == "interrupted", "its child is at work still"
+    assert first.wait(timeout=600) != 0 and 'KeyboardInterrupt' in (tmp_path / 'errors').read_text()
+    assert state(run).name == 'interrupted', 'its child is at work still'
     epochs = cli.epochs_done(run)
-    second = driver("local:2", seconds=1, seeds=1, rows=ROWS[-1:], epochs=LONG)
+    second = driver('local:2', seconds=1, seeds=1, rows=ROWS[-1:], epochs=LONG)
     assert second.wait(timeout=600) == 1
-    said = (tmp_path / "errors").read_text().splitlines()[-1]
-    assert "time is up after epoch" in said and said.endswith(
-        "; 1 of 1 runs remain (table1/f_master_aide), and the same command goes on with them"), said  # fmt: skip
-    assert state(run).name == "interrupted" and cli.epochs_done(run) >= epochs
+    said = (tmp_path / 'errors').read_text().splitlines()[-1]
+    assert 'time is up after epoch' in said and said.endswith(
+        '; 1 of 1 runs remain (table1/f_master_aide), and the same command goes on with them'
+    ), said
+    assert state(run).name == 'interrupted' and cli.epochs_done(run) >= epochs
 
 
 def ends(capsys, *arguments):
@@ -209,77 +259,126 @@ def ends(capsys, *arguments):
 
 
 def test_a_time_box_says_what_remains(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(launch._KNOWN, "synthetic in None", "0" * 64)
-    places = "--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")
-    for on in (["--on", "local:1"], []):
-        code, said = ends(capsys, "reproduce", "fig2", "--profile", "smoke", "--max-minutes", "0", *places, *on)
+    monkeypatch.setitem(launch._KNOWN, 'synthetic in None', '0' * 64)
+    places = '--runs', str(tmp_path / 'runs'), '--reports', str(tmp_path / 'reports')
+    for on in (['--on', 'local:1'], []):
+        code, said = ends(
+            capsys, 'reproduce', 'fig2', '--profile', 'smoke', '--max-minutes', '0', *places, *on
+        )
         announced, said = said.splitlines()
-        assert announced.startswith("3 of 3 runs are to be made: about ")
-        assert code == 75 and said.startswith("encapnet: time is up before table1/a_dynamic; 3 of 3 runs remain (table1/a_dynamic, "), said
-        assert said.endswith(" and the same command goes on with them")
+        assert announced.startswith('3 of 3 runs are to be made: about ')
+        assert code == 75 and said.startswith(
+            'encapnet: time is up before table1/a_dynamic; 3 of 3 runs remain (table1/a_dynamic, '
+        ), said
+        assert said.endswith(' and the same command goes on with them')
 
 
 @pytest.mark.parametrize(
-    "cores, gigabytes, gpus, threads, count",
+    'cores, gigabytes, gpus, threads, count',
     [
-        (1, 64, [], "", 1),
-        (2, 64, [], "", 2),
-        (16, 64, [], "", 16),
-        (16, 64, [], "8", 2),
-        (16, 16, [], "", 5),
-        (2, 2, [], "", 1),
-        (16, 8, ["0", "1"], "", 2),
+        (1, 64, [], '', 1),
+        (2, 64, [], '', 2),
+        (16, 64, [], '', 16),
+        (16, 64, [], '8', 2),
+        (16, 16, [], '', 5),
+        (2, 2, [], '', 1),
+        (16, 8, ['0', '1'], '', 2),
     ],
 )
-def test_unsaid_as_many_are_trained_at_a_time_as_there_is_room_for(tmp_path, monkeypatch, cores, gigabytes, gpus, threads, count):
-    monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=gigabytes * 2**30))
-    monkeypatch.setattr(cluster, "cores", lambda: cores)
+def test_unsaid_as_many_are_trained_at_a_time_as_there_is_room_for(
+    tmp_path, monkeypatch, cores, gigabytes, gpus, threads, count
+):
+    monkeypatch.setenv('OMP_NUM_THREADS', threads)
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: SimpleNamespace(total=gigabytes * 2**30))
+    monkeypatch.setattr(cluster, 'cores', lambda: cores)
     for module in (cluster, launch):
-        monkeypatch.setattr(module, "gpus", lambda: gpus)
+        monkeypatch.setattr(module, 'gpus', lambda: gpus)
     assert cluster.abreast() == count
     took = []
-    monkeypatch.setattr(cluster, "Processes", lambda *numbers: took.append(numbers) or contextlib.nullcontext())
-    monkeypatch.setattr(cluster, "Sweep", lambda todo, orders, place: SimpleNamespace(run=lambda: None))
-    monkeypatch.setitem(launch._KNOWN, "synthetic in None", "0" * 64)
-    monkeypatch.setattr(launch, "this_machine", lambda: dict(device="a machine", training="a machine"))
-    monkeypatch.setattr(publish, "publish_all", lambda made, count: [])
-    monkeypatch.setattr(front, "site", lambda reports: reports)
-    with pytest.raises(SystemExit, match="^0$"):
-        cli.main(["reproduce", "fig2", "--profile", "smoke", "--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")])
+    monkeypatch.setattr(
+        cluster, 'Processes', lambda *numbers: took.append(numbers) or contextlib.nullcontext()
+    )
+    monkeypatch.setattr(
+        cluster, 'Sweep', lambda todo, orders, place: SimpleNamespace(run=lambda: None)
+    )
+    monkeypatch.setitem(launch._KNOWN, 'synthetic in None', '0' * 64)
+    monkeypatch.setattr(
+        launch, 'this_machine', lambda: dict(device='a machine', training='a machine')
+    )
+    monkeypatch.setattr(publish, 'publish_all', lambda made, count: [])
+    monkeypatch.setattr(front, 'site', lambda reports: reports)
+    with pytest.raises(SystemExit, match='^0$'):
+        cli.main(
+            [
+                'reproduce',
+                'fig2',
+                '--profile',
+                'smoke',
+                '--runs',
+                str(tmp_path / 'runs'),
+                '--reports',
+                str(tmp_path / 'reports'),
+            ]
+        )
     assert took == [(min(3, count),)]
 
 
 def test_a_training_computes_with_one_thread_unless_told(tmp_path):
     "However many cores there are: the digits of the committed ledger are a thread's."
-    for given, threads in (("", 1), ("2", 2)):
-        folder = tmp_path / f"told_{given}"
+    for given, threads in (('', 1), ('2', 2)):
+        folder = tmp_path / f'told_{given}'
         done = subprocess.run(
-            [sys.executable, "-m", "encapnet", "run", "table1/c_cnn_shape", "--profile", "smoke", "--runs", folder / "runs", "--reports", folder],
-            env=os.environ | dict(OMP_NUM_THREADS=given), capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+            [
+                sys.executable,
+                '-m',
+                'encapnet',
+                'run',
+                'table1/c_cnn_shape',
+                '--profile',
+                'smoke',
+                '--runs',
+                folder / 'runs',
+                '--reports',
+                folder,
+            ],
+            env=os.environ | dict(OMP_NUM_THREADS=given),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stderr
-        (manifest,) = folder.glob("runs/table1/*/*/manifest.json")
-        assert json.loads(manifest.read_text())["threads"] == threads
+        (manifest,) = folder.glob('runs/table1/*/*/manifest.json')
+        assert json.loads(manifest.read_text())['threads'] == threads
 
 
 def test_ray_is_an_extra(capsys, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else find(name, *more))
-    code, said = ends(capsys, "reproduce", "--on", "ray")
-    assert (code, said) == (2, "encapnet: --on ray needs Ray, which is not installed; pip install 'ray>=2.40' brings it\n")
+    monkeypatch.setattr(
+        importlib.util,
+        'find_spec',
+        lambda name, *more: None if name == 'ray' else find(name, *more),
+    )
+    code, said = ends(capsys, 'reproduce', '--on', 'ray')
+    assert (code, said) == (
+        2,
+        "encapnet: --on ray needs Ray, which is not installed; pip install 'ray>=2.40' brings it\n",
+    )
 
 
 @needs_ray
 def test_nobody_answers_at_an_address(tmp_path, monkeypatch):
     runs = planned(tmp_path, 1, ROWS[:1])
     with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(StudyError, match=f"no Ray cluster answers at {address}: Connection refused"):
-            launch.ensure(runs, on=cluster.engine(f"ray:{address}"))
+        silent.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{silent.getsockname()[1]}'
+        with pytest.raises(
+            StudyError, match=f'no Ray cluster answers at {address}: Connection refused'
+        ):
+            launch.ensure(runs, on=cluster.engine(f'ray:{address}'))
         silent.listen()
-        monkeypatch.setattr(cluster, "CONNECT_SECONDS", 3)
-        with pytest.raises(StudyError, match=f"no Ray cluster answers at {address} within 3 seconds"):
-            launch.ensure(runs, on=cluster.engine(f"ray:{address}"))
-    assert state(runs[0]).name == "missing"
+        monkeypatch.setattr(cluster, 'CONNECT_SECONDS', 3)
+        with pytest.raises(
+            StudyError, match=f'no Ray cluster answers at {address} within 3 seconds'
+        ):
+            launch.ensure(runs, on=cluster.engine(f'ray:{address}'))
+    assert state(runs[0]).name == 'missing'

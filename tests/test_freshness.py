@@ -1,4 +1,5 @@
-"""Which results a change of the code makes stale: exactly those whose code says something else now."""
+"""Which results a change of the code makes stale: exactly those whose code says something else
+now."""
 
 import ast
 import json
@@ -17,15 +18,15 @@ from encapnet.study.planning import measurements, plan
 
 PACKAGE = Path(freshness.__file__).parents[1]
 MODULES = {
-    ".".join(("encapnet", *path.relative_to(PACKAGE).with_suffix("").parts)): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path.stem not in ("__init__", "_modidx")
+    '.'.join(('encapnet', *path.relative_to(PACKAGE).with_suffix('').parts)): path
+    for path in sorted(PACKAGE.rglob('*.py'))
+    if path.stem not in ('__init__', '_modidx')
 }
-CONFIGS = [*plan("table1", "quick", {"digits": "0" * 64}, 1), *measurements("any machine")]
+CONFIGS = [*plan('table1', 'quick', {'digits': '0' * 64}, 1), *measurements('any machine')]
 
 
 def name(config):
-    return f"{config.experiment}/{config.row}"
+    return f'{config.experiment}/{config.row}'
 
 
 def those(*kinds, training=True, measuring=True):
@@ -44,7 +45,7 @@ def closures():
     return {name(config): closure(*freshness.roots(config)) for config in CONFIGS}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def before():
     return closures()
 
@@ -55,7 +56,11 @@ def stale(monkeypatch, before):
 
     def judge(edits):
         source = freshness._source
-        monkeypatch.setattr(freshness, "_source", lambda module: edits.get(module, lambda text: text)(source(module)))
+        monkeypatch.setattr(
+            freshness,
+            '_source',
+            lambda module: edits.get(module, lambda text: text)(source(module)),
+        )
         after = closures()
         return {row for row in before if before[row].digest != after[row].digest}
 
@@ -79,57 +84,60 @@ def one_line_more(definition):
     def edit(source):
         lines, node = source.splitlines(keepends=True), definitions(source)[definition]
         if isinstance(node, ast.Assign):
-            lines.insert(node.end_lineno, f"{definition} = None\n")
-            return "".join(lines)
+            lines.insert(node.end_lineno, f'{definition} = None\n')
+            return ''.join(lines)
         if isinstance(node, ast.ClassDef):
             functions = [part for part in node.body if isinstance(part, ast.FunctionDef)]
             node = functions[0] if functions else node
         last = node.body[-1]
         if last.lineno == node.lineno:  # all on one line
-            head, tail = lines[last.lineno - 1][: last.col_offset], lines[last.lineno - 1][last.col_offset :]
-            lines[last.lineno - 1] = f"{head}assert True; {tail}"
+            head, tail = (
+                lines[last.lineno - 1][: last.col_offset],
+                lines[last.lineno - 1][last.col_offset :],
+            )
+            lines[last.lineno - 1] = f'{head}assert True; {tail}'
         else:
-            lines.insert(last.lineno - 1, " " * last.col_offset + "assert True\n")
-        return "".join(lines)
+            lines.insert(last.lineno - 1, ' ' * last.col_offset + 'assert True\n')
+        return ''.join(lines)
 
     return edit
 
 
 CAPNET, ENCAPNET = CapNetConfig, SixLayerEncapNetConfig
 CHANGES = [
-    ("nn.routing", "dynamic_routing", those(CAPNET)),
-    ("nn.routing", "_dynamic_vote_free", those(CAPNET)),
-    ("nn.routing", "_dynamic_votes", those(CAPNET)),
-    ("nn.routing", "em_routing", those(CAPNET)),
-    ("nn.routing", "_em_vote_free", those(CAPNET)),
-    ("nn.routing", "VARIANCE_FLOOR", those(CAPNET)),
-    ("nn.kernels", "collect", those(CAPNET)),
-    ("nn.layers", "RoutedCapsules", those(CAPNET)),
-    ("nn.layers", "CapConv", those(ENCAPNET)),
-    ("nn.trace", "agreement", those(CAPNET, measuring=False)),
-    ("nn.trace", "trace", set()),
-    ("nn.layers", "CapFC", those(ENCAPNET)),
-    ("nn.capsules", "squash", those(CAPNET, ENCAPNET)),
-    ("nn.capsules", "map_capsules", set()),
-    ("nn.networks", "stem", those(CAPNET, ENCAPNET)),
-    ("nn.networks", "convolutions", those()),
-    ("nn.losses", "margin_loss", those()),  # the step that is measured has a loss, too
-    ("nn.losses", "spread_loss", set()),
-    ("data", "augment", those(measuring=False)),
-    ("data", "jitter", those(measuring=False)),
-    ("data", "AUGMENTATIONS", those(measuring=False)),
-    ("data", "batches", those(measuring=False)),
-    ("data", "ten_crop", set()),  # none of these rows asks for it
-    ("data", "locate", set()),  # what it finds is proven by the content hash
-    ("training", "Trainer", those(measuring=False)),
-    ("training", "diagnose", those(measuring=False)),
-    ("training", "evaluate_ten_crop", set()),
-    ("training", "save", set()),
-    ("bench.costs", "measure", those(training=False)),
-    ("bench.account", "step_bytes", those(training=False)),
-    ("bench.account", "kept_bytes", set()),
-    ("show.tables.table1", "table1", set()),
-    ("cli", "status", set()),
+    ('nn.routing', 'dynamic_routing', those(CAPNET)),
+    ('nn.routing', '_dynamic_vote_free', those(CAPNET)),
+    ('nn.routing', '_dynamic_votes', those(CAPNET)),
+    ('nn.routing', 'em_routing', those(CAPNET)),
+    ('nn.routing', '_em_vote_free', those(CAPNET)),
+    ('nn.routing', 'VARIANCE_FLOOR', those(CAPNET)),
+    ('nn.kernels', 'collect', those(CAPNET)),
+    ('nn.layers', 'RoutedCapsules', those(CAPNET)),
+    ('nn.layers', 'CapConv', those(ENCAPNET)),
+    ('nn.trace', 'agreement', those(CAPNET, measuring=False)),
+    ('nn.trace', 'trace', set()),
+    ('nn.layers', 'CapFC', those(ENCAPNET)),
+    ('nn.capsules', 'squash', those(CAPNET, ENCAPNET)),
+    ('nn.capsules', 'map_capsules', set()),
+    ('nn.networks', 'stem', those(CAPNET, ENCAPNET)),
+    ('nn.networks', 'convolutions', those()),
+    ('nn.losses', 'margin_loss', those()),  # the step that is measured has a loss, too
+    ('nn.losses', 'spread_loss', set()),
+    ('data', 'augment', those(measuring=False)),
+    ('data', 'jitter', those(measuring=False)),
+    ('data', 'AUGMENTATIONS', those(measuring=False)),
+    ('data', 'batches', those(measuring=False)),
+    ('data', 'ten_crop', set()),  # none of these rows asks for it
+    ('data', 'locate', set()),  # what it finds is proven by the content hash
+    ('training', 'Trainer', those(measuring=False)),
+    ('training', 'diagnose', those(measuring=False)),
+    ('training', 'evaluate_ten_crop', set()),
+    ('training', 'save', set()),
+    ('bench.costs', 'measure', those(training=False)),
+    ('bench.account', 'step_bytes', those(training=False)),
+    ('bench.account', 'kept_bytes', set()),
+    ('show.tables.table1', 'table1', set()),
+    ('cli', 'status', set()),
 ]
 
 
@@ -138,25 +146,36 @@ def test_the_rows_are_those_of_the_table():
     assert those(measuring=False) | those(training=False) == those()
 
 
-@pytest.mark.parametrize("module, definition, expected", CHANGES, ids=[f"{m}.{d}" for m, d, _ in CHANGES])
-def test_one_changed_line_makes_stale_exactly_the_rows_that_rest_on_it(stale, module, definition, expected):
-    assert stale({f"encapnet.{module}": one_line_more(definition)}) == expected
+@pytest.mark.parametrize(
+    'module, definition, expected', CHANGES, ids=[f'{m}.{d}' for m, d, _ in CHANGES]
+)
+def test_one_changed_line_makes_stale_exactly_the_rows_that_rest_on_it(
+    stale, module, definition, expected
+):
+    assert stale({f'encapnet.{module}': one_line_more(definition)}) == expected
 
 
-@pytest.mark.parametrize("definition", definitions(MODULES["encapnet.nn.routing"].read_text(encoding="utf-8")))
+@pytest.mark.parametrize(
+    'definition', definitions(MODULES['encapnet.nn.routing'].read_text(encoding='utf-8'))
+)
 def test_every_definition_of_routing(stale, before, definition):
     "Whatever is changed there, the rows whose closure holds it turn stale, and no others."
-    if definition == "__all__":
-        assert stale({"encapnet.nn.routing": one_line_more(definition)}) == set()
+    if definition == '__all__':
+        assert stale({'encapnet.nn.routing': one_line_more(definition)}) == set()
         return
-    holding = {row for row, closure in before.items() if f"encapnet.nn.routing:{definition}" in closure.definitions}
+    holding = {
+        row
+        for row, closure in before.items()
+        if f'encapnet.nn.routing:{definition}' in closure.definitions
+    }
     assert holding in (those(CAPNET), set())
-    assert stale({"encapnet.nn.routing": one_line_more(definition)}) == holding
+    assert stale({'encapnet.nn.routing': one_line_more(definition)}) == holding
 
 
 def test_nothing_rests_on_the_books(stale):
-    "The books decide what is run, and that is in the configuration; a change there makes no result another one."
-    books = [module for module in MODULES if module.startswith("encapnet.study.")]
+    """The books decide what is run, and that is in the configuration; a change there makes no
+    result another one."""
+    books = [module for module in MODULES if module.startswith('encapnet.study.')]
     assert len(books) >= 5
 
     def every_definition(source):
@@ -171,17 +190,22 @@ def remarks(source):
     "Comments and blank lines before every top-level statement."
     lines = source.splitlines(keepends=True)
     for node in reversed(ast.parse(source).body):
-        first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
-        lines.insert(first - 1, "\n# a remark, and another one\n\n")
-    return "".join(lines)
+        first = min(
+            [node.lineno, *(decorator.lineno for decorator in getattr(node, 'decorator_list', []))]
+        )
+        lines.insert(first - 1, '\n# a remark, and another one\n\n')
+    return ''.join(lines)
 
 
 def other_words(source):
     "Every docstring says something else, and the code is laid out anew."
     tree, changed = ast.parse(source), 0
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
-            node.body[0].value.value = "Said differently."
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and ast.get_docstring(node) is not None
+        ):
+            node.body[0].value.value = 'Said differently.'
             changed += 1
     assert changed
     return ast.unparse(tree)
@@ -191,13 +215,15 @@ def another_order(source):
     "The functions in reverse, at the end of the module, where prose has been moved around."
     tree = ast.parse(source)
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    return ast.unparse(ast.Module([*(node for node in tree.body if node not in functions), *functions[::-1]], []))
+    return ast.unparse(
+        ast.Module([*(node for node in tree.body if node not in functions), *functions[::-1]], [])
+    )
 
 
-@pytest.mark.parametrize("edit", [remarks, other_words, another_order])
+@pytest.mark.parametrize('edit', [remarks, other_words, another_order])
 def test_prose_makes_nothing_stale(stale, edit):
     for path in MODULES.values():
-        source = path.read_text(encoding="utf-8")
+        source = path.read_text(encoding='utf-8')
         assert edit(source) != source and ast.parse(edit(source))
     assert stale(dict.fromkeys(MODULES, edit)) == set()
 
@@ -209,47 +235,98 @@ def other_locals(source):
         lines = source.splitlines(keepends=True)
         text = lines[row - 1].encode()
         assert text[column:].startswith(name.encode()), (name, lines[row - 1])
-        lines[row - 1] = (text[:column] + f"renamed_{name}".encode() + text[column + len(name.encode()):]).decode()
-        source = "".join(lines)
+        lines[row - 1] = (
+            text[:column] + f'renamed_{name}'.encode() + text[column + len(name.encode()) :]
+        ).decode()
+        source = ''.join(lines)
     return source
 
 
 def _locals(source):
-    "Where the names of locals stand, parameters excepted: (row, column, name), in the order of the text."
+    """Where the names of locals stand, parameters excepted: (row, column, name), in the order of
+    the text."""
     import symtable
 
-    tables, places = [symtable.symtable(source, "module", "exec")], set()
+    tables, places = [symtable.symtable(source, 'module', 'exec')], set()
     functions = {}
     while tables:
         table = tables.pop()
         tables += table.get_children()
-        if table.get_type() == "function" and table.get_name() not in ("lambda", "genexpr", "listcomp", "setcomp", "dictcomp"):
-            names = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_local() and not symbol.is_parameter()}
+        if table.get_type() == 'function' and table.get_name() not in (
+            'lambda',
+            'genexpr',
+            'listcomp',
+            'setcomp',
+            'dictcomp',
+        ):
+            names = {
+                symbol.get_name()
+                for symbol in table.get_symbols()
+                if symbol.is_local() and not symbol.is_parameter()
+            }
             functions.setdefault((table.get_name(), table.get_lineno()), set()).update(names)
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.FunctionDef): continue
+        if not isinstance(node, ast.FunctionDef):
+            continue
         first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-        names = functions.get((node.name, first)) or functions.get((node.name, node.lineno)) or set()
-        nested = {part.name for part in ast.walk(node) if isinstance(part, (ast.FunctionDef, ast.ClassDef)) and part is not node}
-        imported = {alias.asname or alias.name for part in ast.walk(node) if isinstance(part, (ast.Import, ast.ImportFrom)) for alias in part.names}
+        names = (
+            functions.get((node.name, first)) or functions.get((node.name, node.lineno)) or set()
+        )
+        nested = {
+            part.name
+            for part in ast.walk(node)
+            if isinstance(part, (ast.FunctionDef, ast.ClassDef)) and part is not node
+        }
+        imported = {
+            alias.asname or alias.name
+            for part in ast.walk(node)
+            if isinstance(part, (ast.Import, ast.ImportFrom))
+            for alias in part.names
+        }
         keywords = {part.arg for part in ast.walk(node) if isinstance(part, ast.arg)}
-        declared = {name for part in ast.walk(node) if isinstance(part, (ast.Global, ast.Nonlocal)) for name in part.names}
-        captured = {part.name for part in ast.walk(node) if isinstance(part, ast.ExceptHandler) and part.name}
+        declared = {
+            name
+            for part in ast.walk(node)
+            if isinstance(part, (ast.Global, ast.Nonlocal))
+            for name in part.names
+        }
+        captured = {
+            part.name
+            for part in ast.walk(node)
+            if isinstance(part, ast.ExceptHandler) and part.name
+        }
         names = names - nested - imported - keywords - declared - captured
-        spans = [part for part in ast.walk(node) if isinstance(part, ast.JoinedStr)]      # whose columns Python 3.11 does not tell
+        # whose columns Python 3.11 does not tell
+        spans = [part for part in ast.walk(node) if isinstance(part, ast.JoinedStr)]
         within = {id(part) for span in spans for part in ast.walk(span)}
-        quoted = {part.id for span in spans for part in ast.walk(span) if isinstance(part, ast.Name)}
+        quoted = {
+            part.id for span in spans for part in ast.walk(span) if isinstance(part, ast.Name)
+        }
         for part in ast.walk(node):
             if isinstance(part, ast.Name) and part.id in names - quoted and id(part) not in within:
                 places.add((part.lineno, part.col_offset, part.id))
     return sorted(places)
 
 
-@pytest.mark.parametrize("module", ["nn.routing", "nn.kernels", "nn.capsules", "nn.layers", "nn.losses", "nn.transport", "training", "data"])
+@pytest.mark.parametrize(
+    'module',
+    [
+        'nn.routing',
+        'nn.kernels',
+        'nn.capsules',
+        'nn.layers',
+        'nn.losses',
+        'nn.transport',
+        'training',
+        'data',
+    ],
+)
 def test_a_local_may_be_renamed(stale, module):
-    source = MODULES[f"encapnet.{module}"].read_text(encoding="utf-8")
-    assert len(_locals(source)) >= 3 and ast.dump(ast.parse(other_locals(source))) != ast.dump(ast.parse(source))
-    assert stale({f"encapnet.{module}": other_locals}) == set()
+    source = MODULES[f'encapnet.{module}'].read_text(encoding='utf-8')
+    assert len(_locals(source)) >= 3 and ast.dump(ast.parse(other_locals(source))) != ast.dump(
+        ast.parse(source)
+    )
+    assert stale({f'encapnet.{module}': other_locals}) == set()
 
 
 def cut(name):
@@ -258,97 +335,135 @@ def cut(name):
     def edit(source):
         node = definitions(source)[name]
         lines = source.splitlines(keepends=True)
-        return "".join(lines[: node.lineno - 1] + lines[node.end_lineno :])
+        return ''.join(lines[: node.lineno - 1] + lines[node.end_lineno :])
 
     return edit
 
 
 def test_a_function_may_be_moved_and_renamed(stale):
     "From one module to another: who used it there imports it now, by another name."
-    squash = ast.unparse(definitions(MODULES["encapnet.nn.capsules"].read_text(encoding="utf-8"))["squash"])
+    squash = ast.unparse(
+        definitions(MODULES['encapnet.nn.capsules'].read_text(encoding='utf-8'))['squash']
+    )
     edits = {
-        "encapnet.nn.capsules": lambda text: cut("squash")(text) + "\nfrom .gradients import shortened as squash\n",
-        "encapnet.nn.gradients": lambda text: f"{text}\nimport torch\n{squash.replace('squash(', 'shortened(')}\n",
+        'encapnet.nn.capsules': lambda text: (
+            cut('squash')(text) + '\nfrom .gradients import shortened as squash\n'
+        ),
+        'encapnet.nn.gradients': lambda text: (
+            f'{text}\nimport torch\n{squash.replace("squash(", "shortened(")}\n'
+        ),
     }
     assert stale(edits) == set()
-    assert "encapnet.nn.gradients:shortened" in closures()["table1/a_dynamic"].definitions
+    assert 'encapnet.nn.gradients:shortened' in closures()['table1/a_dynamic'].definitions
 
 
 def test_a_moved_function_that_says_something_else_counts(stale):
-    squash = ast.unparse(definitions(MODULES["encapnet.nn.capsules"].read_text(encoding="utf-8"))["squash"])
+    squash = ast.unparse(
+        definitions(MODULES['encapnet.nn.capsules'].read_text(encoding='utf-8'))['squash']
+    )
     edits = {
-        "encapnet.nn.capsules": lambda text: cut("squash")(text) + "\nfrom .gradients import squash\n",
-        "encapnet.nn.gradients": lambda text: one_line_more("squash")(f"{text}\nimport torch\n{squash}\n"),
+        'encapnet.nn.capsules': lambda text: (
+            cut('squash')(text) + '\nfrom .gradients import squash\n'
+        ),
+        'encapnet.nn.gradients': lambda text: one_line_more('squash')(
+            f'{text}\nimport torch\n{squash}\n'
+        ),
     }
     assert stale(edits) == those(CAPNET, ENCAPNET)
 
 
 ALIKE = {
-    "a comprehension's name": ("[x for x in xs]", "[y for y in xs]"),
-    "one that is used outside, too": ("[x for x in x]", "[y for y in x]"),
-    "a lambda's": ("lambda x: x + xs", "lambda y: y + xs"),
-    "how another library is imported": ("nn.Linear(xs)", "Linear(xs)"),
+    "a comprehension's name": ('[x for x in xs]', '[y for y in xs]'),
+    'one that is used outside, too': ('[x for x in x]', '[y for y in x]'),
+    "a lambda's": ('lambda x: x + xs', 'lambda y: y + xs'),
+    'how another library is imported': ('nn.Linear(xs)', 'Linear(xs)'),
 }
 DIFFERENT = {
-    "who is meant, inside or out": ("[x for x in x]", "[y for y in xs]"),
-    "a number": ("xs + 1", "xs + 2"),
-    "a type": ("xs + 1", "xs + 1.0"),
-    "an attribute": ("xs.a", "xs.b"),
-    "a keyword": ("f(a=xs)", "f(b=xs)"),
-    "the order of statements": ("(xs.pop(0), xs.pop(1))", "(xs.pop(1), xs.pop(0))"),
-    "another library's function": ("nn.Linear(xs)", "nn.Bilinear(xs)"),
-    "a global, not a local": ("[f(x) for x in xs]", "[f(x) for _ in xs]"),
+    'who is meant, inside or out': ('[x for x in x]', '[y for y in xs]'),
+    'a number': ('xs + 1', 'xs + 2'),
+    'a type': ('xs + 1', 'xs + 1.0'),
+    'an attribute': ('xs.a', 'xs.b'),
+    'a keyword': ('f(a=xs)', 'f(b=xs)'),
+    'the order of statements': ('(xs.pop(0), xs.pop(1))', '(xs.pop(1), xs.pop(0))'),
+    "another library's function": ('nn.Linear(xs)', 'nn.Bilinear(xs)'),
+    'a global, not a local': ('[f(x) for x in xs]', '[f(x) for _ in xs]'),
 }
 
 
 def reduced(expression):
-    source = f"from torch import nn\nfrom torch.nn import Linear\ndef f(xs, x=1):\n    return {expression}\n"
-    return freshness._Module("encapnet.made_up", source).definition("f").digits
+    source = (
+        'from torch import nn\nfrom torch.nn import Linear\ndef f(xs, x=1):\n    return '
+        f'{expression}\n'
+    )
+    return freshness._Module('encapnet.made_up', source).definition('f').digits
 
 
-@pytest.mark.parametrize("one, other", ALIKE.values(), ids=ALIKE)
+@pytest.mark.parametrize('one, other', ALIKE.values(), ids=ALIKE)
 def test_what_computes_the_same_has_the_same_digits(one, other):
     assert reduced(one) == reduced(other)
 
 
-@pytest.mark.parametrize("one, other", DIFFERENT.values(), ids=DIFFERENT)
+@pytest.mark.parametrize('one, other', DIFFERENT.values(), ids=DIFFERENT)
 def test_what_computes_something_else_has_others(one, other):
     assert reduced(one) != reduced(other)
 
 
 def test_the_words_of_an_error_do_not_count_but_its_kind_does():
     def digits(statement):
-        return freshness._Module("encapnet.made_up", f"def f(x):\n    if x: {statement}\n    return x\n").definition("f").digits
+        return (
+            freshness._Module(
+                'encapnet.made_up', f'def f(x):\n    if x: {statement}\n    return x\n'
+            )
+            .definition('f')
+            .digits
+        )
 
-    assert digits("raise ValueError('one')") == digits("raise ValueError(f'another, {x}') from None")
+    assert digits("raise ValueError('one')") == digits(
+        "raise ValueError(f'another, {x}') from None"
+    )
     assert digits("raise ValueError('one')") != digits("raise TypeError('one')")
 
 
 def test_who_looks_at_locals_by_name_keeps_their_names():
     def digits(name):
-        return freshness._Module("encapnet.made_up", f"def f(x):\n    {name} = x\n    return locals()\n").definition("f").digits
+        return (
+            freshness._Module(
+                'encapnet.made_up', f'def f(x):\n    {name} = x\n    return locals()\n'
+            )
+            .definition('f')
+            .digits
+        )
 
-    assert digits("one") != digits("other")
+    assert digits('one') != digits('other')
 
 
 def test_a_definition_that_is_gone_or_new_counts(stale):
-    "A helper that takes over a part of another function's work belongs to the closure from then on."
-    called = one_line_more("dynamic_routing")
-    edits = {"encapnet.nn.routing": lambda text: called(text).replace("assert True\n", "_extra()\n") + "\ndef _extra(): pass\n"}
+    """A helper that takes over a part of another function's work belongs to the closure from then
+    on."""
+    called = one_line_more('dynamic_routing')
+    edits = {
+        'encapnet.nn.routing': lambda text: (
+            called(text).replace('assert True\n', '_extra()\n') + '\ndef _extra(): pass\n'
+        )
+    }
     assert stale(edits) == those(CAPNET)
-    assert "encapnet.nn.routing:_extra" in closures()["table1/a_dynamic"].definitions
+    assert 'encapnet.nn.routing:_extra' in closures()['table1/a_dynamic'].definitions
 
 
-# On disk, and through the command line ----------------------------------------------------------------------------------
+# On disk, and through the command line
+# ----------------------------------------------------------------------------------
 
 
 def encapnet(package_root, *arguments, cwd):
     "Run the command line of a package below package_root: (exit code, stdout, stderr)."
     done = subprocess.run(
-        [sys.executable, "-c", "from encapnet.cli import main; main()", *arguments],
-        capture_output=True, text=True, cwd=cwd, env=dict(os.environ, PYTHONPATH=str(package_root)),
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
+        [sys.executable, '-c', 'from encapnet.cli import main; main()', *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=dict(os.environ, PYTHONPATH=str(package_root)),
+    )
+    assert 'Traceback' not in done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
 
 
@@ -366,117 +481,190 @@ for config in plan("table1", "smoke", {"synthetic": data.fingerprint("synthetic"
 
 @pytest.mark.slow
 def test_a_finished_run_turns_stale_and_is_trained_again_when_asked(tmp_path):
-    "The other row, on the same change and with all prose of the edited module exchanged, stays fresh."
-    copy, store = tmp_path / "copy", tmp_path / "store"
-    shutil.copytree(PACKAGE, copy / "encapnet", ignore=shutil.ignore_patterns("__pycache__"))
-    keys = subprocess.run([sys.executable, "-c", TRAIN, "a_dynamic", "c_cnn_shape"], capture_output=True, text=True,
-                          cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(copy)), check=True).stdout.split()  # fmt: skip
-    done = store / "table1/a_dynamic" / keys[0] / "DONE"
-    for module in ("nn/routing", "nn/layers", "nn/networks", "training"):
-        path = copy / f"encapnet/{module}.py"
-        path.write_text(other_words(remarks(path.read_text(encoding="utf-8"))), encoding="utf-8")
-    path = copy / "encapnet/nn/routing.py"
-    path.write_text(one_line_more("dynamic_routing")(path.read_text(encoding="utf-8")), encoding="utf-8")
+    """The other row, on the same change and with all prose of the edited module exchanged, stays
+    fresh."""
+    copy, store = tmp_path / 'copy', tmp_path / 'store'
+    shutil.copytree(PACKAGE, copy / 'encapnet', ignore=shutil.ignore_patterns('__pycache__'))
+    keys = subprocess.run(
+        [sys.executable, '-c', TRAIN, 'a_dynamic', 'c_cnn_shape'],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(copy)),
+        check=True,
+    ).stdout.split()
+    done = store / 'table1/a_dynamic' / keys[0] / 'DONE'
+    for module in ('nn/routing', 'nn/layers', 'nn/networks', 'training'):
+        path = copy / f'encapnet/{module}.py'
+        path.write_text(other_words(remarks(path.read_text(encoding='utf-8'))), encoding='utf-8')
+    path = copy / 'encapnet/nn/routing.py'
+    path.write_text(
+        one_line_more('dynamic_routing')(path.read_text(encoding='utf-8')), encoding='utf-8'
+    )
 
-    arguments = ("status", "--profile", "smoke", "--runs", "store", "--json")
+    arguments = ('status', '--profile', 'smoke', '--runs', 'store', '--json')
     code, told, said = encapnet(copy, *arguments, cwd=tmp_path)
     assert code == 0, said
-    lines = {line["row"]: line for line in map(json.loads, told.splitlines())}
-    command = "encapnet run table1/a_dynamic --profile smoke --seed 0 --data synthetic --runs store --retrain"
-    found = lines["table1/a_dynamic"]
-    assert (found["state"], found["why"], found["command"]) == (
-        "stale", "changed since: nn.routing.dynamic_routing", command
-    )  # fmt: skip
-    assert (lines["table1/c_cnn_shape"]["state"], lines["table1/c_cnn_shape"]["command"]) == ("fresh", "")
-    assert lines["table1/b_em"]["state"] == "missing" and lines["table1/c_cnn_shape"]["key"] == keys[1]
-
-    again = ("run", "--config", str(done.with_name("config.json")), "--runs", "store", "--reports", "reports")
-    old = done.read_text(encoding="utf-8")
-    code, told, said = encapnet(copy, *again, cwd=tmp_path)
-    assert (code, told) == (1, "") and said == (
-        f"encapnet: table1/a_dynamic ({keys[0]}) is stale, changed since: nn.routing.dynamic_routing; "
-        "--retrain trains it again\n"
+    lines = {line['row']: line for line in map(json.loads, told.splitlines())}
+    command = (
+        'encapnet run table1/a_dynamic --profile smoke --seed 0 --data synthetic --runs '
+        'store --retrain'
     )
-    assert done.read_text(encoding="utf-8") == old, "a stale run is not passed off as today's"
-    code, _, said = encapnet(copy, *again, "--retrain", cwd=tmp_path)
+    found = lines['table1/a_dynamic']
+    assert (found['state'], found['why'], found['command']) == (
+        'stale',
+        'changed since: nn.routing.dynamic_routing',
+        command,
+    )
+    assert (lines['table1/c_cnn_shape']['state'], lines['table1/c_cnn_shape']['command']) == (
+        'fresh',
+        '',
+    )
+    assert (
+        lines['table1/b_em']['state'] == 'missing' and lines['table1/c_cnn_shape']['key'] == keys[1]
+    )
+
+    again = (
+        'run',
+        '--config',
+        str(done.with_name('config.json')),
+        '--runs',
+        'store',
+        '--reports',
+        'reports',
+    )
+    old = done.read_text(encoding='utf-8')
+    code, told, said = encapnet(copy, *again, cwd=tmp_path)
+    assert (code, told) == (1, '') and said == (
+        f'encapnet: table1/a_dynamic ({keys[0]}) is stale, changed since: '
+        'nn.routing.dynamic_routing; '
+        '--retrain trains it again\n'
+    )
+    assert done.read_text(encoding='utf-8') == old, "a stale run is not passed off as today's"
+    code, _, said = encapnet(copy, *again, '--retrain', cwd=tmp_path)
     assert code == 0, said
-    then, now = json.loads(old), json.loads(done.read_text(encoding="utf-8"))
-    assert then["outcome"] == now["outcome"] and then["provenance"]["code"] != now["provenance"]["code"]
+    then, now = json.loads(old), json.loads(done.read_text(encoding='utf-8'))
+    assert (
+        then['outcome'] == now['outcome']
+        and then['provenance']['code'] != now['provenance']['code']
+    )
 
 
 def test_a_stale_record_is_certified_by_its_first_epoch(tmp_path, capsys):
-    "What today's code computes is taken for the record of other code; then one digit of it is changed."
+    """What today's code computes is taken for the record of other code; then one digit of it is
+    changed."""
     from encapnet import cli
     from encapnet.study.ledger import Record, append_ledger, changed_code, config_of, read_ledger
     from encapnet.training import replay
 
-    digits = launch.data_hashes(["digits"])["digits"]
-    config = plan("table3_left", "quick", {"digits": digits}, 1, ["1_master"])[0]
+    digits = launch.data_hashes(['digits'])['digits']
+    config = plan('table3_left', 'quick', {'digits': digits}, 1, ['1_master'])[0]
     first, epochs = replay(config), config.schedule.epochs
-    device = first.pop("device")
-    curves = {name: first[name] + [first[name][-1]] * (epochs - 1) for name in ("errors", "losses")}
-    stamp = dict(code="another", device=device)
+    device = first.pop('device')
+    curves = {name: first[name] + [first[name][-1]] * (epochs - 1) for name in ('errors', 'losses')}
+    stamp = dict(code='another', device=device)
     records = [
         Record(
-            key=one.key, experiment=one.experiment, row=one.row, config=one.model_dump(mode="json"),
-            outcome=first | curves | {"mistakes": None}, provenance=stamp,  # of its first epoch: not of all test images
+            key=one.key,
+            experiment=one.experiment,
+            row=one.row,
+            config=one.model_dump(mode='json'),
+            # of its first epoch: not of all test images
+            outcome=first | curves | {'mistakes': None},
+            provenance=stamp,
         )
         for one in (config, config.model_copy(update=dict(seed=1)))
-    ]  # fmt: skip
-    ledger = tmp_path / "ledger" / "table3_left.jsonl"
+    ]
+    ledger = tmp_path / 'ledger' / 'table3_left.jsonl'
     for record in records:
         append_ledger(ledger, record)
 
     with pytest.raises(SystemExit) as ended:
-        cli.main(["certify", "table3_left", "--reports", str(tmp_path), "--runs", str(tmp_path / "runs")])
+        cli.main(
+            ['certify', 'table3_left', '--reports', str(tmp_path), '--runs', str(tmp_path / 'runs')]
+        )
     said = capsys.readouterr().err
     assert ended.value.code == 1, said
-    assert "2 stale records" in said and "table3_left/1_master on digits, quick, seed 0: certified" in said
+    assert (
+        '2 stale records' in said
+        and 'table3_left/1_master on digits, quick, seed 0: certified' in said
+    )
     # Seed 1 was given the numbers of seed 0.
-    assert "table3_left/1_master on digits, quick, seed 1: stays stale: " in said
-    assert "1 of 2 records stay stale; `encapnet run ROW --retrain` trains one again" in said
+    assert 'table3_left/1_master on digits, quick, seed 1: stays stale: ' in said
+    assert '1 of 2 records stay stale; `encapnet run ROW --retrain` trains one again' in said
     found, problems = read_ledger(ledger)
-    assert not problems and {record.config["seed"]: changed_code(record, config_of(record)) for record in found} == {
-        0: "", 1: "made by other code",
-    }  # fmt: skip
-    assert [record.outcome for record in found if record.config["seed"] == 0] == [records[0].outcome], "not a digit has changed"
+    assert not problems and {
+        record.config['seed']: changed_code(record, config_of(record)) for record in found
+    } == {0: '', 1: 'made by other code'}
+    assert [record.outcome for record in found if record.config['seed'] == 0] == [
+        records[0].outcome
+    ], 'not a digit has changed'
 
 
-PIECES = {  # the same f-string as releases of Python parse it: what 3.11 and 3.13 make of it, and what 3.12.1 does, or might
-    "an empty piece in a format": (
+# the same f-string as releases of Python parse it: what 3.11 and 3.13 make of it, and what 3.12.1
+# does, or might
+PIECES = {
+    'an empty piece in a format': (
         'f"{x:>{w}} %"',
-        lambda tree: tree.body.values[0].format_spec.values.append(ast.Constant("")),
+        lambda tree: tree.body.values[0].format_spec.values.append(ast.Constant('')),
     ),
-    "an empty piece in front": ('f"{x} b"', lambda tree: tree.body.values.insert(0, ast.Constant(""))),
-    "text in two pieces": ('f"ab{x}"', lambda tree: tree.body.values.__setitem__(slice(0, 1), [ast.Constant("a"), ast.Constant("b")])),
+    'an empty piece in front': (
+        'f"{x} b"',
+        lambda tree: tree.body.values.insert(0, ast.Constant('')),
+    ),
+    'text in two pieces': (
+        'f"ab{x}"',
+        lambda tree: tree.body.values.__setitem__(
+            slice(0, 1), [ast.Constant('a'), ast.Constant('b')]
+        ),
+    ),
 }
 
 
-@pytest.mark.parametrize("source, cut", PIECES.values(), ids=PIECES)
+@pytest.mark.parametrize('source, cut', PIECES.values(), ids=PIECES)
 def test_an_fstrings_pieces_do_not_count(source, cut):
-    whole, pieces = (ast.parse(source, mode="eval") for _ in range(2))
+    whole, pieces = (ast.parse(source, mode='eval') for _ in range(2))
     before = ast.dump(pieces)
     cut(pieces)
     assert ast.dump(pieces) != before
-    reduced = [freshness._reduced(tree, freshness._Reading("m", "", (), freshness._imports(tree, "m"), False)) for tree in (whole, pieces)]
+    reduced = [
+        freshness._reduced(
+            tree, freshness._Reading('m', '', (), freshness._imports(tree, 'm'), False)
+        )
+        for tree in (whole, pieces)
+    ]
     assert reduced[0] == reduced[1]
-    other = ast.parse(source.replace("x", "y"), mode="eval")
-    assert freshness._reduced(other, freshness._Reading("m", "", (), freshness._imports(other, "m"), False)) != reduced[0]
+    other = ast.parse(source.replace('x', 'y'), mode='eval')
+    assert (
+        freshness._reduced(
+            other, freshness._Reading('m', '', (), freshness._imports(other, 'm'), False)
+        )
+        != reduced[0]
+    )
 
 
 def others():
     "The Pythons that are installed here and run: version managers leave stubs."
-    named = [shutil.which(f"python3.{minor}") for minor in range(11, 16)]
-    return [python for python in named if python and not subprocess.run([python, "-c", ""], capture_output=True).returncode]
+    named = [shutil.which(f'python3.{minor}') for minor in range(11, 16)]
+    return [
+        python
+        for python in named
+        if python and not subprocess.run([python, '-c', ''], capture_output=True).returncode
+    ]
 
 
-@pytest.mark.parametrize("python", others() or [sys.executable])
+@pytest.mark.parametrize('python', others() or [sys.executable])
 def test_every_definition_has_one_hash_on_every_python(python, tmp_path):
     "On those that are installed here; the script needs nothing but the standard library."
-    code = Path(freshness.__file__).read_text(encoding="utf-8")
-    books = "from ..errors import StudyError\nfrom .config import BenchConfig, Identified, MeasureConfig\n"
+    code = Path(freshness.__file__).read_text(encoding='utf-8')
+    books = (
+        'from ..errors import StudyError\nfrom .config import BenchConfig, Identified, '
+        'MeasureConfig\n'
+    )
     assert books in code
-    code = code.replace(books, "BenchConfig = Identified = MeasureConfig = object; StudyError = Exception\n")
+    code = code.replace(
+        books, 'BenchConfig = Identified = MeasureConfig = object; StudyError = Exception\n'
+    )
     code += """
 import sys
 digits = {}
@@ -486,10 +674,15 @@ for path in sorted(Path(sys.argv[1]).rglob("*.py")):
     digits |= {f"{name}:{symbol}": module.definition(symbol).digits for symbol in module.nodes}
 print(json.dumps(digits))
 """
-    (tmp_path / "hashes.py").write_text(code, encoding="utf-8")
+    (tmp_path / 'hashes.py').write_text(code, encoding='utf-8')
     environment = dict(os.environ, PYTHONPATH=str(PACKAGE.parent))
     theirs, ours = (
-        subprocess.run([one, "-X", "utf8", tmp_path / "hashes.py", PACKAGE], capture_output=True, text=True, env=environment)
+        subprocess.run(
+            [one, '-X', 'utf8', tmp_path / 'hashes.py', PACKAGE],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
         for one in (python, sys.executable)
     )
     assert theirs.returncode == ours.returncode == 0, theirs.stderr

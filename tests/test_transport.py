@@ -1,4 +1,5 @@
-"""Sinkhorn's iterations against two other libraries, at any shape and blur, and in every way PyTorch has of running them."""
+"""Sinkhorn's iterations against two other libraries, at any shape and blur, and in every way
+PyTorch has of running them."""
 
 import math
 import subprocess
@@ -10,16 +11,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encapnet.nn.transport import ground_cost, marginal_error, sinkhorn_divergence, sinkhorn_plan, transport_loss
+from encapnet.nn.transport import (
+    ground_cost,
+    marginal_error,
+    sinkhorn_divergence,
+    sinkhorn_plan,
+    transport_loss,
+)
 
-COSTS = pytest.mark.parametrize("cost", ["cosine", "l2"])
-needs_pot = pytest.mark.skipif(find_spec("ot") is None, reason="NOT RUN: POT is not installed; pip install encapnet[bench]")
-needs_geomloss = pytest.mark.skipif(find_spec("geomloss") is None, reason="NOT RUN: geomloss is not installed; pip install encapnet[bench]")
+COSTS = pytest.mark.parametrize('cost', ['cosine', 'l2'])
+needs_pot = pytest.mark.skipif(
+    find_spec('ot') is None, reason='NOT RUN: POT is not installed; pip install encapnet[bench]'
+)
+needs_geomloss = pytest.mark.skipif(
+    find_spec('geomloss') is None,
+    reason='NOT RUN: geomloss is not installed; pip install encapnet[bench]',
+)
 
 
 def batches(n=24, d=6, m=None, dtype=torch.float64, shift=0.5):
     generator = torch.Generator().manual_seed(0)
-    return [(torch.randn(size, d, generator=generator, dtype=dtype) + at).requires_grad_() for size, at in ((n, 0), (m or n, shift))]
+    return [
+        (torch.randn(size, d, generator=generator, dtype=dtype) + at).requires_grad_()
+        for size, at in ((n, 0), (m or n, shift))
+    ]
 
 
 def gradients(loss, leaves):
@@ -43,32 +58,48 @@ def pot_plan(costs, eps, iterations):
     import ot
 
     with torch.no_grad():
-        return ot.sinkhorn([], [], costs, eps, method="sinkhorn_log", numItermax=iterations, stopThr=0, warn=False)
+        return ot.sinkhorn(
+            [], [], costs, eps, method='sinkhorn_log', numItermax=iterations, stopThr=0, warn=False
+        )
 
 
 @needs_pot
 @COSTS
-@pytest.mark.parametrize("eps", [1.0, 0.05, 1e-3])
-@pytest.mark.parametrize("iterations", [1, 2, 10, 100])
+@pytest.mark.parametrize('eps', [1.0, 0.05, 1e-3])
+@pytest.mark.parametrize('iterations', [1, 2, 10, 100])
 def test_plan_is_that_of_pot(cost, eps, iterations):
     "After every number of iterations, converged or not: POT updates in the same order."
     costs = ground_cost(*batches(m=17), cost).detach()
-    torch.testing.assert_close(sinkhorn_plan(costs, eps, iterations), pot_plan(costs, eps, iterations), rtol=1e-8, atol=1e-14)
+    torch.testing.assert_close(
+        sinkhorn_plan(costs, eps, iterations),
+        pot_plan(costs, eps, iterations),
+        rtol=1e-8,
+        atol=1e-14,
+    )
 
 
 @needs_pot
 @COSTS
-@pytest.mark.parametrize("eps", [1.0, 0.5])
+@pytest.mark.parametrize('eps', [1.0, 0.5])
 def test_values_are_those_of_pot(cost, eps):
     import ot
 
     x, y = (part.detach() for part in batches())
-    plain = [ot.sinkhorn2([], [], ground_cost(*pair, cost), eps, numItermax=20000, stopThr=1e-13).item() for pair in ((x, y), (x, x), (y, y))]
+    plain = [
+        ot.sinkhorn2([], [], ground_cost(*pair, cost), eps, numItermax=20000, stopThr=1e-13).item()
+        for pair in ((x, y), (x, x), (y, y))
+    ]
     assert transport_loss(x, y, eps, 2000, cost).item() == pytest.approx(plain[0], abs=1e-6)
-    assert sinkhorn_divergence(x, y, eps, 2000, cost).item() == pytest.approx(2 * plain[0] - plain[1] - plain[2], abs=1e-6)
-    if cost == "l2":
-        half = ot.bregman.empirical_sinkhorn_divergence(x.numpy(), y.numpy(), eps, metric="euclidean", numIterMax=20000, stopThr=1e-13)
-        assert sinkhorn_divergence(x, y, eps, 2000, cost).item() == pytest.approx(2 * half, abs=1e-6)
+    assert sinkhorn_divergence(x, y, eps, 2000, cost).item() == pytest.approx(
+        2 * plain[0] - plain[1] - plain[2], abs=1e-6
+    )
+    if cost == 'l2':
+        half = ot.bregman.empirical_sinkhorn_divergence(
+            x.numpy(), y.numpy(), eps, metric='euclidean', numIterMax=20000, stopThr=1e-13
+        )
+        assert sinkhorn_divergence(x, y, eps, 2000, cost).item() == pytest.approx(
+            2 * half, abs=1e-6
+        )
 
 
 @needs_pot
@@ -92,12 +123,18 @@ def geomloss_loss(eps, iterations, cost, debias=True):
 
     start = 1.0001 * eps
     schedule = dict(p=1, blur=eps, diameter=start, scaling=(eps / start) ** (1 / (iterations - 2)))
-    return geomloss.SamplesLoss("sinkhorn", cost=lambda x, y: ground_cost(x, y, cost), debias=debias, backend="tensorized", **schedule)
+    return geomloss.SamplesLoss(
+        'sinkhorn',
+        cost=lambda x, y: ground_cost(x, y, cost),
+        debias=debias,
+        backend='tensorized',
+        **schedule,
+    )
 
 
 @needs_geomloss
 @COSTS
-@pytest.mark.parametrize("eps", [1.0, 0.5])
+@pytest.mark.parametrize('eps', [1.0, 0.5])
 def test_gradients_are_those_of_geomloss(cost, eps):
     "Detached, as by default: at convergence the gradient of the blurred objective."
     leaves = batches()
@@ -116,12 +153,19 @@ def test_gradients_are_those_of_geomloss(cost, eps):
 
 @settings(max_examples=80)
 @given(
-    s=st.integers(1, 3), n=st.integers(1, 12), m=st.integers(1, 12), iterations=st.integers(1, 60), seed=st.integers(0, 99),
-    eps=st.sampled_from([1e-3, 0.01, 0.1, 1.0, 30.0]), scale=st.sampled_from([0.1, 1.0, 10.0]),
-)  # fmt: skip
+    s=st.integers(1, 3),
+    n=st.integers(1, 12),
+    m=st.integers(1, 12),
+    iterations=st.integers(1, 60),
+    seed=st.integers(0, 99),
+    eps=st.sampled_from([1e-3, 0.01, 0.1, 1.0, 30.0]),
+    scale=st.sampled_from([0.1, 1.0, 10.0]),
+)
 def test_plan_and_its_gradient(s, n, m, iterations, seed, eps, scale):
     generator = torch.Generator().manual_seed(seed)
-    costs, weight = (torch.rand(s, n, m, generator=generator, dtype=torch.float64) for _ in range(2))
+    costs, weight = (
+        torch.rand(s, n, m, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     costs = (scale * costs).requires_grad_()
     found = []
     for solve in (sinkhorn_plan, by_log_sum_exp):
@@ -133,10 +177,11 @@ def test_plan_and_its_gradient(s, n, m, iterations, seed, eps, scale):
 
 
 @COSTS
-@pytest.mark.parametrize("through_plan", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('through_plan', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
 def test_finite_on_raw_features(cost, through_plan, dtype):
-    "A blur of a thousandth, flattened maps of scale 100, some of them zero or equal (Table 3, d3 and d5 at their worst)."
+    """A blur of a thousandth, flattened maps of scale 100, some of them zero or equal (Table 3,
+    d3 and d5 at their worst)."""
     leaves = [(100 * part).to(dtype).detach() for part in batches(64, 2048, dtype=torch.float32)]
     leaves[0][:3], leaves[1][5] = 0, leaves[0][7]
     for leaf in leaves:
@@ -151,7 +196,9 @@ def test_float32_follows_float64():
     for eps, iterations in ((1.0, 100), (0.1, 100), (0.01, 30)):
         x, y = batches(64)
         exact = sinkhorn_divergence(x, y, eps, iterations)
-        assert sinkhorn_divergence(x.float(), y.float(), eps, iterations).item() == pytest.approx(exact.item(), rel=1e-4)
+        assert sinkhorn_divergence(x.float(), y.float(), eps, iterations).item() == pytest.approx(
+            exact.item(), rel=1e-4
+        )
 
 
 def test_through_the_plan_keeps_vectors_only():
@@ -170,7 +217,7 @@ def test_through_the_plan_keeps_vectors_only():
 def test_autocast_keeps_float32():
     x, y = (part.detach() for part in batches(dtype=torch.float32))
     expected = sinkhorn_divergence(x, y)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast('cpu', dtype=torch.bfloat16):
         assert torch.equal(sinkhorn_divergence(x, y), expected)
 
 
@@ -179,7 +226,8 @@ import torch
 from encapnet.nn.transport import sinkhorn_divergence
 x, y = torch.randn(2, 16, 5).requires_grad_()
 def loss(x, y): return sinkhorn_divergence(x, y, 0.1) + sinkhorn_divergence(x, y, 0.1, through_plan=True)
-found = [(value, *torch.autograd.grad(value, (x, y))) for value in (loss(x, y), torch.compile(loss, backend="aot_eager")(x, y))]
+fast = torch.compile(loss, backend="aot_eager")
+found = [(value, *torch.autograd.grad(value, (x, y))) for value in (loss(x, y), fast(x, y))]
 for plain, compiled in zip(*found): torch.testing.assert_close(compiled, plain)
 """
 
@@ -187,5 +235,5 @@ for plain, compiled in zip(*found): torch.testing.assert_close(compiled, plain)
 @pytest.mark.slow
 def test_compiled():
     "In a process of its own: the compiler cannot look through the shape checks of the tests."
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', COMPILED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
-"""Waiting for what other processes do: as long as they are at work, however slow the machine; not longer than they are silent."""
+"""Waiting for what other processes do: as long as they are at work, however slow the machine; not
+longer than they are silent."""
 
 import time
 
@@ -20,7 +21,8 @@ def work_done():
 
 
 def wait_for(happened, silence=120, at_most=1200):
-    "Wait until something has happened, and return it. Fails once nobody has computed for so many seconds, or at the latest bound."
+    """Wait until something has happened, and return it. Fails once nobody has computed for so
+    many seconds, or at the latest bound."""
     begun = beat = looked = time.monotonic()
     work = work_done()
     while not (found := happened()):
@@ -29,7 +31,9 @@ def wait_for(happened, silence=120, at_most=1200):
             looked = now
             if work_done() > work + 0.05:
                 work, beat = work_done(), now
-        assert now - beat < silence, f"it did not happen, and for {silence} s nobody has computed anything"
-        assert now - begun < at_most, f"it did not happen within {at_most} s"
+        assert now - beat < silence, (
+            f'it did not happen, and for {silence} s nobody has computed anything'
+        )
+        assert now - begun < at_most, f'it did not happen within {at_most} s'
         time.sleep(0.02)
     return found

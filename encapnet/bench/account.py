@@ -22,7 +22,9 @@ __all__ = ['LiveBytes', 'step_bytes', 'step_line', 'saved_bytes', 'free_bytes', 
 
 # %% ../../nbs/bench/00_account.ipynb #84c33a02
 class LiveBytes(TorchDispatchMode):
-    "Count the bytes of the tensors that are created inside and still alive; `peak` is the most at any time."
+    """Count the bytes of the tensors that are created inside and still alive; `peak` is the most
+    at any time."""
+
     def __init__(self):
         super().__init__()
         self.now, self.peak, self._seen = 0, 0, {}
@@ -35,81 +37,137 @@ class LiveBytes(TorchDispatchMode):
     def enter(self, tensor: Tensor):
         "Put a tensor's storage on the balance, once."
         storage = tensor.untyped_storage()
-        if storage._cdata in self._seen: return
+        if storage._cdata in self._seen:
+            return
         size = self._seen[storage._cdata] = storage.nbytes()
         self.now += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._leave, storage._cdata)
 
-    def _leave(self, identity: int): self.now -= self._seen.pop(identity, 0)
+    def _leave(self, identity: int):
+        self.now -= self._seen.pop(identity, 0)
 
 # %% ../../nbs/bench/00_account.ipynb #c96a6ea9
-def step_bytes(build: Callable[[], nn.Module],   # makes the network
-               batch: int,
-               shape: tuple[int, ...] = (3, 32, 32),
-              ) -> int:                          # peak bytes of weights, gradients, Adam's moments, activations
+def step_bytes(
+    build: Callable[[], nn.Module],  # makes the network
+    batch: int,
+    shape: tuple[int, ...] = (3, 32, 32),
+) -> int:  # peak bytes of weights, gradients, Adam's moments, activations
     "Account for one training step, on the meta device: nothing is computed."
-    with torch.device("meta"):
+    with torch.device('meta'):
         model = build()
         with LiveBytes() as live:
             parameters = list(model.parameters())
-            for tensor in (*parameters, *model.buffers()): live.enter(tensor)
+            for tensor in (*parameters, *model.buffers()):
+                live.enter(tensor)
             moments = [torch.empty_like(p) for p in parameters for _ in range(2)]
             images, labels = torch.empty(batch, *shape), torch.zeros(batch, dtype=torch.long)
             margin_loss(model(images), labels).backward()
             del moments
     return live.peak
 
-def step_line(build: Callable[[], nn.Module]) -> tuple[float, float]:  # bytes at batch 0, bytes per sample
-    "The straight line through `step_bytes` at batches 16 and 128. Beyond, memory grows no faster: routing works samples off in parties."
+
+def step_line(
+    build: Callable[[], nn.Module],
+) -> tuple[float, float]:  # bytes at batch 0, bytes per sample
+    """The straight line through `step_bytes` at batches 16 and 128. Beyond, memory grows no
+    faster: routing works samples off in parties."""
     low, high = step_bytes(build, 16), step_bytes(build, 128)
     slope = (high - low) / 112
     return low - 16 * slope, slope
 
 # %% ../../nbs/bench/00_account.ipynb #8023fdf2
-def saved_bytes(function: Callable[..., Any],  # of the inputs
-                *inputs: Tensor,               # those that need a gradient are leaves; they do not count
-               ) -> int:
-    "Bytes of distinct storages that autograd keeps for the backward pass, the inputs themselves apart."
+def saved_bytes(
+    function: Callable[..., Any],  # of the inputs
+    *inputs: Tensor,  # those that need a gradient are leaves; they do not count
+) -> int:
+    """Bytes of distinct storages that autograd keeps for the backward pass, the inputs themselves
+    apart."""
     ours, kept = {x.untyped_storage()._cdata for x in inputs}, {}
+
     def pack(tensor):
         storage = tensor.untyped_storage()
-        if storage._cdata not in ours: kept[storage._cdata] = storage     # held, so that no identity is given out twice
+        # held, so that no identity is given out twice
+        if storage._cdata not in ours:
+            kept[storage._cdata] = storage
         return tensor
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor): result = function(*inputs)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function(*inputs)
     del result
     return sum(storage.nbytes() for storage in kept.values())
 
 # %% ../../nbs/bench/00_account.ipynb #b02f91bc
 def free_bytes(device: torch.device) -> int:
     "Memory that a step may take."
-    if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available     # what the system caches of files can be had, too
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available  # what the system caches of files can be had, too
 
 # %% ../../nbs/bench/00_account.ipynb #df2364c9
-def model_bytes(backend: str, groups: int, positions: int, higher: int, dim: int = 8, higher_dim: int = 16, iterations: int = 3) -> int:
-    "What dynamic routing keeps for the backward pass by the cost model, in bytes per sample (float32, at least two iterations)."
+def model_bytes(
+    backend: str,
+    groups: int,
+    positions: int,
+    higher: int,
+    dim: int = 8,
+    higher_dim: int = 16,
+    iterations: int = 3,
+) -> int:
+    """What dynamic routing keeps for the backward pass by the cost model, in bytes per sample
+    (float32, at least two iterations)."""
     lower, outcomes = groups * positions, iterations * higher * higher_dim
-    if backend == "reference": return 4 * (lower * higher * (higher_dim + iterations) + 2 * outcomes)
+    if backend == 'reference':
+        return 4 * (lower * higher * (higher_dim + iterations) + 2 * outcomes)
     return 4 * (outcomes + (lower + groups) * (dim + 1))
 
-def kept_bytes(backend: str, groups: int, positions: int, higher: int, dim: int = 8, higher_dim: int = 16, iterations: int = 3) -> int:
-    "What autograd really keeps for dynamic routing, in bytes per sample (on the meta device: no size is too large)."
-    with torch.device("meta"):
+
+def kept_bytes(
+    backend: str,
+    groups: int,
+    positions: int,
+    higher: int,
+    dim: int = 8,
+    higher_dim: int = 16,
+    iterations: int = 3,
+) -> int:
+    """What autograd really keeps for dynamic routing, in bytes per sample (on the meta device: no
+    size is too large)."""
+    with torch.device('meta'):
         transform = torch.empty(groups, higher, dim + 1, higher_dim, requires_grad=True)
+
         def kept(samples):
             u = torch.empty(samples, groups, positions, dim, requires_grad=True)
-            return saved_bytes(lambda *x: dynamic_routing(*x, iterations=iterations, backend=backend), u, transform)
-        return kept(2) - kept(1)         # what does not grow with the batch is the parameters', not the sample's
+            return saved_bytes(
+                lambda *x: dynamic_routing(*x, iterations=iterations, backend=backend), u, transform
+            )
+
+        # what does not grow with the batch is the parameters', not the sample's
+        return kept(2) - kept(1)
 
 # %% ../../nbs/bench/00_account.ipynb #b9681f3e
-def kept_over_higher(groups: int = 32, positions: int = 64, higher: tuple[int, ...] = (128, 512, 2048, 8192)) -> list[dict[str, Any]]:
+def kept_over_higher(
+    groups: int = 32, positions: int = 64, higher: tuple[int, ...] = (128, 512, 2048, 8192)
+) -> list[dict[str, Any]]:
     "Model and count of the bytes kept per sample, with votes formed and without, over J."
-    return [dict(backend=title, higher=j, model=model_bytes(backend, groups, positions, j), kept=kept_bytes(backend, groups, positions, j))
-            for backend, title in (("reference", "votes formed"), ("chunked", "vote-free")) for j in higher]
+    return [
+        dict(
+            backend=title,
+            higher=j,
+            model=model_bytes(backend, groups, positions, j),
+            kept=kept_bytes(backend, groups, positions, j),
+        )
+        for backend, title in (('reference', 'votes formed'), ('chunked', 'vote-free'))
+        for j in higher
+    ]
+
 
 def built_sizes() -> dict[str, int]:
-    "Weights of row (f) that stand in for CapNet's transform and for its coefficients, at full width."
-    with torch.device("meta"): layer = networks.SixLayerEncapNet().capsules
-    return dict(mappings=layer.master.conv.weight.numel() + layer.aide.conv.weight.numel(),
-                coefficients=layer.m1.weight.numel() + layer.m2.weight.numel())
+    """Weights of row (f) that stand in for CapNet's transform and for its coefficients, at full
+    width."""
+    with torch.device('meta'):
+        layer = networks.SixLayerEncapNet().capsules
+    return dict(
+        mappings=layer.master.conv.weight.numel() + layer.aide.conv.weight.numel(),
+        coefficients=layer.m1.weight.numel() + layer.m2.weight.numel(),
+    )

@@ -21,6 +21,7 @@ __all__ = ['TextbookCapConv', 'textbook_capconv', 'bench_capconv']
 # %% ../../nbs/bench/05_capconv.ipynb #f83ccb13
 class TextbookCapConv(nn.Module):
     "A capConv's own parts, put together as commonly written; the same function."
+
     def __init__(self, layer: CapConv):
         super().__init__()
         self.layer = layer
@@ -28,39 +29,70 @@ class TextbookCapConv(nn.Module):
     def _end(self, norm, s, added):
         b, c, h, w = s.shape
         x = norm(s if added is None else s + added).relu().view(b, self.layer.groups, -1, h, w)
-        return squash(x.permute(0, 1, 3, 4, 2).contiguous()).permute(0, 1, 4, 2, 3).contiguous().view(b, c, h, w)
+        return (
+            squash(x.permute(0, 1, 3, 4, 2).contiguous())
+            .permute(0, 1, 4, 2, 3)
+            .contiguous()
+            .view(b, c, h, w)
+        )
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
-        layer, weigh = self.layer, lambda m, v: (m[:, :, None] * v.view(*m.shape[:2], -1, *m.shape[2:])).view(v.shape)
-        if layer.skip is not None: added = layer.skip(x) if added is None else layer.skip(x) + added
-        if layer.coefficients == "master": return self._end(layer.master.norm, layer.master.conv(x), added)
-        master, aide = (self._end(branch.norm, branch.conv(x), None) for branch in (layer.master, layer.aide))
-        source1, source2 = dict(v1=(master, aide), v2=(aide, master), v3=(master + aide, master + aide))[layer.coefficients]
-        return self._end(layer.norm, weigh(layer.m1(source1), master) + weigh(layer.m2(source2), aide), added)
+        layer, weigh = (
+            self.layer,
+            lambda m, v: (m[:, :, None] * v.view(*m.shape[:2], -1, *m.shape[2:])).view(v.shape),
+        )
+        if layer.skip is not None:
+            added = layer.skip(x) if added is None else layer.skip(x) + added
+        if layer.coefficients == 'master':
+            return self._end(layer.master.norm, layer.master.conv(x), added)
+        master, aide = (
+            self._end(branch.norm, branch.conv(x), None) for branch in (layer.master, layer.aide)
+        )
+        source1, source2 = dict(
+            v1=(master, aide), v2=(aide, master), v3=(master + aide, master + aide)
+        )[layer.coefficients]
+        return self._end(
+            layer.norm, weigh(layer.m1(source1), master) + weigh(layer.m2(source2), aide), added
+        )
+
 
 def textbook_capconv(network: nn.Module) -> nn.Module:  # the same object
     "Have every capConv of a network computed the textbook's way, with the same parameters."
     for name, child in network.named_children():
-        if isinstance(child, CapConv): setattr(network, name, TextbookCapConv(child))
-        else: textbook_capconv(child)
+        if isinstance(child, CapConv):
+            setattr(network, name, TextbookCapConv(child))
+        else:
+            textbook_capconv(child)
     return network
 
 # %% ../../nbs/bench/05_capconv.ipynb #873e9874
-def bench_capconv(config: CapConvBenchConfig, device: torch.device, budget_s: float = 12.0, most: int = 5) -> dict[str, Any]:
+def bench_capconv(
+    config: CapConvBenchConfig, device: torch.device, budget_s: float = 12.0, most: int = 5
+) -> dict[str, Any]:
     "One turn of a way of training: see `clock.timed`; no seconds where the account does not fit."
-    def build(): return (textbook_capconv if config.backend == "textbook" else lambda network: network)(EncapNet(groups=config.groups))
+
+    def build():
+        return (textbook_capconv if config.backend == 'textbook' else lambda network: network)(
+            EncapNet(groups=config.groups)
+        )
+
     accounted = step_bytes(build, config.batch)
-    if accounted > 0.8 * free_bytes(device): return dict(seconds=[], peak=None, accounted=accounted)
+    if accounted > 0.8 * free_bytes(device):
+        return dict(seconds=[], peak=None, accounted=accounted)
     torch.manual_seed(0)
     network, images = build().to(device), torch.rand(config.batch, 3, 32, 32, device=device)
     labels = torch.arange(config.batch, device=device) % 10
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    run = torch.compile(network) if config.backend == "compiled" else network
+    run = torch.compile(network) if config.backend == 'compiled' else network
+
     def step():
         optimizer.zero_grad(set_to_none=True)
         margin_loss(run(images), labels).backward()
         optimizer.step()
-    if config.backend == "compiled": step()
+
+    if config.backend == 'compiled':
+        step()
     found = timed(step, device, budget_s, most)
-    if config.backend == "compiled" and device.type == "cpu": found["peak"] = None
+    if config.backend == 'compiled' and device.type == 'cpu':
+        found['peak'] = None
     return found | dict(accounted=accounted)

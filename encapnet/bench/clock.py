@@ -17,61 +17,89 @@ from ..nn.losses import margin_loss
 __all__ = ['step_seconds', 'timed', 'matmul_rate']
 
 # %% ../../nbs/bench/01_clock.ipynb #c3c2f9a1
-def step_seconds(model: nn.Module, batch: int, device: torch.device, budget_s: float = 2.5, most: int = 7) -> list[float]:
-    "Seconds of each of several training steps after one to warm up: `most` of them, or as many as the budget allows, at least one."
-    images, labels = torch.rand(batch, 3, 32, 32, device=device), torch.zeros(batch, dtype=torch.long, device=device)
+def step_seconds(
+    model: nn.Module, batch: int, device: torch.device, budget_s: float = 2.5, most: int = 7
+) -> list[float]:
+    """Seconds of each of several training steps after one to warm up: `most` of them, or as many
+    as the budget allows, at least one."""
+    images, labels = (
+        torch.rand(batch, 3, 32, 32, device=device),
+        torch.zeros(batch, dtype=torch.long, device=device),
+    )
     optimizer, taken = torch.optim.Adam(model.parameters(), lr=1e-6), []
     while len(taken) < 2 or (sum(taken) < budget_s and len(taken) <= most):
-        if device.type == "cuda": torch.cuda.synchronize(device)
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         margin_loss(model(images), labels).backward()
         optimizer.step()
-        if device.type == "cuda": torch.cuda.synchronize(device)
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - began)
     return taken[1:]
 
 # %% ../../nbs/bench/01_clock.ipynb #6b3ed0e5
 def _level(device: torch.device, peak: bool) -> int | None:
     "Bytes in use, or their peak since the last `_reset`; None where the system does not say."
-    if device.type == "cuda": return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)(device)
-    try: text = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError: return None
-    return 1024 * int(text.split("VmHWM:" if peak else "VmRSS:")[1].split()[0])
+    if device.type == 'cuda':
+        return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)(device)
+    try:
+        text = Path('/proc/self/status').read_text(encoding='ascii')
+    except OSError:
+        return None
+    return 1024 * int(text.split('VmHWM:' if peak else 'VmRSS:')[1].split()[0])
+
 
 def _reset(device: torch.device):
-    if device.type == "cuda": torch.cuda.reset_peak_memory_stats(device)
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
     else:
-        with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file: file.write("5")
+        with suppress(OSError), open('/proc/self/clear_refs', 'w', encoding='ascii') as file:
+            file.write('5')
 
 # %% ../../nbs/bench/01_clock.ipynb #0315bfd0
-def timed(step: Callable[[], Any],    # clears what the last one left, goes forward and back
-          device: torch.device,
-          budget_s: float = 1.5,
-          most: int = 7,              # steps, at least one
-         ) -> dict[str, Any]:         # seconds of steps; peak, in bytes above the level before, of the first
+def timed(
+    step: Callable[[], Any],  # clears what the last one left, goes forward and back
+    device: torch.device,
+    budget_s: float = 1.5,
+    most: int = 7,  # steps, at least one
+) -> dict[str, Any]:  # seconds of steps; peak, in bytes above the level before, of the first
     "Time steps after one to warm up, unless that takes longer than twice the budget and has to do."
     taken, peak = [], None
     while len(taken) < 2 or (sum(taken) < budget_s and len(taken) <= most):
-        if not taken: _reset(device)
+        if not taken:
+            _reset(device)
         before = _level(device, False)
-        if device.type == "cuda": torch.cuda.synchronize(device)
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
         began = time.perf_counter()
         step()
-        if device.type == "cuda": torch.cuda.synchronize(device)
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - began)
-        if len(taken) == 1 and before is not None: peak = _level(device, True) - before
-        if taken[0] > 2 * budget_s: break
-    return dict(seconds=[round(value, 6) for value in (taken if taken[0] > 2 * budget_s else taken[1:])], peak=peak)
+        if len(taken) == 1 and before is not None:
+            peak = _level(device, True) - before
+        if taken[0] > 2 * budget_s:
+            break
+    return dict(
+        seconds=[round(value, 6) for value in (taken if taken[0] > 2 * budget_s else taken[1:])],
+        peak=peak,
+    )
 
 # %% ../../nbs/bench/01_clock.ipynb #0d06aebd
-def matmul_rate(device: torch.device, size: int = 1024, times: int = 8) -> float:  # floating-point operations per second
-    "What the device reaches on large float32 matrix products, the best of several: the flat part of its roofline."
-    one, best = torch.rand(size, size, device=device), float("inf")
+def matmul_rate(
+    device: torch.device, size: int = 1024, times: int = 8
+) -> float:  # floating-point operations per second
+    """What the device reaches on large float32 matrix products, the best of several: the flat
+    part of its roofline."""
+    one, best = torch.rand(size, size, device=device), float('inf')
     for _ in range(times):
-        if device.type == "cuda": torch.cuda.synchronize(device)
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
         began = time.perf_counter()
         one @ one
-        if device.type == "cuda": torch.cuda.synchronize(device)
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best

@@ -20,36 +20,56 @@ from ..study.config import DataBenchConfig
 __all__ = ['bench_data']
 
 # %% ../../nbs/bench/06_data.ipynb #7aac28ee
-def _images(config: DataBenchConfig, device: torch.device, folder: str, number: int = 512) -> data.ImageSet:
+def _images(
+    config: DataBenchConfig, device: torch.device, folder: str, number: int = 512
+) -> data.ImageSet:
     "Noise: on the device, or in a memory-mapped file where images are large."
     shape, generator = (number, 3, config.side, config.side), np.random.default_rng(0)
-    if config.side == 32: pixels = torch.from_numpy(generator.integers(0, 256, shape, np.uint8)).to(device)
+    if config.side == 32:
+        pixels = torch.from_numpy(generator.integers(0, 256, shape, np.uint8)).to(device)
     else:
-        place = np.lib.format.open_memmap(Path(folder)/"images.npy", "w+", np.uint8, shape)
-        for image in place: image[:] = generator.integers(0, 256, shape[1:], np.uint8)
+        place = np.lib.format.open_memmap(Path(folder) / 'images.npy', 'w+', np.uint8, shape)
+        for image in place:
+            image[:] = generator.integers(0, 256, shape[1:], np.uint8)
         pixels = torch.from_numpy(place)
-    return data.ImageSet("noise", "train", pixels, torch.arange(number, device=pixels.device) % 10, data.TEN)
+    return data.ImageSet(
+        'noise', 'train', pixels, torch.arange(number, device=pixels.device) % 10, data.TEN
+    )
+
 
 def _forever(images: data.ImageSet, config: DataBenchConfig, device: torch.device):
     "Batch after batch, epoch after epoch."
     for epoch in count():
-        for pixels, labels in data.batches(images, config.batch, 0, epoch, config.loader, drop_last=True): yield pixels.to(device), labels.to(device)
+        for pixels, labels in data.batches(
+            images, config.batch, 0, epoch, config.loader, drop_last=True
+        ):
+            yield pixels.to(device), labels.to(device)
+
 
 def _training_step(config: DataBenchConfig, device: torch.device):
     torch.manual_seed(0)
-    options = dict(size=config.side) if config.step == "EncapNet" else {}
+    options = dict(size=config.side) if config.step == 'EncapNet' else {}
     network = getattr(networks, config.step)(groups=config.groups, **options).to(device)
-    images, labels = torch.rand(config.batch, 3, config.side, config.side, device=device), torch.arange(config.batch, device=device) % 10
+    images, labels = (
+        torch.rand(config.batch, 3, config.side, config.side, device=device),
+        torch.arange(config.batch, device=device) % 10,
+    )
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+
     def step():
         optimizer.zero_grad(set_to_none=True)
         margin_loss(network(images), labels).backward()
         optimizer.step()
+
     return step
 
-def bench_data(config: DataBenchConfig, device: torch.device, budget_s: float = 2.0, most: int = 40) -> dict[str, Any]:
+# %% ../../nbs/bench/06_data.ipynb #509c403b
+def bench_data(
+    config: DataBenchConfig, device: torch.device, budget_s: float = 2.0, most: int = 40
+) -> dict[str, Any]:
     "One turn of a loader or of a training step: see `clock.timed`."
-    if config.step: return timed(_training_step(config, device), device, budget_s, most)
+    if config.step:
+        return timed(_training_step(config, device), device, budget_s, most)
     with tempfile.TemporaryDirectory() as folder:
         ready = _forever(_images(config, device, folder), config, device)
         return timed(lambda: next(ready), device, budget_s, most)

@@ -15,21 +15,31 @@ from ..training import build
 __all__ = ['operations', 'work']
 
 # %% ../../nbs/bench/07_operations.ipynb #4df5b87a
-def _accumulated(result, left, right, out_shape=None, **more) -> int: return 2 * left[0] * left[1] * left[2] * right[2]
+def _accumulated(result, left, right, out_shape=None, **more) -> int:
+    return 2 * left[0] * left[1] * left[2] * right[2]
+
 
 @lru_cache(256)
 def operations(network: NetworkConfig, classes: int = 10) -> float:
-    "Floating-point operations of the products of one image's training step; a multiplication and an addition are two."
-    batch, side = 2, getattr(network, "size", 32)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    """Floating-point operations of the products of one image's training step; a multiplication
+    and an addition are two."""
+    batch, side = 2, getattr(network, 'size', 32)
+    with torch.random.fork_rng(devices=[]), torch.device('meta'):
         model, images = build(network, classes).train(), torch.empty(batch, 3, side, side)
     # The counter knows PyTorch's own names only, and not the one that works in place.
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _accumulated}) as counter:
+    with FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.baddbmm_: _accumulated}
+    ) as counter:
         model(images).square().sum().backward()
     return counter.get_total_flops() / batch
 
 # %% ../../nbs/bench/07_operations.ipynb #b081bf15
 def work(config: RunConfig, classes: int = 10, images: int | None = None) -> float:
     "Operations of a whole training; `images` where the data set does not say how many there are."
-    images = config.schedule.epoch_images or config.data.train_images or images or data.DATASETS[config.data.name].train
+    images = (
+        config.schedule.epoch_images
+        or config.data.train_images
+        or images
+        or data.DATASETS[config.data.name].train
+    )
     return operations(config.network, classes) * images * config.schedule.epochs

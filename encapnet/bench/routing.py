@@ -20,74 +20,135 @@ __all__ = ['textbook_routing', 'routing_call', 'routing_bytes', 'routing_operati
            'bench_routing']
 
 # %% ../../nbs/bench/03_routing.ipynb #d3c54f44
-def textbook_routing(u: Tensor,              # (b, i, d)
-                     weight: Tensor,         # (i, j, d, e), one transform for each pair
-                     iterations: int = 3,
-                    ) -> Tensor:             # (b, j, e)
+def textbook_routing(
+    u: Tensor,  # (b, i, d)
+    weight: Tensor,  # (i, j, d, e), one transform for each pair
+    iterations: int = 3,
+) -> Tensor:  # (b, j, e)
     "Dynamic routing as commonly written: one batched product makes the votes, and the votes stay."
-    votes = torch.bmm(u.transpose(0, 1), weight.transpose(1, 2).flatten(2)).unflatten(2, weight.shape[1::2])    # (i, b, j, e)
+    # (i, b, j, e)
+    votes = torch.bmm(u.transpose(0, 1), weight.transpose(1, 2).flatten(2)).unflatten(
+        2, weight.shape[1::2]
+    )
     votes = votes.permute(1, 2, 0, 3).contiguous()
     logits = torch.zeros_like(votes[..., 0])
     for step in range(iterations):
         s = torch.matmul(logits.softmax(1)[:, :, None], votes)[:, :, 0]
         v = squash(s)
-        if step + 1 < iterations: logits = logits + torch.matmul(votes, v[..., None])[..., 0]
+        if step + 1 < iterations:
+            logits = logits + torch.matmul(votes, v[..., None])[..., 0]
     return v
 
+
 def routing_call(config: RoutingBenchConfig) -> tuple[Callable[..., Tensor], list[Tensor]]:
-    "What is timed, and its leaves, on the current default device. Equal configurations get equal numbers."
+    """What is timed, and its leaves, on the current default device. Equal configurations get
+    equal numbers."""
     torch.manual_seed(0)
     c, bias = config, config.positions > 1
     u = torch.randn(c.batch, c.groups, c.positions, c.dim).mul_(0.3).requires_grad_()
-    transform = torch.randn(c.higher, c.groups, c.dim + bias, c.higher_dim).transpose(0, 1).requires_grad_()
-    if c.backend == "textbook": return lambda u, weight: textbook_routing(u[:, :, 0], weight, c.iterations), [u, transform]
+    transform = (
+        torch.randn(c.higher, c.groups, c.dim + bias, c.higher_dim).transpose(0, 1).requires_grad_()
+    )
+    if c.backend == 'textbook':
+        return lambda u, weight: textbook_routing(u[:, :, 0], weight, c.iterations), [u, transform]
     options = dict(iterations=c.iterations, backend=c.backend)
-    if c.routing == "dynamic": return partial(dynamic_routing, **options), [u, transform]
-    leaves = [u, torch.rand(c.batch, c.groups, c.positions).requires_grad_(), transform, *torch.zeros(2, c.higher).requires_grad_()]
+    if c.routing == 'dynamic':
+        return partial(dynamic_routing, **options), [u, transform]
+    leaves = [
+        u,
+        torch.rand(c.batch, c.groups, c.positions).requires_grad_(),
+        transform,
+        *torch.zeros(2, c.higher).requires_grad_(),
+    ]
     return lambda *leaves: em_routing(*leaves, **options)[0], leaves
 
 # %% ../../nbs/bench/03_routing.ipynb #ea50075f
 def routing_bytes(config: RoutingBenchConfig) -> int:
-    "Peak bytes of live tensors above weights and inputs, by account; the fused kernels keep what the chunked ones keep, scratch memory apart."
-    if config.backend == "triton": config = config.model_copy(update=dict(backend="chunked"))
-    with torch.device("meta"):
+    """Peak bytes of live tensors above weights and inputs, by account; the fused kernels keep
+    what the chunked ones keep, scratch memory apart."""
+    if config.backend == 'triton':
+        config = config.model_copy(update=dict(backend='chunked'))
+    with torch.device('meta'):
         call, leaves = routing_call(config)
         with LiveBytes() as live:
-            for leaf in leaves: live.enter(leaf)
+            for leaf in leaves:
+                live.enter(leaf)
             before = live.now
             call(*leaves).square().sum().backward()
     return live.peak - before
 
 # %% ../../nbs/bench/03_routing.ipynb #8f7c7e13
 def routing_operations(config: RoutingBenchConfig) -> int:
-    "Floating-point operations of the matrix products of one sample, forward and backward, by the model."
-    c, f, quadratic = config, config.dim + (config.positions > 1), config.dim * (config.dim + 1) // 2
+    """Floating-point operations of the matrix products of one sample, forward and backward, by
+    the model."""
+    c, f, quadratic = (
+        config,
+        config.dim + (config.positions > 1),
+        config.dim * (config.dim + 1) // 2,
+    )
     pairs, weights = 2 * c.groups * c.positions * c.higher, 2 * c.groups * c.higher * c.higher_dim
-    em = c.routing == "em"
-    if c.backend in ("reference", "textbook"): return 3 * pairs * c.higher_dim * (f + (3 if em else 2) * c.iterations - 1)
-    if not em: return (c.iterations - 1) * (8 * pairs * f + 7 * weights * f) + 3 * weights * f
-    return (c.iterations - 1) * 7 * pairs * (quadratic + c.dim + 1) + 4 * c.iterations * weights * (2 * quadratic + 3 * c.dim)
+    em = c.routing == 'em'
+    if c.backend in ('reference', 'textbook'):
+        return 3 * pairs * c.higher_dim * (f + (3 if em else 2) * c.iterations - 1)
+    if not em:
+        return (c.iterations - 1) * (8 * pairs * f + 7 * weights * f) + 3 * weights * f
+    return (c.iterations - 1) * 7 * pairs * (quadratic + c.dim + 1) + 4 * c.iterations * weights * (
+        2 * quadratic + 3 * c.dim
+    )
+
 
 def largest_batch(config: RoutingBenchConfig, budget: int = 12 * 2**30) -> int:
-    "The largest batch whose step fits the budget with weights, their gradients and inputs, along the account's straight line."
+    """The largest batch whose step fits the budget with weights, their gradients and inputs,
+    along the account's straight line."""
     low, high = (routing_bytes(config.model_copy(update=dict(batch=batch))) for batch in (16, 128))
-    with torch.device("meta"): weights = sum(4 * leaf.numel() for leaf in routing_call(config.model_copy(update=dict(batch=1)))[1])
+    with torch.device('meta'):
+        weights = sum(
+            4 * leaf.numel() for leaf in routing_call(config.model_copy(update=dict(batch=1)))[1]
+        )
     slope = (high - low) / 112
     return max(0, int((budget - 2 * weights - (low - 16 * slope)) // slope))
 
+# %% ../../nbs/bench/03_routing.ipynb #1bb6e402
 def largest_batches() -> list[dict[str, Any]]:
     "For both routings of Table 1's layer, with votes and without."
-    layer = dict(row="layer", hardware="", batch=1, groups=32, positions=64, dim=8, higher=2048, higher_dim=16)
-    return [dict(routing=routing, backend=backend, batch=largest_batch(RoutingBenchConfig(routing=routing, backend=backend, **layer)))
-            for routing in ("dynamic", "em") for backend in ("reference", "chunked")]
+    layer = dict(
+        row='layer',
+        hardware='',
+        batch=1,
+        groups=32,
+        positions=64,
+        dim=8,
+        higher=2048,
+        higher_dim=16,
+    )
+    return [
+        dict(
+            routing=routing,
+            backend=backend,
+            batch=largest_batch(RoutingBenchConfig(routing=routing, backend=backend, **layer)),
+        )
+        for routing in ('dynamic', 'em')
+        for backend in ('reference', 'chunked')
+    ]
 
 # %% ../../nbs/bench/03_routing.ipynb #5189cf21
-def bench_routing(config: RoutingBenchConfig, device: torch.device, budget_s: float = 2.0, most: int = 9) -> dict[str, Any]:
+def bench_routing(
+    config: RoutingBenchConfig, device: torch.device, budget_s: float = 2.0, most: int = 9
+) -> dict[str, Any]:
     "One turn of a way of routing: see `timed`; no seconds where the account does not fit."
     facts = dict(accounted=routing_bytes(config), operations=routing_operations(config))
-    if facts["accounted"] > 0.8 * free_bytes(device): return dict(seconds=[], peak=None, **facts)
-    with torch.device(device): call, leaves = routing_call(config)
+    if facts['accounted'] > 0.8 * free_bytes(device):
+        return dict(seconds=[], peak=None, **facts)
+    with torch.device(device):
+        call, leaves = routing_call(config)
+
     def step():
-        for leaf in leaves: leaf.grad = None
+        for leaf in leaves:
+            leaf.grad = None
         call(*leaves).square().sum().backward()
-    return timed(step, device, budget_s, most) | facts | dict(roof=matmul_rate(device, 1024 if device.type == "cpu" else 4096))
+
+    return (
+        timed(step, device, budget_s, most)
+        | facts
+        | dict(roof=matmul_rate(device, 1024 if device.type == 'cpu' else 4096))
+    )

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 # %% ../../nbs/nn/06b_baselines.ipynb #64c27c8b
 class Torchvision(nn.Module):
     "A classifier of torchvision with random weights: images (b, 3, h, w) to scores (b, classes)."
+
     def __init__(self, architecture: str, classes: int = 10):
         super().__init__()
-        from torchvision.models import get_model                  # it takes seconds to load, and no other network needs it
-        # GoogLeNet's auxiliary classifiers would be two losses more, which the study's trainer does not know.
-        options = dict(aux_logits=False, init_weights=True) if architecture == "googlenet" else {}
+        # it takes seconds to load, and no other network needs it
+        from torchvision.models import get_model
+
+        # GoogLeNet's auxiliary classifiers would be two losses more, which the study's trainer does
+        # not know.
+        options = dict(aux_logits=False, init_weights=True) if architecture == 'googlenet' else {}
         self.network = get_model(architecture, weights=None, num_classes=classes, **options)
 
-    def forward(self, x: Tensor) -> Tensor: return self.network(x)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)

@@ -19,51 +19,102 @@ __all__ = ['available', 'blocks', 'collect', 'collect_backward']
 # %% ../../nbs/nn/02b_fused.ipynb #fad3c93f
 def _interpreting() -> bool:
     "Whether the user asks for Triton's interpreter."
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+    return os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true', 'yes', 'on', 'y')
 
-def available(device: torch.device | str, # where the tensors lie
-             ) -> bool:
-    "Whether the fused kernels run there: Triton is installed, and compiles for this device or interprets."
-    return find_spec("triton") is not None and (torch.device(device).type == "cuda" or _interpreting())
+
+def available(
+    device: torch.device | str,  # where the tensors lie
+) -> bool:
+    """Whether the fused kernels run there: Triton is installed, and compiles for this device or
+    interprets."""
+    return find_spec('triton') is not None and (
+        torch.device(device).type == 'cuda' or _interpreting()
+    )
 
 # %% ../../nbs/nn/02b_fused.ipynb #add84e5d
 @no_type_check
-def _normalize_higher(queries, keys, peaks, rests, p, j, f, count,
-                      P: tl.constexpr, J: tl.constexpr, F: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
-    "Per position: the largest logit over j, and the logarithm of the sum of exponentials relative to it."
+def _normalize_higher(
+    queries,
+    keys,
+    peaks,
+    rests,
+    p,
+    j,
+    f,
+    count,
+    P: tl.constexpr,
+    J: tl.constexpr,
+    F: tl.constexpr,
+    EXACT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Per position: the largest logit over j, and the logarithm of the sum of exponentials
+    relative to it."""
     n = (tl.program_id(0) // count).to(tl.int64)
     row, feature = tl.program_id(0) % count * P + tl.arange(0, P), tl.arange(0, F)
-    q = tl.load(queries + n * p * f + row[:, None] * f + feature[None, :],
-                mask=(row[:, None] < p) & (feature[None, :] < f), other=0.0).to(EXACT)
-    peak, total = tl.full((P,), float("-inf"), EXACT), tl.full((P,), 0.0, EXACT)
+    q = tl.load(
+        queries + n * p * f + row[:, None] * f + feature[None, :],
+        mask=(row[:, None] < p) & (feature[None, :] < f),
+        other=0.0,
+    ).to(EXACT)
+    peak, total = tl.full((P,), float('-inf'), EXACT), tl.full((P,), 0.0, EXACT)
     for start in range(0, j, J):
         column = start + tl.arange(0, J)
-        k = tl.load(keys + n * f * j + feature[:, None] * j + column[None, :],
-                    mask=(feature[:, None] < f) & (column[None, :] < j), other=0.0).to(EXACT)
-        logits = tl.where(column[None, :] < j, tl.dot(q, k, input_precision=PRECISION), float("-inf"))
+        k = tl.load(
+            keys + n * f * j + feature[:, None] * j + column[None, :],
+            mask=(feature[:, None] < f) & (column[None, :] < j),
+            other=0.0,
+        ).to(EXACT)
+        logits = tl.where(
+            column[None, :] < j, tl.dot(q, k, input_precision=PRECISION), float('-inf')
+        )
         higher = tl.maximum(peak, tl.reduce(logits, 1, largest))
-        total = total * tl.exp(peak - higher) + tl.reduce(tl.exp(logits - higher[:, None]), 1, added)
+        total = total * tl.exp(peak - higher) + tl.reduce(
+            tl.exp(logits - higher[:, None]), 1, added
+        )
         peak = higher
     tl.store(peaks + n * p + row, peak, mask=row < p)
     tl.store(rests + n * p + row, tl.log(total), mask=row < p)
 
 # %% ../../nbs/nn/02b_fused.ipynb #c8eea46d
 @no_type_check
-def _normalize_lower(queries, keys, peaks, rests, p, j, f, count,
-                     P: tl.constexpr, J: tl.constexpr, F: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
-    "Per higher capsule: the largest logit over one group's p, and the logarithm of the sum of exponentials relative to it."
+def _normalize_lower(
+    queries,
+    keys,
+    peaks,
+    rests,
+    p,
+    j,
+    f,
+    count,
+    P: tl.constexpr,
+    J: tl.constexpr,
+    F: tl.constexpr,
+    EXACT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Per higher capsule: the largest logit over one group's p, and the logarithm of the sum of
+    exponentials relative to it."""
     n = (tl.program_id(0) // count).to(tl.int64)
     column, feature = tl.program_id(0) % count * J + tl.arange(0, J), tl.arange(0, F)
-    k = tl.load(keys + n * f * j + feature[:, None] * j + column[None, :],
-                mask=(feature[:, None] < f) & (column[None, :] < j), other=0.0).to(EXACT)
-    peak, total = tl.full((J,), float("-inf"), EXACT), tl.full((J,), 0.0, EXACT)
+    k = tl.load(
+        keys + n * f * j + feature[:, None] * j + column[None, :],
+        mask=(feature[:, None] < f) & (column[None, :] < j),
+        other=0.0,
+    ).to(EXACT)
+    peak, total = tl.full((J,), float('-inf'), EXACT), tl.full((J,), 0.0, EXACT)
     for start in range(0, p, P):
         row = start + tl.arange(0, P)
-        q = tl.load(queries + n * p * f + row[:, None] * f + feature[None, :],
-                    mask=(row[:, None] < p) & (feature[None, :] < f), other=0.0).to(EXACT)
-        logits = tl.where(row[:, None] < p, tl.dot(q, k, input_precision=PRECISION), float("-inf"))
+        q = tl.load(
+            queries + n * p * f + row[:, None] * f + feature[None, :],
+            mask=(row[:, None] < p) & (feature[None, :] < f),
+            other=0.0,
+        ).to(EXACT)
+        logits = tl.where(row[:, None] < p, tl.dot(q, k, input_precision=PRECISION), float('-inf'))
         higher = tl.maximum(peak, tl.reduce(logits, 0, largest))
-        total = total * tl.exp(peak - higher) + tl.reduce(tl.exp(logits - higher[None, :]), 0, added)
+        total = total * tl.exp(peak - higher) + tl.reduce(
+            tl.exp(logits - higher[None, :]), 0, added
+        )
         peak = higher
     tl.store(peaks + n * j + column, peak, mask=column < j)
     tl.store(rests + n * j + column, tl.log(total), mask=column < j)
@@ -77,60 +128,153 @@ def _over_groups(parts: Tensor, groups: int) -> Tensor:
 
 # %% ../../nbs/nn/02b_fused.ipynb #27050316
 @no_type_check
-def _collect(queries, keys, values, peaks, rests, out, p, j, f, e, groups, count, LOWER: tl.constexpr,
-             P: tl.constexpr, J: tl.constexpr, F: tl.constexpr, E: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
+def _collect(
+    queries,
+    keys,
+    values,
+    peaks,
+    rests,
+    out,
+    p,
+    j,
+    f,
+    e,
+    groups,
+    count,
+    LOWER: tl.constexpr,
+    P: tl.constexpr,
+    J: tl.constexpr,
+    F: tl.constexpr,
+    E: tl.constexpr,
+    EXACT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     "Per higher capsule: the sum over p of values, times coefficients."
     n = (tl.program_id(0) // count).to(tl.int64)
-    column, feature, channel = tl.program_id(0) % count * J + tl.arange(0, J), tl.arange(0, F), tl.arange(0, E)
-    k = tl.load(keys + n * f * j + feature[:, None] * j + column[None, :],
-                mask=(feature[:, None] < f) & (column[None, :] < j), other=0.0).to(EXACT)
+    column, feature, channel = (
+        tl.program_id(0) % count * J + tl.arange(0, J),
+        tl.arange(0, F),
+        tl.arange(0, E),
+    )
+    k = tl.load(
+        keys + n * f * j + feature[:, None] * j + column[None, :],
+        mask=(feature[:, None] < f) & (column[None, :] < j),
+        other=0.0,
+    ).to(EXACT)
     if LOWER:
         peak = tl.load(peaks + n // groups * j + column, mask=column < j, other=0.0)[None, :]
         rest = tl.load(rests + n // groups * j + column, mask=column < j, other=0.0)[None, :]
     collected = tl.full((E, J), 0.0, EXACT)
     for start in range(0, p, P):
         row = start + tl.arange(0, P)
-        q = tl.load(queries + n * p * f + row[:, None] * f + feature[None, :],
-                    mask=(row[:, None] < p) & (feature[None, :] < f), other=0.0).to(EXACT)
-        v = tl.load(values + n * p * e + row[:, None] * e + channel[None, :],
-                    mask=(row[:, None] < p) & (channel[None, :] < e), other=0.0).to(EXACT)
+        q = tl.load(
+            queries + n * p * f + row[:, None] * f + feature[None, :],
+            mask=(row[:, None] < p) & (feature[None, :] < f),
+            other=0.0,
+        ).to(EXACT)
+        v = tl.load(
+            values + n * p * e + row[:, None] * e + channel[None, :],
+            mask=(row[:, None] < p) & (channel[None, :] < e),
+            other=0.0,
+        ).to(EXACT)
         if not LOWER:
             peak = tl.load(peaks + n * p + row, mask=row < p, other=0.0)[:, None]
             rest = tl.load(rests + n * p + row, mask=row < p, other=0.0)[:, None]
-        logits = tl.where((row[:, None] < p) & (column[None, :] < j), tl.dot(q, k, input_precision=PRECISION), float("-inf"))
-        collected = tl.dot(tl.trans(v), tl.exp(logits - peak - rest), collected, input_precision=PRECISION)
-    tl.store(out + n * e * j + channel[:, None] * j + column[None, :], collected,
-             mask=(channel[:, None] < e) & (column[None, :] < j))
+        logits = tl.where(
+            (row[:, None] < p) & (column[None, :] < j),
+            tl.dot(q, k, input_precision=PRECISION),
+            float('-inf'),
+        )
+        collected = tl.dot(
+            tl.trans(v), tl.exp(logits - peak - rest), collected, input_precision=PRECISION
+        )
+    tl.store(
+        out + n * e * j + channel[:, None] * j + column[None, :],
+        collected,
+        mask=(channel[:, None] < e) & (column[None, :] < j),
+    )
 
 # %% ../../nbs/nn/02b_fused.ipynb #38b31123
 @no_type_check
-def _to_lower(gradient, queries, keys, values, peaks, rests, inner, to_queries, to_values, p, j, f, e, groups, count, LOWER: tl.constexpr,
-              P: tl.constexpr, J: tl.constexpr, F: tl.constexpr, E: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
-    "Per position: the gradients of its query and value; for \"higher\" also the mean `inner` that `_to_keys` needs."
+def _to_lower(
+    gradient,
+    queries,
+    keys,
+    values,
+    peaks,
+    rests,
+    inner,
+    to_queries,
+    to_values,
+    p,
+    j,
+    f,
+    e,
+    groups,
+    count,
+    LOWER: tl.constexpr,
+    P: tl.constexpr,
+    J: tl.constexpr,
+    F: tl.constexpr,
+    E: tl.constexpr,
+    EXACT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Per position: the gradients of its query and value; for "higher" also the mean `inner` that
+    `_to_keys` needs."""
     n = (tl.program_id(0) // count).to(tl.int64)
-    row, feature, channel = tl.program_id(0) % count * P + tl.arange(0, P), tl.arange(0, F), tl.arange(0, E)
-    asked, given = n * p * f + row[:, None] * f + feature[None, :], n * p * e + row[:, None] * e + channel[None, :]
-    asking, giving = (row[:, None] < p) & (feature[None, :] < f), (row[:, None] < p) & (channel[None, :] < e)
-    q, v = tl.load(queries + asked, mask=asking, other=0.0).to(EXACT), tl.load(values + given, mask=giving, other=0.0).to(EXACT)
+    row, feature, channel = (
+        tl.program_id(0) % count * P + tl.arange(0, P),
+        tl.arange(0, F),
+        tl.arange(0, E),
+    )
+    asked, given = (
+        n * p * f + row[:, None] * f + feature[None, :],
+        n * p * e + row[:, None] * e + channel[None, :],
+    )
+    asking, giving = (
+        (row[:, None] < p) & (feature[None, :] < f),
+        (row[:, None] < p) & (channel[None, :] < e),
+    )
+    q, v = (
+        tl.load(queries + asked, mask=asking, other=0.0).to(EXACT),
+        tl.load(values + given, mask=giving, other=0.0).to(EXACT),
+    )
     if not LOWER:
         peak = tl.load(peaks + n * p + row, mask=row < p, other=0.0)[:, None]
         rest = tl.load(rests + n * p + row, mask=row < p, other=0.0)[:, None]
-    to_v, to_q, mean = tl.full((P, E), 0.0, EXACT), tl.full((P, F), 0.0, EXACT), tl.full((P, F), 0.0, EXACT)
+    to_v, to_q, mean = (
+        tl.full((P, E), 0.0, EXACT),
+        tl.full((P, F), 0.0, EXACT),
+        tl.full((P, F), 0.0, EXACT),
+    )
     for start in range(0, j, J):
         column = start + tl.arange(0, J)
-        k = tl.load(keys + n * f * j + feature[:, None] * j + column[None, :],
-                    mask=(feature[:, None] < f) & (column[None, :] < j), other=0.0).to(EXACT)
-        g = tl.load(gradient + n * e * j + channel[:, None] * j + column[None, :],
-                    mask=(channel[:, None] < e) & (column[None, :] < j), other=0.0).to(EXACT)
+        k = tl.load(
+            keys + n * f * j + feature[:, None] * j + column[None, :],
+            mask=(feature[:, None] < f) & (column[None, :] < j),
+            other=0.0,
+        ).to(EXACT)
+        g = tl.load(
+            gradient + n * e * j + channel[:, None] * j + column[None, :],
+            mask=(channel[:, None] < e) & (column[None, :] < j),
+            other=0.0,
+        ).to(EXACT)
         if LOWER:
             peak = tl.load(peaks + n // groups * j + column, mask=column < j, other=0.0)[None, :]
             rest = tl.load(rests + n // groups * j + column, mask=column < j, other=0.0)[None, :]
-        logits = tl.where((row[:, None] < p) & (column[None, :] < j), tl.dot(q, k, input_precision=PRECISION), float("-inf"))
+        logits = tl.where(
+            (row[:, None] < p) & (column[None, :] < j),
+            tl.dot(q, k, input_precision=PRECISION),
+            float('-inf'),
+        )
         c = tl.exp(logits - peak - rest)
         to_v = tl.dot(c, tl.trans(g), to_v, input_precision=PRECISION)
         slope = tl.dot(v, g, input_precision=PRECISION)
-        if LOWER: slope -= tl.load(inner + n // groups * j + column, mask=column < j, other=0.0)[None, :]
-        else: mean = tl.dot(c, tl.trans(k), mean, input_precision=PRECISION)
+        if LOWER:
+            slope -= tl.load(inner + n // groups * j + column, mask=column < j, other=0.0)[None, :]
+        else:
+            mean = tl.dot(c, tl.trans(k), mean, input_precision=PRECISION)
         to_q = tl.dot(c * slope, tl.trans(k), to_q, input_precision=PRECISION)
     if not LOWER:
         shared = tl.reduce(v * to_v, 1, added)
@@ -141,15 +285,46 @@ def _to_lower(gradient, queries, keys, values, peaks, rests, inner, to_queries, 
 
 # %% ../../nbs/nn/02b_fused.ipynb #d5cd54d5
 @no_type_check
-def _to_keys(gradient, queries, keys, values, peaks, rests, inner, to_keys, p, j, f, e, groups, count, LOWER: tl.constexpr,
-             P: tl.constexpr, J: tl.constexpr, F: tl.constexpr, E: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
+def _to_keys(
+    gradient,
+    queries,
+    keys,
+    values,
+    peaks,
+    rests,
+    inner,
+    to_keys,
+    p,
+    j,
+    f,
+    e,
+    groups,
+    count,
+    LOWER: tl.constexpr,
+    P: tl.constexpr,
+    J: tl.constexpr,
+    F: tl.constexpr,
+    E: tl.constexpr,
+    EXACT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     "Per higher capsule: the gradient of its key."
     n = (tl.program_id(0) // count).to(tl.int64)
-    column, feature, channel = tl.program_id(0) % count * J + tl.arange(0, J), tl.arange(0, F), tl.arange(0, E)
-    asked, asking = n * f * j + feature[:, None] * j + column[None, :], (feature[:, None] < f) & (column[None, :] < j)
+    column, feature, channel = (
+        tl.program_id(0) % count * J + tl.arange(0, J),
+        tl.arange(0, F),
+        tl.arange(0, E),
+    )
+    asked, asking = (
+        n * f * j + feature[:, None] * j + column[None, :],
+        (feature[:, None] < f) & (column[None, :] < j),
+    )
     k = tl.load(keys + asked, mask=asking, other=0.0).to(EXACT)
-    g = tl.load(gradient + n * e * j + channel[:, None] * j + column[None, :],
-                mask=(channel[:, None] < e) & (column[None, :] < j), other=0.0).to(EXACT)
+    g = tl.load(
+        gradient + n * e * j + channel[:, None] * j + column[None, :],
+        mask=(channel[:, None] < e) & (column[None, :] < j),
+        other=0.0,
+    ).to(EXACT)
     if LOWER:
         peak = tl.load(peaks + n // groups * j + column, mask=column < j, other=0.0)[None, :]
         rest = tl.load(rests + n // groups * j + column, mask=column < j, other=0.0)[None, :]
@@ -157,15 +332,25 @@ def _to_keys(gradient, queries, keys, values, peaks, rests, inner, to_keys, p, j
     to_k = tl.full((F, J), 0.0, EXACT)
     for start in range(0, p, P):
         row = start + tl.arange(0, P)
-        q = tl.load(queries + n * p * f + row[:, None] * f + feature[None, :],
-                    mask=(row[:, None] < p) & (feature[None, :] < f), other=0.0).to(EXACT)
-        v = tl.load(values + n * p * e + row[:, None] * e + channel[None, :],
-                    mask=(row[:, None] < p) & (channel[None, :] < e), other=0.0).to(EXACT)
+        q = tl.load(
+            queries + n * p * f + row[:, None] * f + feature[None, :],
+            mask=(row[:, None] < p) & (feature[None, :] < f),
+            other=0.0,
+        ).to(EXACT)
+        v = tl.load(
+            values + n * p * e + row[:, None] * e + channel[None, :],
+            mask=(row[:, None] < p) & (channel[None, :] < e),
+            other=0.0,
+        ).to(EXACT)
         if not LOWER:
             peak = tl.load(peaks + n * p + row, mask=row < p, other=0.0)[:, None]
             rest = tl.load(rests + n * p + row, mask=row < p, other=0.0)[:, None]
             shared = tl.load(inner + n * p + row, mask=row < p, other=0.0)[:, None]
-        logits = tl.where((row[:, None] < p) & (column[None, :] < j), tl.dot(q, k, input_precision=PRECISION), float("-inf"))
+        logits = tl.where(
+            (row[:, None] < p) & (column[None, :] < j),
+            tl.dot(q, k, input_precision=PRECISION),
+            float('-inf'),
+        )
         slope = tl.exp(logits - peak - rest) * (tl.dot(v, g, input_precision=PRECISION) - shared)
         to_k = tl.dot(tl.trans(q), slope, to_k, input_precision=PRECISION)
     tl.store(to_keys + asked, to_k, mask=asking)
@@ -176,7 +361,8 @@ def _kernels(interpret: bool) -> SimpleNamespace:
     "The five kernels, compiled at their first call or interpreted."
     import triton
     import triton.language as tl
-    names = {"tl": tl, "largest": tl.standard._elementwise_max, "added": tl.standard._sum_combine}
+
+    names = {'tl': tl, 'largest': tl.standard._elementwise_max, 'added': tl.standard._sum_combine}
 
     def made(kernel):
         twin = FunctionType(kernel.__code__, dict(names), kernel.__name__)
@@ -185,90 +371,166 @@ def _kernels(interpret: bool) -> SimpleNamespace:
 
     with triton.knobs.runtime.scope():
         triton.knobs.runtime.interpret = interpret
-        return SimpleNamespace(**{k.__name__[1:]: made(k) for k in (_normalize_higher, _normalize_lower, _collect, _to_lower, _to_keys)},
-                               exact={torch.float32: tl.float32, torch.float64: tl.float64})
+        return SimpleNamespace(
+            **{
+                k.__name__[1:]: made(k)
+                for k in (_normalize_higher, _normalize_lower, _collect, _to_lower, _to_keys)
+            },
+            exact={torch.float32: tl.float32, torch.float64: tl.float64},
+        )
 
 # %% ../../nbs/nn/02b_fused.ipynb #4470f839
 def _power(size: int, most: int = 2**31) -> int:
     "The power of two that covers `size`: sixteen at least, `most` at most."
     return min(max(16, 1 << max(size - 1, 0).bit_length()), most)
 
+
 def blocks(p: int, j: int, f: int, e: int) -> dict[str, int]:
     "Sizes of the blocks along the four axes, and the groups of 32 threads that work on them."
     wide = _power(max(f, e))
     side = 32 if wide <= 32 else 16
-    return dict(P=_power(p, side), J=_power(j, side), F=_power(f), E=_power(e), num_warps=4 if wide in (16, 64) else 8)
+    return dict(
+        P=_power(p, side),
+        J=_power(j, side),
+        F=_power(f),
+        E=_power(e),
+        num_warps=4 if wide in (16, 64) else 8,
+    )
 
 # %% ../../nbs/nn/02b_fused.ipynb #a06d0eec
 _DTYPES = torch.bfloat16, torch.float16, torch.float32, torch.float64
-_PRECISIONS = "ieee", "tf32x3", "tf32"
+_PRECISIONS = 'ieee', 'tf32x3', 'tf32'
 
-def _sizes(queries: Tensor, keys: Tensor, values: Tensor, groups: int, precision: str) -> tuple[int, int, int, int, int]:
-    "n, p, j, f, e of tensors that the kernels can take. Raises ValueError if they cannot, RuntimeError if nothing runs there."
+
+def _sizes(
+    queries: Tensor, keys: Tensor, values: Tensor, groups: int, precision: str
+) -> tuple[int, int, int, int, int]:
+    """n, p, j, f, e of tensors that the kernels can take. Raises ValueError if they cannot,
+    RuntimeError if nothing runs there."""
     if not available(queries.device):
-        raise RuntimeError(f"the fused kernels need Triton and tensors on a CUDA device, these are on {queries.device.type!r}: "
-                           "use the backend 'chunked', or set TRITON_INTERPRET=1 to interpret the kernels, slowly")
+        raise RuntimeError(
+            'the fused kernels need Triton and tensors on a CUDA device, these are on '
+            f'{queries.device.type!r}: '
+            "use the backend 'chunked', or set TRITON_INTERPRET=1 to interpret the kernels, slowly"
+        )
     shapes = [tuple(x.shape) for x in (queries, keys, values)]
     match shapes:
-        case (n, p, f), (*same, j), (*pairs, e) if same == [n, f] and pairs == [n, p]: pass
-        case _: raise ValueError(f"expected queries (n, p, f), keys (n, f, j), values (n, p, e), got {shapes}")
+        case (n, p, f), (*same, j), (*pairs, e) if same == [n, f] and pairs == [n, p]:
+            pass
+        case _:
+            raise ValueError(
+                f'expected queries (n, p, f), keys (n, f, j), values (n, p, e), got {shapes}'
+            )
     kinds = {(str(x.dtype), str(x.device)) for x in (queries, keys, values)}
-    if len(kinds) > 1 or queries.dtype not in _DTYPES: raise ValueError(f"expected tensors of one floating type on one device, got {sorted(kinds)}")
-    if groups < 0 or groups and n % groups: raise ValueError(f"groups must divide the {n} rows, or be 0, got {groups}")
-    if precision not in _PRECISIONS: raise ValueError(f"precision must be one of {_PRECISIONS}, got {precision!r}")
-    if max(p, j) * max(f, e) >= 2**31: raise ValueError(f"one row must have fewer than 2**31 numbers, got {max(p, j)} * {max(f, e)}")
+    if len(kinds) > 1 or queries.dtype not in _DTYPES:
+        raise ValueError(
+            f'expected tensors of one floating type on one device, got {sorted(kinds)}'
+        )
+    if groups < 0 or groups and n % groups:
+        raise ValueError(f'groups must divide the {n} rows, or be 0, got {groups}')
+    if precision not in _PRECISIONS:
+        raise ValueError(f'precision must be one of {_PRECISIONS}, got {precision!r}')
+    if max(p, j) * max(f, e) >= 2**31:
+        raise ValueError(
+            f'one row must have fewer than 2**31 numbers, got {max(p, j)} * {max(f, e)}'
+        )
     return n, p, j, f, e
 
 # %% ../../nbs/nn/02b_fused.ipynb #9f3f1c57
 def _launch(name: str, length: int, block: int, tensors: tuple, numbers: tuple, **constants):
-    "Start kernel `name`: one program for each n (the first axis of the first tensor) and each `block` of `length`."
+    """Start kernel `name`: one program for each n (the first axis of the first tensor) and each
+    `block` of `length`."""
     kernels, count = _kernels(_interpreting()), -(-length // block)
     exact = kernels.exact[torch.promote_types(tensors[0].dtype, torch.float32)]
     with torch.cuda.device_of(tensors[0]):
-        getattr(kernels, name)[(len(tensors[0]) * count,)](*tensors, *numbers, count, EXACT=exact, enable_fp_fusion=True, **constants)
+        getattr(kernels, name)[(len(tensors[0]) * count,)](
+            *tensors, *numbers, count, EXACT=exact, enable_fp_fusion=True, **constants
+        )
 
 # %% ../../nbs/nn/02b_fused.ipynb #83c7b3a2
-def collect(queries: Float[Tensor, "n p f"],  # one per lower capsule; n counts the groups of all samples
-            keys: Float[Tensor, "n f j"],     # one per higher capsule and group, j last
-            values: Float[Tensor, "n p e"],   # what a lower capsule gives away
-            groups: int = 0,                  # 0: softmax over j; else over p in this many consecutive n
-            precision: str = "ieee",          # of float32 products: "ieee", or on tensor cores "tf32x3" or "tf32"
-           ) -> tuple[Float[Tensor, "n e j"], Float[Tensor, "2 rows last"]]:
-    "What each higher capsule is given, in float32 or better, and the normalizer for the way back. Raises ValueError, or RuntimeError off CUDA."
+def collect(
+    queries: Float[Tensor, 'n p f'],  # one per lower capsule; n counts the groups of all samples
+    keys: Float[Tensor, 'n f j'],  # one per higher capsule and group, j last
+    values: Float[Tensor, 'n p e'],  # what a lower capsule gives away
+    groups: int = 0,  # 0: softmax over j; else over p in this many consecutive n
+    precision: str = 'ieee',  # of float32 products: "ieee", or on tensor cores "tf32x3" or "tf32"
+) -> tuple[Float[Tensor, 'n e j'], Float[Tensor, '2 rows last']]:
+    """What each higher capsule is given, in float32 or better, and the normalizer for the way
+    back. Raises ValueError, or RuntimeError off CUDA."""
     n, p, j, f, e = _sizes(queries, keys, values, groups, precision)
     exact = torch.promote_types(queries.dtype, torch.float32)
     queries, keys, values = (x.contiguous() for x in (queries, keys, values))
-    out, normalizer = (queries.new_empty(shape, dtype=exact) for shape in ((n, e, j), (2, n, j if groups else p)))
-    if 0 in (n, p, j): return out.zero_(), (normalizer[:, :n // groups] if groups else normalizer).zero_()
+    out, normalizer = (
+        queries.new_empty(shape, dtype=exact) for shape in ((n, e, j), (2, n, j if groups else p))
+    )
+    if 0 in (n, p, j):
+        return out.zero_(), (normalizer[:, : n // groups] if groups else normalizer).zero_()
     tile = dict(blocks(p, j, f, e), PRECISION=precision)
-    name, length, held = ("normalize_lower", j, "J") if groups else ("normalize_higher", p, "P")
-    _launch(name, length, tile[held], (queries, keys, *normalizer), (p, j, f), **{key: tile[key] for key in tile if key != "E"})
-    if groups: normalizer = _over_groups(normalizer, groups)
-    _launch("collect", j, tile["J"], (queries, keys, values, *normalizer, out), (p, j, f, e, groups), LOWER=groups > 0, **tile)
+    name, length, held = ('normalize_lower', j, 'J') if groups else ('normalize_higher', p, 'P')
+    _launch(
+        name,
+        length,
+        tile[held],
+        (queries, keys, *normalizer),
+        (p, j, f),
+        **{key: tile[key] for key in tile if key != 'E'},
+    )
+    if groups:
+        normalizer = _over_groups(normalizer, groups)
+    _launch(
+        'collect',
+        j,
+        tile['J'],
+        (queries, keys, values, *normalizer, out),
+        (p, j, f, e, groups),
+        LOWER=groups > 0,
+        **tile,
+    )
     return out, normalizer
 
 # %% ../../nbs/nn/02b_fused.ipynb #ab1334ff
-def collect_backward(gradient: Float[Tensor, "n e j"], # with respect to `out`
-                     queries: Float[Tensor, "n p f"], keys: Float[Tensor, "n f j"], values: Float[Tensor, "n p e"],
-                     out: Float[Tensor, "n e j"] | None,               # as `collect` returned it; only "lower" needs it
-                     normalizer: Float[Tensor, "2 rows last"] | None,
-                     groups: int = 0,
-                     recollect: bool = False,                          # neither was kept: start with `collect` again
-                     precision: str = "ieee",
-                    ) -> tuple[Float[Tensor, "n p f"], Float[Tensor, "n f j"], Float[Tensor, "n p e"], Float[Tensor, "n e j"] | None]:
-    "Gradients of queries, keys and values, in their precision, and `out`. Raises what `collect` raises."
-    if recollect: out, normalizer = collect(queries, keys, values, groups, precision)
+def collect_backward(
+    gradient: Float[Tensor, 'n e j'],  # with respect to `out`
+    queries: Float[Tensor, 'n p f'],
+    keys: Float[Tensor, 'n f j'],
+    values: Float[Tensor, 'n p e'],
+    out: Float[Tensor, 'n e j'] | None,  # as `collect` returned it; only "lower" needs it
+    normalizer: Float[Tensor, '2 rows last'] | None,
+    groups: int = 0,
+    recollect: bool = False,  # neither was kept: start with `collect` again
+    precision: str = 'ieee',
+) -> tuple[
+    Float[Tensor, 'n p f'],
+    Float[Tensor, 'n f j'],
+    Float[Tensor, 'n p e'],
+    Float[Tensor, 'n e j'] | None,
+]:
+    """Gradients of queries, keys and values, in their precision, and `out`. Raises what `collect`
+    raises."""
+    if recollect:
+        out, normalizer = collect(queries, keys, values, groups, precision)
     n, p, j, f, e = _sizes(queries, keys, values, groups, precision)
     wanted = [(n, e, j), (n, e, j), (2, n // groups, j) if groups else (2, n, p)]
-    shapes = [tuple(x.shape) for x in (gradient, gradient if out is None and not groups else out, normalizer)]
-    if shapes != wanted: raise ValueError(f"expected gradient, out and normalizer of shapes {wanted}, got {shapes}")
-    queries, keys, values, normalizer = (x.contiguous() for x in (queries, keys, values, normalizer))
+    shapes = [
+        tuple(x.shape)
+        for x in (gradient, gradient if out is None and not groups else out, normalizer)
+    ]
+    if shapes != wanted:
+        raise ValueError(f'expected gradient, out and normalizer of shapes {wanted}, got {shapes}')
+    queries, keys, values, normalizer = (
+        x.contiguous() for x in (queries, keys, values, normalizer)
+    )
     gradient = gradient.to(normalizer.dtype).contiguous()
     to_queries, to_keys, to_values = (torch.empty_like(x) for x in (queries, keys, values))
-    if 0 in (n, p, j): return to_queries.zero_(), to_keys.zero_(), to_values.zero_(), out
-    inner = (out * gradient).sum(1).unflatten(0, (-1, groups)).sum(1) if groups else torch.empty_like(normalizer[0])
+    if 0 in (n, p, j):
+        return to_queries.zero_(), to_keys.zero_(), to_values.zero_(), out
+    inner = (
+        (out * gradient).sum(1).unflatten(0, (-1, groups)).sum(1)
+        if groups
+        else torch.empty_like(normalizer[0])
+    )
     known, sizes = (gradient, queries, keys, values, *normalizer, inner), (p, j, f, e, groups)
     tile = dict(blocks(p, j, f, e), PRECISION=precision, LOWER=groups > 0)
-    _launch("to_lower", p, tile["P"], (*known, to_queries, to_values), sizes, **tile)
-    _launch("to_keys", j, tile["J"], (*known, to_keys), sizes, **tile)
+    _launch('to_lower', p, tile['P'], (*known, to_queries, to_values), sizes, **tile)
+    _launch('to_keys', j, tile['J'], (*known, to_keys), sizes, **tile)
     return to_queries, to_keys, to_values, out

@@ -14,34 +14,60 @@ __all__ = ['wants_plain_operations', 'as_reference', 'once_differentiable']
 
 # %% ../../nbs/nn/09_gradients.ipynb #00df18d9
 def wants_plain_operations() -> bool:
-    "Whether a transform of torch.func or torch.export looks on: both see through plain operations only."
-    if torch.compiler.is_compiling(): return torch.compiler.is_exporting()
-    return torch._C._are_functorch_transforms_active()      # what torch.autograd.Function itself asks
+    """Whether a transform of torch.func or torch.export looks on: both see through plain
+    operations only."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    # what torch.autograd.Function itself asks
+    return torch._C._are_functorch_transforms_active()
+
 
 def as_reference(network: nn.Module) -> nn.Module:  # the same, changed in place
-    "Let every layer of a network compute by its reference, which can be differentiated as often as one likes; the weights stay."
+    """Let every layer of a network compute by its reference, which can be differentiated as often
+    as one likes; the weights stay."""
     for module in network.modules():
-        options = getattr(module, "options", None)
-        if isinstance(options, dict) and "backend" in options: options["backend"] = "reference"
+        options = getattr(module, 'options', None)
+        if isinstance(options, dict) and 'backend' in options:
+            options['backend'] = 'reference'
     return network
 
 # %% ../../nbs/nn/09_gradients.ipynb #7b122131
-_ADVICE = "with backend='reference' it is made of plain operations; `encapnet.nn.gradients.as_reference` does that for a whole network"
+_ADVICE = (
+    "with backend='reference' it is made of plain operations; "
+    '`encapnet.nn.gradients.as_reference` does that for a whole network'
+)
+
 
 class _NoFurther(torch.autograd.Function):
     "Hands a gradient on, and refuses to be differentiated itself."
+
     @staticmethod
-    def forward(ctx, gradient, *known): return gradient.view_as(gradient)
+    def forward(ctx, gradient, *known):
+        return gradient.view_as(gradient)
+
     @staticmethod
-    def backward(ctx, *_): raise RuntimeError(f"this function can be differentiated once, and here it is asked for twice; {_ADVICE}")
+    def backward(ctx, *_):
+        raise RuntimeError(
+            f'this function can be differentiated once, and here it is asked for twice; {_ADVICE}'
+        )
+
 
 def once_differentiable(backward: Callable) -> Callable:
-    "Decorates a backward pass: its result cannot be differentiated again, and who tries is told the way out."
+    """Decorates a backward pass: its result cannot be differentiated again, and who tries is told
+    the way out."""
+
     @wraps(backward)
     def first(ctx, *gradients):
-        with torch.no_grad(): found = backward(ctx, *gradients)
-        if not torch.is_grad_enabled(): return found
-        seen = [tensor for tensor in (*ctx.saved_tensors, *gradients) if isinstance(tensor, Tensor) and tensor.requires_grad]
+        with torch.no_grad():
+            found = backward(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return found
+        seen = [
+            tensor
+            for tensor in (*ctx.saved_tensors, *gradients)
+            if isinstance(tensor, Tensor) and tensor.requires_grad
+        ]
         known = seen or [found[0].detach().requires_grad_()]
         return tuple(value if value is None else _NoFurther.apply(value, *known) for value in found)
+
     return first

@@ -16,60 +16,92 @@ __all__ = ['BACKENDS', 'assign_reference', 'coefficients_reference', 'collect', 
            'assign', 'check_choice', 'coefficients']
 
 # %% ../../nbs/nn/02_kernels.ipynb #453492c4
-def assign_reference(queries: Float[Tensor, "b g p f"],
-                     keys: Float[Tensor, "b g j f"],
-                     values: Float[Tensor, "b g p e"],
-                     normalize: str = "higher",       # softmax over j, or "lower": over (g, p)
-                    ) -> Float[Tensor, "b g j e"]:
+def assign_reference(
+    queries: Float[Tensor, 'b g p f'],
+    keys: Float[Tensor, 'b g j f'],
+    values: Float[Tensor, 'b g p e'],
+    normalize: str = 'higher',  # softmax over j, or "lower": over (g, p)
+) -> Float[Tensor, 'b g j e']:
     "The textbook `assign`: keeps all coefficients for the backward pass."
     return coefficients_reference(queries, keys, normalize).mT @ values
 
-def coefficients_reference(queries: Float[Tensor, "b g p f"], keys: Float[Tensor, "b g j f"], normalize: str = "higher") -> Float[Tensor, "b g p j"]:
+
+def coefficients_reference(
+    queries: Float[Tensor, 'b g p f'], keys: Float[Tensor, 'b g j f'], normalize: str = 'higher'
+) -> Float[Tensor, 'b g p j']:
     "All of Eqn 1's c at once."
     logits = queries @ keys.mT
-    return logits.softmax(-1) if normalize == "higher" else logits.flatten(1, 2).softmax(1).view_as(logits)
+    return (
+        logits.softmax(-1)
+        if normalize == 'higher'
+        else logits.flatten(1, 2).softmax(1).view_as(logits)
+    )
 
 # %% ../../nbs/nn/02_kernels.ipynb #0a81c870
 def _blocks(pairs: int, lines: int, size: int, budget: int) -> list[tuple[slice, slice]]:
-    "Slices of pairs and of their lines whose coefficients, `size` bytes for each line, fit the budget (one line always does)."
+    """Slices of pairs and of their lines whose coefficients, `size` bytes for each line, fit the
+    budget (one line always does)."""
     together = max(1, budget // max(lines * size, 1))
     part = max(1, min(lines, budget // max(size, 1)))
-    return [(slice(pair, min(pair + together, pairs)), slice(line, min(line + part, lines)))
-            for pair in range(0, pairs if size else 0, together) for line in range(0, lines, part)]
+    return [
+        (slice(pair, min(pair + together, pairs)), slice(line, min(line + part, lines)))
+        for pair in range(0, pairs if size else 0, together)
+        for line in range(0, lines, part)
+    ]
+
 
 def _budget(device: torch.device) -> int:
-    return 2**22 if device.type == "cpu" else 2**26
+    return 2**22 if device.type == 'cpu' else 2**26
 
-def _scratch(queries, keys, budget, pieces, lower=False) -> tuple[list[tuple[slice, slice]], Callable[..., Tensor]]:
-    "The blocks, and a function that gives a block's place in one of several pieces of scratch memory."
-    lines, length = (keys.shape[2], queries.shape[1]) if lower else (queries.shape[1], keys.shape[2])
+
+def _scratch(
+    queries, keys, budget, pieces, lower=False
+) -> tuple[list[tuple[slice, slice]], Callable[..., Tensor]]:
+    """The blocks, and a function that gives a block's place in one of several pieces of scratch
+    memory."""
+    lines, length = (
+        (keys.shape[2], queries.shape[1]) if lower else (queries.shape[1], keys.shape[2])
+    )
     blocks = _blocks(len(keys), lines, length * keys.element_size(), budget or _budget(keys.device))
     shapes = [(rows.stop - rows.start, part.stop - part.start) for rows, part in blocks]
     space = keys.new_empty(pieces, max((rows * part for rows, part in shapes), default=0) * length)
+
     def place(rows, part, piece=0):
         pairs, some = rows.stop - rows.start, part.stop - part.start
-        return space[piece, :pairs * some * length].view(pairs, *((length, some) if lower else (some, length)))
+        return space[piece, : pairs * some * length].view(
+            pairs, *((length, some) if lower else (some, length))
+        )
+
     return blocks, place
 
 # %% ../../nbs/nn/02_kernels.ipynb #4a857bb0
-def collect(queries: Float[Tensor, "n p f"],
-            keys: Float[Tensor, "n f j"],
-            values: Float[Tensor, "n p e"],
-            groups: int = 0,              # softmax over j; else over the p of so many consecutive n: "lower"
-            budget: int | None = None,    # bytes of coefficients alive at any time
-           ) -> tuple[Float[Tensor, "n e j"], Float[Tensor, "2 n j"] | None]: # Eqn 1's z; the normalizer of "lower"
+def collect(
+    queries: Float[Tensor, 'n p f'],
+    keys: Float[Tensor, 'n f j'],
+    values: Float[Tensor, 'n p e'],
+    groups: int = 0,  # softmax over j; else over the p of so many consecutive n: "lower"
+    budget: int | None = None,  # bytes of coefficients alive at any time
+) -> tuple[
+    Float[Tensor, 'n e j'], Float[Tensor, '2 n j'] | None
+]:  # Eqn 1's z; the normalizer of "lower"
     "Eqn 1 forward, coefficients computed block by block and forgotten."
     blocks, place = _scratch(queries, keys, budget, 1, lower=groups > 0)
-    out = (values.new_empty if blocks else values.new_zeros)(len(keys), values.shape[2], keys.shape[2])
-    if groups: return _collect_lower(queries, keys, values, out, groups, blocks, place)
+    out = (values.new_empty if blocks else values.new_zeros)(
+        len(keys), values.shape[2], keys.shape[2]
+    )
+    if groups:
+        return _collect_lower(queries, keys, values, out, groups, blocks, place)
     for rows, part in blocks:
         c = torch.bmm(queries[rows, part], keys[rows], out=place(rows, part))
-        out[rows].baddbmm_(values[rows, part].mT, torch.softmax(c, -1, out=c), beta=float(part.start > 0))
+        out[rows].baddbmm_(
+            values[rows, part].mT, torch.softmax(c, -1, out=c), beta=float(part.start > 0)
+        )
     return out, None
 
 # %% ../../nbs/nn/02_kernels.ipynb #970a6c38
 def _collect_lower(queries, keys, values, out, groups, blocks, place):
-    if not blocks: return out, keys.new_zeros(2, len(keys), keys.shape[2])
+    if not blocks:
+        return out, keys.new_zeros(2, len(keys), keys.shape[2])
     peak, total = keys.new_empty(2, len(keys), keys.shape[2])
     for rows, part in blocks:
         logits = torch.bmm(queries[rows], keys[rows, :, part], out=place(rows, part))
@@ -77,25 +109,36 @@ def _collect_lower(queries, keys, values, out, groups, blocks, place):
         weights = logits.sub_(peak[rows, None, part]).exp_()
         total[rows, part] = weights.sum(1)
         out[rows, :, part] = values[rows].mT @ weights
-    factor = (peak + total.log()).unflatten(0, (len(keys) // groups, groups)).softmax(1).flatten(0, 1) / total
+    factor = (peak + total.log()).unflatten(0, (len(keys) // groups, groups)).softmax(1).flatten(
+        0, 1
+    ) / total
     return out.mul_(factor[:, None]), torch.stack([peak, factor])
 
 # %% ../../nbs/nn/02_kernels.ipynb #e8b893f7
-def collect_backward(gradient: Float[Tensor, "n e j"],             # of the loss by z
-                     queries: Float[Tensor, "n p f"],
-                     keys: Float[Tensor, "n f j"],
-                     values: Float[Tensor, "n p e"],
-                     out: Float[Tensor, "n e j"] | None,           # z, which "lower" needs
-                     normalizer: Float[Tensor, "2 n j"] | None,    # as `collect` gave it
-                     groups: int = 0,
-                     recollect: bool = False,                      # compute z again on the way, since it was not kept
-                     budget: int | None = None,
-                    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: # gradients of the loss by queries, keys, values; z
+def collect_backward(
+    gradient: Float[Tensor, 'n e j'],  # of the loss by z
+    queries: Float[Tensor, 'n p f'],
+    keys: Float[Tensor, 'n f j'],
+    values: Float[Tensor, 'n p e'],
+    out: Float[Tensor, 'n e j'] | None,  # z, which "lower" needs
+    normalizer: Float[Tensor, '2 n j'] | None,  # as `collect` gave it
+    groups: int = 0,
+    recollect: bool = False,  # compute z again on the way, since it was not kept
+    budget: int | None = None,
+) -> tuple[
+    Tensor, Tensor, Tensor, Tensor | None
+]:  # gradients of the loss by queries, keys, values; z
     "Eqn 1 backward."
-    if groups: return _collect_lower_backward(gradient, queries, keys, values, out, normalizer, groups, budget)
+    if groups:
+        return _collect_lower_backward(
+            gradient, queries, keys, values, out, normalizer, groups, budget
+        )
     blocks, place = _scratch(queries, keys, budget, 2)
-    to_queries, to_keys, to_values = (torch.empty_like(x) if blocks else torch.zeros_like(x) for x in (queries, keys, values))
-    if recollect: out = torch.zeros_like(gradient)
+    to_queries, to_keys, to_values = (
+        torch.empty_like(x) if blocks else torch.zeros_like(x) for x in (queries, keys, values)
+    )
+    if recollect:
+        out = torch.zeros_like(gradient)
     for rows, part in blocks:
         c = torch.bmm(queries[rows, part], keys[rows], out=place(rows, part))
         given = torch.bmm(torch.softmax(c, -1, out=c), gradient[rows].mT)
@@ -104,15 +147,24 @@ def collect_backward(gradient: Float[Tensor, "n e j"],             # of the loss
         to_values[rows, part] = given
         to_queries[rows, part] = torch.bmm(slope, keys[rows].mT)
         to_keys[rows].baddbmm_(queries[rows, part].mT, slope, beta=float(part.start > 0))
-        if recollect: out[rows].baddbmm_(values[rows, part].mT, c)
+        if recollect:
+            out[rows].baddbmm_(values[rows, part].mT, c)
     return to_queries, to_keys, to_values, out
 
 # %% ../../nbs/nn/02_kernels.ipynb #1fa9d8f2
 def _collect_lower_backward(gradient, queries, keys, values, out, normalizer, groups, budget):
     blocks, place = _scratch(queries, keys, budget, 2, lower=True)
-    to_queries, to_keys, to_values = (torch.empty_like(x) if blocks else torch.zeros_like(x) for x in (queries, keys, values))
+    to_queries, to_keys, to_values = (
+        torch.empty_like(x) if blocks else torch.zeros_like(x) for x in (queries, keys, values)
+    )
     peak, factor = normalizer
-    inner = (out * gradient).sum(1).unflatten(0, (len(keys) // groups, groups)).sum(1).repeat_interleave(groups, 0)
+    inner = (
+        (out * gradient)
+        .sum(1)
+        .unflatten(0, (len(keys) // groups, groups))
+        .sum(1)
+        .repeat_interleave(groups, 0)
+    )
     given, pulled = gradient * factor[:, None], keys * factor[:, None]
     for rows, part in blocks:
         logits = torch.bmm(queries[rows], keys[rows, :, part], out=place(rows, part))
@@ -126,17 +178,27 @@ def _collect_lower_backward(gradient, queries, keys, values, out, normalizer, gr
     return to_queries, to_keys.mul_(factor[:, None]), to_values, out
 
 # %% ../../nbs/nn/02_kernels.ipynb #ccf5274b
-BACKENDS = "chunked", "triton", "reference"
+BACKENDS = 'chunked', 'triton', 'reference'
+
 
 def vote_free(backend: str) -> tuple[Callable, Callable]:  # `collect` and `collect_backward`
     "The two functions of a vote-free backend."
-    if backend == "chunked": return collect, collect_backward
+    if backend == 'chunked':
+        return collect, collect_backward
     from encapnet.nn import fused
+
     return fused.collect, fused.collect_backward
 
+
 def full_precision(device: torch.device):
-    "Autocast switched off, on devices that know it (the meta device, on which shapes are tried out, does not)."
-    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+    """Autocast switched off, on devices that know it (the meta device, on which shapes are tried
+    out, does not)."""
+    return (
+        torch.autocast(device.type, enabled=False)
+        if torch.amp.is_autocast_available(device.type)
+        else nullcontext()
+    )
+
 
 class _Assign(torch.autograd.Function):
     @staticmethod
@@ -151,47 +213,73 @@ class _Assign(torch.autograd.Function):
     def backward(ctx, gradient):
         queries, keys, values, out, normalizer = ctx.saved_tensors
         with full_precision(gradient.device):
-            gradients = ctx.backward_of(gradient.contiguous(), queries, keys, values, out, normalizer, ctx.groups, **ctx.options)
+            gradients = ctx.backward_of(
+                gradient.contiguous(),
+                queries,
+                keys,
+                values,
+                out,
+                normalizer,
+                ctx.groups,
+                **ctx.options,
+            )
         return *gradients[:3], None, None, None
 
 # %% ../../nbs/nn/02_kernels.ipynb #0672f7c6
-def assign(queries: Float[Tensor, "b g p f"],   # one per lower capsule
-           keys: Float[Tensor, "b g j f"],      # one per higher capsule and group
-           values: Float[Tensor, "b g p e"],    # what a lower capsule gives away
-           normalize: str = "higher",           # softmax over j, or "lower": over (g, p)
-           backend: str = "chunked",
-           budget: int | None = None,           # bytes of coefficients alive at any time, of "chunked"; None: what suits the device
-          ) -> Float[Tensor, "b g j e"]:        # what each higher capsule is given, per group
-    "Softmax assignment of values to keys (Eqn 1), coefficients recomputed instead of stored. Raises ValueError on an unknown axis or backend."
-    check_choice("normalize", normalize, ("higher", "lower")); check_choice("backend", backend, BACKENDS)
-    if backend == "reference" or wants_plain_operations(): return assign_reference(queries, keys, values, normalize)
+def assign(
+    queries: Float[Tensor, 'b g p f'],  # one per lower capsule
+    keys: Float[Tensor, 'b g j f'],  # one per higher capsule and group
+    values: Float[Tensor, 'b g p e'],  # what a lower capsule gives away
+    normalize: str = 'higher',  # softmax over j, or "lower": over (g, p)
+    backend: str = 'chunked',
+    budget: int
+    | None = None,  # bytes of coefficients alive at any time, of "chunked"; None: what suits the device
+) -> Float[Tensor, 'b g j e']:  # what each higher capsule is given, per group
+    """Softmax assignment of values to keys (Eqn 1), coefficients recomputed instead of stored.
+    Raises ValueError on an unknown axis or backend."""
+    check_choice('normalize', normalize, ('higher', 'lower'))
+    check_choice('backend', backend, BACKENDS)
+    if backend == 'reference' or wants_plain_operations():
+        return assign_reference(queries, keys, values, normalize)
     precise = torch.promote_types(torch.float32, queries.dtype)
     with full_precision(queries.device):
         flat = (x.to(precise).contiguous().flatten(0, 1) for x in (queries, keys.mT, values))
-        options = dict(budget=budget) if backend == "chunked" else {}
-        result = _Assign.apply(*flat, keys.shape[1] if normalize == "lower" else 0, backend, options).unflatten(0, keys.shape[:2])
+        options = dict(budget=budget) if backend == 'chunked' else {}
+        result = _Assign.apply(
+            *flat, keys.shape[1] if normalize == 'lower' else 0, backend, options
+        ).unflatten(0, keys.shape[:2])
     return result.mT.to(queries.dtype)
+
 
 def check_choice(name: str, given: str, choices: Sequence[str]):
     "Raise ValueError unless an option is one of its choices."
-    if given not in choices: raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {given!r}")
+    if given not in choices:
+        raise ValueError(f'{name} must be {" or ".join(map(repr, choices))}, got {given!r}')
 
 # %% ../../nbs/nn/02_kernels.ipynb #f2d5a13d
 @torch.no_grad()
-def coefficients(queries: Float[Tensor, "b g p f"],
-                 keys: Float[Tensor, "b g j f"],
-                 chosen: Sequence[int],               # which j
-                 normalize: str = "higher",
-                 budget: int | None = None,
-                ) -> Float[Tensor, "b g p k"]:        # c of the chosen j, in that order; without gradient
-    "Eqn 1's coefficients of chosen higher capsules; those of the others are never stored. Raises IndexError on a j that there is not."
+def coefficients(
+    queries: Float[Tensor, 'b g p f'],
+    keys: Float[Tensor, 'b g j f'],
+    chosen: Sequence[int],  # which j
+    normalize: str = 'higher',
+    budget: int | None = None,
+) -> Float[Tensor, 'b g p k']:  # c of the chosen j, in that order; without gradient
+    """Eqn 1's coefficients of chosen higher capsules; those of the others are never stored.
+    Raises IndexError on a j that there is not."""
     higher, shape = keys.shape[2], (*queries.shape[:3], len(chosen))
-    if wrong := [j for j in chosen if not 0 <= j < higher]: raise IndexError(f"there is no higher capsule {wrong[0]}: expected 0 to {higher - 1}")
-    if wants_plain_operations(): return coefficients_reference(queries, keys, normalize)[..., list(chosen)]
+    if wrong := [j for j in chosen if not 0 <= j < higher]:
+        raise IndexError(f'there is no higher capsule {wrong[0]}: expected 0 to {higher - 1}')
+    if wants_plain_operations():
+        return coefficients_reference(queries, keys, normalize)[..., list(chosen)]
     flat = queries.flatten(0, 1), keys.mT.flatten(0, 1)
     logits = torch.bmm(flat[0], flat[1][:, :, list(chosen)])
-    if normalize == "lower": return logits.view(shape).flatten(1, 2).softmax(1).view(shape)
+    if normalize == 'lower':
+        return logits.view(shape).flatten(1, 2).softmax(1).view(shape)
     blocks, place = _scratch(*flat, budget, 1)
     total = logits.new_empty(logits.shape[:2])
-    for rows, part in blocks: total[rows, part] = torch.bmm(flat[0][rows, part], flat[1][rows], out=place(rows, part)).logsumexp(2)
+    for rows, part in blocks:
+        total[rows, part] = torch.bmm(
+            flat[0][rows, part], flat[1][rows], out=place(rows, part)
+        ).logsumexp(2)
     return (logits - total[..., None]).exp().view(shape)

@@ -23,35 +23,67 @@ __all__ = ['VARYING_LENGTH', 'RoutedCapsules', 'routing_diagnostics', 'UntiedCap
 # %% ../../nbs/nn/04_layers.ipynb #6eb56c92
 def _positive(**sizes: int):
     for name, size in sizes.items():
-        if size < 1: raise ValueError(f"{name} must be at least 1, got {size}")
+        if size < 1:
+            raise ValueError(f'{name} must be at least 1, got {size}')
+
 
 def _shaped(what: str, x: Tensor, *sizes: int | None):  # None: any size, but not zero
-    if x.ndim == len(sizes) + 1 and all(have == want if want else have > 0 for have, want in zip(x.shape[1:], sizes)): return
-    expected = ", ".join("any" if size is None else str(size) for size in sizes)
-    raise ValueError(f"expected {what} of shape (batch, {expected}), got {tuple(x.shape)}")
+    if x.ndim == len(sizes) + 1 and all(
+        have == want if want else have > 0 for have, want in zip(x.shape[1:], sizes)
+    ):
+        return
+    expected = ', '.join('any' if size is None else str(size) for size in sizes)
+    raise ValueError(f'expected {what} of shape (batch, {expected}), got {tuple(x.shape)}')
 
 # %% ../../nbs/nn/04_layers.ipynb #acea66ca
-VARYING_LENGTH = {"scaled": 0.2, "full_length": 0.8}   # of a channel's mean capsule: the part that differs between images, and all of it
+# of a channel's mean capsule: the part that differs between images, and all of it
+VARYING_LENGTH = {'scaled': 0.2, 'full_length': 0.8}
 
-def _deviation(routing: str, initialization: str, normalize: str, groups: int, positions: int, dim: int, higher: int, higher_dim: int) -> float:
+
+def _deviation(
+    routing: str,
+    initialization: str,
+    normalize: str,
+    groups: int,
+    positions: int,
+    dim: int,
+    higher: int,
+    higher_dim: int,
+) -> float:
     "The standard deviation of a fresh transform."
-    if routing == "em": return 1 / 0.8
-    if initialization == "released": return math.sqrt(2 / (dim + groups * higher * higher_dim))
-    competitors = higher if normalize == "higher" else groups * positions
-    return competitors / (positions * VARYING_LENGTH[initialization] * math.sqrt(groups * higher_dim))
+    if routing == 'em':
+        return 1 / 0.8
+    if initialization == 'released':
+        return math.sqrt(2 / (dim + groups * higher * higher_dim))
+    competitors = higher if normalize == 'higher' else groups * positions
+    return competitors / (
+        positions * VARYING_LENGTH[initialization] * math.sqrt(groups * higher_dim)
+    )
+
 
 def _check_initialization(routing: str, initialization: str):
-    if routing not in ("dynamic", "em"): raise ValueError(f"routing must be 'dynamic' or 'em', got {routing!r}")
-    known = [*VARYING_LENGTH, "released"]
-    if initialization not in known: raise ValueError(f"initialization must be one of {', '.join(map(repr, known))}, got {initialization!r}")
-    if routing == "em" and initialization != "scaled":
-        raise ValueError(f"initialization {initialization!r} is for dynamic routing; EM routing has only 'scaled'")
+    if routing not in ('dynamic', 'em'):
+        raise ValueError(f"routing must be 'dynamic' or 'em', got {routing!r}")
+    known = [*VARYING_LENGTH, 'released']
+    if initialization not in known:
+        raise ValueError(
+            f'initialization must be one of {", ".join(map(repr, known))}, got {initialization!r}'
+        )
+    if routing == 'em' and initialization != 'scaled':
+        raise ValueError(
+            f'initialization {initialization!r} is for dynamic routing; EM routing has only '
+            "'scaled'"
+        )
 
 # %% ../../nbs/nn/04_layers.ipynb #bd223c56
-def _route(u: Tensor, activation: Tensor | None, transform: Tensor, betas: list[Tensor], options: dict) -> tuple[Tensor, Tensor]:
-    "Higher capsules (b, j, e), and how active each is (b, j). EM with its two costs, dynamic routing without."
+def _route(
+    u: Tensor, activation: Tensor | None, transform: Tensor, betas: list[Tensor], options: dict
+) -> tuple[Tensor, Tensor]:
+    """Higher capsules (b, j, e), and how active each is (b, j). EM with its two costs, dynamic
+    routing without."""
     if betas:
-        if activation is None: raise ValueError("EM routing needs the activation of the lower capsules")
+        if activation is None:
+            raise ValueError('EM routing needs the activation of the lower capsules')
         return em_routing(u, activation, transform, *betas, **options)
     v = dynamic_routing(u, transform, **options)
     return v, torch.linalg.vector_norm(v, dim=-1)
@@ -59,187 +91,293 @@ def _route(u: Tensor, activation: Tensor | None, transform: Tensor, betas: list[
 # %% ../../nbs/nn/04_layers.ipynb #0ce5ddf1
 class _Transform(nn.Module):
     "A transform as it lies in memory, and views of its parts in the letters of the text."
+
     transform: nn.Parameter  # (j, g, d + 1, e)
+
     @property
-    def weight(self) -> Float[Tensor, "g j d e"]: return self.transform[:, :, :-1].transpose(0, 1)
+    def weight(self) -> Float[Tensor, 'g j d e']:
+        return self.transform[:, :, :-1].transpose(0, 1)
+
     @property
-    def bias(self) -> Float[Tensor, "g j e"]: return self.transform[:, :, -1].transpose(0, 1)
+    def bias(self) -> Float[Tensor, 'g j e']:
+        return self.transform[:, :, -1].transpose(0, 1)
 
 # %% ../../nbs/nn/04_layers.ipynb #b1c127a4
 class RoutedCapsules(_Transform):
-    "Every lower capsule votes for every higher one; routing decides (Sec. 2.1, Fig. 1b). Raises ValueError on sizes that do not fit."
-    def __init__(self,
-                 groups: int,                # G, lower capsule channels, each with its own transform
-                 positions: int,             # P, lower capsules per channel, which share it
-                 dim: int,                   # d, lower capsule dimension
-                 higher: int,                # number of higher capsules
-                 higher_dim: int,            # e
-                 routing: str = "dynamic",   # or "em"
-                 iterations: int = 3,        # R
-                 normalize: str = "higher",  # softmax axis of dynamic routing
-                 backend: str = "chunked",   # "reference" forms the votes
-                 initialization: str = "scaled",  # of dynamic routing; or "full_length", "released"
-                ):
+    """Every lower capsule votes for every higher one; routing decides (Sec. 2.1, Fig. 1b). Raises
+    ValueError on sizes that do not fit."""
+
+    def __init__(
+        self,
+        groups: int,  # G, lower capsule channels, each with its own transform
+        positions: int,  # P, lower capsules per channel, which share it
+        dim: int,  # d, lower capsule dimension
+        higher: int,  # number of higher capsules
+        higher_dim: int,  # e
+        routing: str = 'dynamic',  # or "em"
+        iterations: int = 3,  # R
+        normalize: str = 'higher',  # softmax axis of dynamic routing
+        backend: str = 'chunked',  # "reference" forms the votes
+        initialization: str = 'scaled',  # of dynamic routing; or "full_length", "released"
+    ):
         super().__init__()
         _check_initialization(routing, initialization)
-        _positive(groups=groups, positions=positions, dim=dim, higher=higher, higher_dim=higher_dim, iterations=iterations)
-        self.positions, self.routing, self.options = positions, routing, dict(iterations=iterations, backend=backend)
-        if routing == "dynamic": self.options["normalize"] = normalize
+        _positive(
+            groups=groups,
+            positions=positions,
+            dim=dim,
+            higher=higher,
+            higher_dim=higher_dim,
+            iterations=iterations,
+        )
+        self.positions, self.routing, self.options = (
+            positions,
+            routing,
+            dict(iterations=iterations, backend=backend),
+        )
+        if routing == 'dynamic':
+            self.options['normalize'] = normalize
         self.transform = nn.Parameter(torch.zeros(higher, groups, dim + 1, higher_dim))
-        with torch.no_grad(): self.weight.normal_(0, _deviation(routing, initialization, normalize, groups, positions, dim, higher, higher_dim))
-        if initialization == "released": nn.init.normal_(self.bias)
-        if routing == "em":
+        with torch.no_grad():
+            self.weight.normal_(
+                0,
+                _deviation(
+                    routing, initialization, normalize, groups, positions, dim, higher, higher_dim
+                ),
+            )
+        if initialization == 'released':
+            nn.init.normal_(self.bias)
+        if routing == 'em':
             self.beta_u = nn.Parameter(torch.zeros(higher))
             self.beta_a = nn.Parameter(torch.zeros(higher))
 
-    def forward(self,
-                u: Float[Tensor, "b g p d"],                      # lower capsules
-                activation: Float[Tensor, "b g p"] | None = None, # how active each is; EM only
-               ) -> tuple[Float[Tensor, "b j e"], Float[Tensor, "b j"]]: # higher capsules, and how active each is
+    def forward(
+        self,
+        u: Float[Tensor, 'b g p d'],  # lower capsules
+        activation: Float[Tensor, 'b g p'] | None = None,  # how active each is; EM only
+    ) -> tuple[
+        Float[Tensor, 'b j e'], Float[Tensor, 'b j']
+    ]:  # higher capsules, and how active each is
         _, groups, rows, _ = self.transform.shape
-        _shaped("lower capsules", u, groups, self.positions, rows - 1)
-        betas = [self.beta_u, self.beta_a] if self.routing == "em" else []
+        _shaped('lower capsules', u, groups, self.positions, rows - 1)
+        betas = [self.beta_u, self.beta_a] if self.routing == 'em' else []
         return _route(u, activation, self.transform.transpose(0, 1), betas, self.options)
 
     @torch.no_grad()
-    def diagnostics(self, u: Float[Tensor, "b g p d"], activation: Float[Tensor, "b g p"] | None = None) -> dict[str, float]:
-        "How long votes and higher capsules are, and what share is saturated or dead: see `routing_diagnostics`."
+    def diagnostics(
+        self, u: Float[Tensor, 'b g p d'], activation: Float[Tensor, 'b g p'] | None = None
+    ) -> dict[str, float]:
+        """How long votes and higher capsules are, and what share is saturated or dead: see
+        `routing_diagnostics`."""
         return routing_diagnostics(self, u, activation)
 
 # %% ../../nbs/nn/04_layers.ipynb #8e04b2df
 def _unsquashed(v: Tensor) -> Tensor:
-    "The s of which v is the squash: exact to eight digits up to |s| = 10,000 in float64, and cut off near 10^8."
+    """The s of which v is the squash: exact to eight digits up to |s| = 10,000 in float64, and
+    cut off near 10^8."""
     length = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
     return v * (length * (1 - length).clamp(min=2**-53)).rsqrt().nan_to_num(posinf=0.0)
+
 
 def _vote_squares(u: Tensor, weight: Tensor, bias: Tensor) -> tuple[float, float, float]:
     "Mean squares over all votes (b g p j): of the vote W^T u + bias, of W^T u, of the bias."
     b, groups, p, _ = u.shape
     count = groups * weight.shape[1]
-    moments = torch.einsum("bgpd,bgpf->gdf", u, u) / (b * p)
-    seen = (moments * torch.einsum("gjde,gjfe->gdf", weight, weight)).sum() / count
-    mixed = torch.einsum("gd,gjde,gje->", u.mean((0, 2)), weight, bias) / count
+    moments = torch.einsum('bgpd,bgpf->gdf', u, u) / (b * p)
+    seen = (moments * torch.einsum('gjde,gjfe->gdf', weight, weight)).sum() / count
+    mixed = torch.einsum('gd,gjde,gje->', u.mean((0, 2)), weight, bias) / count
     own = bias.square().sum() / count
     return (seen + 2 * mixed + own).clamp(min=0).item(), seen.item(), own.item()
 
+
 def _describe(s: Tensor, v: Tensor, squares: tuple[float, float, float]) -> dict[str, float]:
-    "The numbers of `RoutedCapsules.diagnostics` from s (b, j, e), v (b, j) and the mean squares of the votes."
+    """The numbers of `RoutedCapsules.diagnostics` from s (b, j, e), v (b, j) and the mean squares
+    of the votes."""
     vote, seen, own = squares
     moved = (s - s.mean(0)).square().sum(-1).mean(0).sqrt()
-    return dict(vote_length=math.sqrt(vote), bias_share=own / (own + seen) if own else 0.0, s_length=s.norm(dim=-1).quantile(0.5).item(),
-                s_varying=moved.quantile(0.5).item(), v_length=v.quantile(0.5).item(),
-                saturated=(v > 0.99).double().mean().item(), dead=(v < 0.01).double().mean().item())
+    return dict(
+        vote_length=math.sqrt(vote),
+        bias_share=own / (own + seen) if own else 0.0,
+        s_length=s.norm(dim=-1).quantile(0.5).item(),
+        s_varying=moved.quantile(0.5).item(),
+        v_length=v.quantile(0.5).item(),
+        saturated=(v > 0.99).double().mean().item(),
+        dead=(v < 0.01).double().mean().item(),
+    )
 
 # %% ../../nbs/nn/04_layers.ipynb #9a8d429c
-def routing_diagnostics(layer: RoutedCapsules,
-                        u: Float[Tensor, "b g p d"],                      # lower capsules
-                        activation: Float[Tensor, "b g p"] | None = None, # how active each is; EM only
-                       ) -> dict[str, float]:
-    """What votes and higher capsules are like on a batch; computed in float64 and without forming the votes.
+def routing_diagnostics(
+    layer: RoutedCapsules,
+    u: Float[Tensor, 'b g p d'],  # lower capsules
+    activation: Float[Tensor, 'b g p'] | None = None,  # how active each is; EM only
+) -> dict[str, float]:
+    """What votes and higher capsules are like on a batch; computed in float64 and without forming
+    the votes.
 
-    `vote_length` root mean square of |V_ij| over images, i and j · `bias_share` |bias|^2 / (|bias|^2 + |W^T u|^2), mean squares, in [0, 1] ·
-    `s_length` median over images and j of |s_j| · `s_varying` median over j of the root mean square over images of |s_j - its mean| ·
-    `v_length` median of |v_j| · `saturated`, `dead` shares of |v_j| > 0.99 and < 0.01. With EM a cluster's mean stands for s_j and its
-    activation for |v_j|. Raises ValueError on capsules that do not fit and on an empty batch."""
+    `vote_length` root mean square of |V_ij| over images, i and j · `bias_share` |bias|^2 /
+    (|bias|^2 + |W^T u|^2), mean squares, in [0, 1] · `s_length` median over images and j of |s_j|
+    · `s_varying` median over j of the root mean square over images of |s_j - its mean| ·
+    `v_length` median of |v_j| · `saturated`, `dead` shares of |v_j| > 0.99 and < 0.01. With EM a
+    cluster's mean stands for s_j and its activation for |v_j|. Raises ValueError on capsules that
+    do not fit and on an empty batch."""
     _, groups, rows, _ = layer.transform.shape
-    _shaped("lower capsules", u, groups, layer.positions, rows - 1)
-    if not len(u): raise ValueError("diagnostics need at least one image")
+    _shaped('lower capsules', u, groups, layer.positions, rows - 1)
+    if not len(u):
+        raise ValueError('diagnostics need at least one image')
     transform, *betas = (parameter.double() for parameter in layer.parameters())
-    transform, options = transform.transpose(0, 1), layer.options | dict(backend="chunked")
-    s, v = _route(u.double(), None if activation is None else activation.double(), transform, betas, options)
-    return _describe(s if betas else _unsquashed(s), v, _vote_squares(u.double(), transform[:, :, :-1], transform[:, :, -1]))
+    transform, options = transform.transpose(0, 1), layer.options | dict(backend='chunked')
+    s, v = _route(
+        u.double(), None if activation is None else activation.double(), transform, betas, options
+    )
+    return _describe(
+        s if betas else _unsquashed(s),
+        v,
+        _vote_squares(u.double(), transform[:, :, :-1], transform[:, :, -1]),
+    )
 
 # %% ../../nbs/nn/04_layers.ipynb #9e99e278
 class UntiedCapsules(nn.Module):
-    "Every lower capsule votes for every higher one by a transform of its own (Sabour et al. 2017). Raises ValueError on sizes that do not fit."
-    def __init__(self,
-                 lower: int,                 # number of lower capsules
-                 dim: int,                   # d
-                 higher: int,                # number of higher capsules
-                 higher_dim: int,            # e
-                 routing: str = "dynamic",   # or "em"
-                 iterations: int = 3,        # R
-                 normalize: str = "higher",  # softmax axis of dynamic routing; or "lower"
-                 backend: str = "chunked",   # "reference" forms all votes at once
-                 bias: bool = False,
-                ):
+    """Every lower capsule votes for every higher one by a transform of its own (Sabour et al.
+    2017). Raises ValueError on sizes that do not fit."""
+
+    def __init__(
+        self,
+        lower: int,  # number of lower capsules
+        dim: int,  # d
+        higher: int,  # number of higher capsules
+        higher_dim: int,  # e
+        routing: str = 'dynamic',  # or "em"
+        iterations: int = 3,  # R
+        normalize: str = 'higher',  # softmax axis of dynamic routing; or "lower"
+        backend: str = 'chunked',  # "reference" forms all votes at once
+        bias: bool = False,
+    ):
         super().__init__()
-        _check_initialization(routing, "scaled")
+        _check_initialization(routing, 'scaled')
         _positive(lower=lower, dim=dim, higher=higher, higher_dim=higher_dim, iterations=iterations)
-        self.dim, self.routing, self.options = dim, routing, dict(iterations=iterations, backend=backend)
-        if routing == "dynamic": self.options["normalize"] = normalize
+        self.dim, self.routing, self.options = (
+            dim,
+            routing,
+            dict(iterations=iterations, backend=backend),
+        )
+        if routing == 'dynamic':
+            self.options['normalize'] = normalize
         self.transform = nn.Parameter(torch.zeros(lower, dim + bias, higher, higher_dim))
-        with torch.no_grad(): self.weight.normal_(0, _deviation(routing, "scaled", normalize, lower, 1, dim, higher, higher_dim))
-        if routing == "em":
+        with torch.no_grad():
+            self.weight.normal_(
+                0, _deviation(routing, 'scaled', normalize, lower, 1, dim, higher, higher_dim)
+            )
+        if routing == 'em':
             self.beta_u = nn.Parameter(torch.zeros(higher))
             self.beta_a = nn.Parameter(torch.zeros(higher))
 
     @property
-    def weight(self) -> Float[Tensor, "i j d e"]: return self.transform[:, :self.dim].transpose(1, 2)
+    def weight(self) -> Float[Tensor, 'i j d e']:
+        return self.transform[:, : self.dim].transpose(1, 2)
 
-    def forward(self,
-                u: Float[Tensor, "b i d"],                        # lower capsules
-                activation: Float[Tensor, "b i"] | None = None,   # how active each is; EM only
-               ) -> tuple[Float[Tensor, "b j e"], Float[Tensor, "b j"]]: # higher capsules, and how active each is
-        _shaped("lower capsules", u, len(self.transform), self.dim)
+    def forward(
+        self,
+        u: Float[Tensor, 'b i d'],  # lower capsules
+        activation: Float[Tensor, 'b i'] | None = None,  # how active each is; EM only
+    ) -> tuple[
+        Float[Tensor, 'b j e'], Float[Tensor, 'b j']
+    ]:  # higher capsules, and how active each is
+        _shaped('lower capsules', u, len(self.transform), self.dim)
         transform = self.transform.transpose(1, 2)
-        if self.routing == "em": return em_routing_untied(u, _active(activation), transform, self.beta_u, self.beta_a, **self.options)
+        if self.routing == 'em':
+            return em_routing_untied(
+                u, _active(activation), transform, self.beta_u, self.beta_a, **self.options
+            )
         v = dynamic_routing_untied(u, transform, **self.options)
         return v, torch.linalg.vector_norm(v, dim=-1)
 
 # %% ../../nbs/nn/04_layers.ipynb #4735d79f
 def _active(activation: Tensor | None) -> Tensor:
-    if activation is None: raise ValueError("EM routing needs the activation of the lower capsules")
+    if activation is None:
+        raise ValueError('EM routing needs the activation of the lower capsules')
     return activation
 
 # %% ../../nbs/nn/04_layers.ipynb #ce77d66e
 class LocalCapsules(nn.Module):
-    "Lower capsules in a window vote for the capsules above it (Hinton et al. 2018). Raises ValueError on sizes that do not fit."
-    def __init__(self,
-                 groups: int,                # lower capsule channels G
-                 dim: int,                   # d, length of a pose's row
-                 higher: int,                # higher capsule channels
-                 higher_dim: int,            # e, length of a higher pose's row
-                 kernel: int = 3,            # k
-                 stride: int = 1,
-                 padding: int = 0,           # of absent capsules, which do not vote
-                 rows: int = 1,              # r, of a pose: 1 for a vector; 4 in matrix capsules
-                 routing: str = "dynamic",   # or "em"
-                 iterations: int = 3,        # R
-                 normalize: str = "higher",  # at one position, or "everywhere"; or, for dynamic routing, "lower"
-                 backend: str = "chunked",   # "reference" forms all votes at once
-                ):
+    """Lower capsules in a window vote for the capsules above it (Hinton et al. 2018). Raises
+    ValueError on sizes that do not fit."""
+
+    def __init__(
+        self,
+        groups: int,  # lower capsule channels G
+        dim: int,  # d, length of a pose's row
+        higher: int,  # higher capsule channels
+        higher_dim: int,  # e, length of a higher pose's row
+        kernel: int = 3,  # k
+        stride: int = 1,
+        padding: int = 0,  # of absent capsules, which do not vote
+        rows: int = 1,  # r, of a pose: 1 for a vector; 4 in matrix capsules
+        routing: str = 'dynamic',  # or "em"
+        iterations: int = 3,  # R
+        normalize: str = 'higher',  # at one position, or "everywhere"; or, for dynamic routing, "lower"
+        backend: str = 'chunked',  # "reference" forms all votes at once
+    ):
         super().__init__()
-        _check_initialization(routing, "scaled")
-        _positive(groups=groups, dim=dim, higher=higher, higher_dim=higher_dim, rows=rows, iterations=iterations)
-        Windows(kernel, kernel, kernel, stride, padding)       # complains of a window that fits no map
+        _check_initialization(routing, 'scaled')
+        _positive(
+            groups=groups,
+            dim=dim,
+            higher=higher,
+            higher_dim=higher_dim,
+            rows=rows,
+            iterations=iterations,
+        )
+        # complains of a window that fits no map
+        Windows(kernel, kernel, kernel, stride, padding)
         self.channels, self.rows, self.routing = groups * rows * dim, rows, routing
-        self.options = dict(kernel=kernel, stride=stride, padding=padding, iterations=iterations, normalize=normalize, backend=backend)
+        self.options = dict(
+            kernel=kernel,
+            stride=stride,
+            padding=padding,
+            iterations=iterations,
+            normalize=normalize,
+            backend=backend,
+        )
         lower = kernel**2 * groups
-        deviation = _deviation(routing, "scaled", normalize, lower, 1, dim, higher, higher_dim)
+        deviation = _deviation(routing, 'scaled', normalize, lower, 1, dim, higher, higher_dim)
         self.transform = nn.Parameter(torch.randn(lower, dim, higher, higher_dim) * deviation)
-        if routing == "em": self.beta_u, self.beta_a = nn.Parameter(torch.zeros(higher)), nn.Parameter(torch.zeros(higher))
+        if routing == 'em':
+            self.beta_u, self.beta_a = (
+                nn.Parameter(torch.zeros(higher)),
+                nn.Parameter(torch.zeros(higher)),
+            )
 
     @property
-    def weight(self) -> Float[Tensor, "i j d e"]: return self.transform.transpose(1, 2)
+    def weight(self) -> Float[Tensor, 'i j d e']:
+        return self.transform.transpose(1, 2)
 
-    def forward(self,
-                x: Float[Tensor, "b c h w"],                           # lower capsules; channel g * r * d + component
-                activation: Float[Tensor, "b g h w"] | None = None,    # how active each is; EM only
-               ) -> tuple[Float[Tensor, "b jre y x"], Float[Tensor, "b j y x"]]: # higher capsules, and how active each is
-        _shaped("a map", x, self.channels, None, None)
-        if self.routing == "em": return em_routing_local(x, _active(activation), self.weight, self.beta_u, self.beta_a, **self.options)
+    def forward(
+        self,
+        x: Float[Tensor, 'b c h w'],  # lower capsules; channel g * r * d + component
+        activation: Float[Tensor, 'b g h w'] | None = None,  # how active each is; EM only
+    ) -> tuple[
+        Float[Tensor, 'b jre y x'], Float[Tensor, 'b j y x']
+    ]:  # higher capsules, and how active each is
+        _shaped('a map', x, self.channels, None, None)
+        if self.routing == 'em':
+            return em_routing_local(
+                x, _active(activation), self.weight, self.beta_u, self.beta_a, **self.options
+            )
         v = dynamic_routing_local(x, self.weight, **self.options)
         return v, torch.linalg.vector_norm(v.unflatten(1, (self.transform.shape[2], -1)), dim=2)
 
 # %% ../../nbs/nn/04_layers.ipynb #4c51e573
 class _RectifiedSquash(torch.autograd.Function):
-    "squash(relu(s)) of a feature map; keeps the result and one length per capsule. First derivatives only."
+    """squash(relu(s)) of a feature map; keeps the result and one length per capsule. First
+    derivatives only."""
+
     @staticmethod
     def forward(ctx, s, groups):
-        longest = (torch.finfo(s.dtype).max * groups / (2 * s.shape[1])) ** 0.5     # of a component: what squares can still be summed
+        # of a component: what squares can still be summed
+        longest = (torch.finfo(s.dtype).max * groups / (2 * s.shape[1])) ** 0.5
         r = s.clamp(0, longest).unflatten(1, (groups, -1))
-        n = (r * r).sum(2, keepdim=True).sqrt_()        # vector_norm takes ten times as long over planes on a CPU
+        # vector_norm takes ten times as long over planes on a CPU
+        n = (r * r).sum(2, keepdim=True).sqrt_()
         v = r.mul_(n / (1 + n * n))
         ctx.save_for_backward(v, n)
         return v.flatten(1, 2)
@@ -248,26 +386,37 @@ class _RectifiedSquash(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g):
         v, n = ctx.saved_tensors
-        g, squared, divisor = g.reshape(v.shape), n * n, n.clamp(min=1e-18)   # 1e-18 squared is still a float32
-        r = v * g                                       # the one map made here; all that follows happens in it
+        # 1e-18 squared is still a float32
+        g, squared, divisor = g.reshape(v.shape), n * n, n.clamp(min=1e-18)
+        # the one map made here; all that follows happens in it
+        r = v * g
         along = r.sum(2, keepdim=True).div_(divisor * divisor).mul_((1 - squared) / divisor)
         torch.mul(v, along, out=r).addcmul_(g, n / (1 + squared))
-        return torch.ops.aten.threshold_backward.grad_input(r, v, 0, grad_input=r).flatten(1, 2), None
+        return torch.ops.aten.threshold_backward.grad_input(r, v, 0, grad_input=r).flatten(
+            1, 2
+        ), None
 
-def _rectified_squash(s: Float[Tensor, "b c h w"], groups: int, backend: str) -> Float[Tensor, "b c h w"]:
+
+def _rectified_squash(
+    s: Float[Tensor, 'b c h w'], groups: int, backend: str
+) -> Float[Tensor, 'b c h w']:
     "squash(relu(s)), by the function above or by plain operations."
-    if backend == "reference" or wants_plain_operations(): return squash_map(s.relu(), groups)
+    if backend == 'reference' or wants_plain_operations():
+        return squash_map(s.relu(), groups)
     return _RectifiedSquash.apply(s, groups)
 
 # %% ../../nbs/nn/04_layers.ipynb #0e4d4b24
 def _blocks(weight, groups, merge):
-    "Weights (groups * o, i, k, k) of a grouped convolution as those of one with `merge` times fewer groups: block-diagonal."
+    """Weights (groups * o, i, k, k) of a grouped convolution as those of one with `merge` times
+    fewer groups: block-diagonal."""
     blocks = weight.view(groups // merge, merge, -1, 1, *weight.shape[1:])
     own = torch.eye(merge, dtype=weight.dtype, device=weight.device)[:, None, :, None, None, None]
     return (blocks * own).flatten(0, 2).flatten(1, 2)
 
+
 def _coefficients(x, *convolutions):
-    "One coefficient per capsule from each grouped convolution of x: (b, g, 1, h, w) each, to weigh (b, g, d, h, w)."
+    """One coefficient per capsule from each grouped convolution of x: (b, g, 1, h, w) each, to
+    weigh (b, g, d, h, w)."""
     groups = convolutions[0].groups
     weight = torch.stack([convolution.weight for convolution in convolutions], 1).flatten(0, 1)
     bias = torch.stack([convolution.bias for convolution in convolutions], 1).flatten()
@@ -277,57 +426,104 @@ def _coefficients(x, *convolutions):
 
 # %% ../../nbs/nn/04_layers.ipynb #f7db7445
 class _RemainingConv2d(nn.Conv2d):
-    "An ungrouped convolution whose output channels never see their own capsule channel: those weights are zero and stay so."
+    """An ungrouped convolution whose output channels never see their own capsule channel: those
+    weights are zero and stay so."""
+
     def __init__(self, channels, out_channels, kernel, stride, padding, capsules):
-        if capsules < 2: raise ValueError(f"no channel remains beside the only one: scope 'remaining' needs groups of at least 2, got {capsules}")
+        if capsules < 2:
+            raise ValueError(
+                "no channel remains beside the only one: scope 'remaining' needs groups of at "
+                f'least 2, got {capsules}'
+            )
         super().__init__(channels, out_channels, kernel, stride, padding)
         others = 1 - torch.eye(capsules)
-        others = others.repeat_interleave(out_channels // capsules, 0).repeat_interleave(channels // capsules, 1)
-        self.register_buffer("others", others[:, :, None, None], persistent=False)
-        with torch.no_grad(): self.weight.mul_(self.others)
+        others = others.repeat_interleave(out_channels // capsules, 0).repeat_interleave(
+            channels // capsules, 1
+        )
+        self.register_buffer('others', others[:, :, None, None], persistent=False)
+        with torch.no_grad():
+            self.weight.mul_(self.others)
 
-    def forward(self, x): return nn.functional.conv2d(x, self.weight * self.others, self.bias, self.stride, self.padding)
+    def forward(self, x):
+        return nn.functional.conv2d(
+            x, self.weight * self.others, self.bias, self.stride, self.padding
+        )
+
 
 class _Branch(nn.Module):
-    "Convolution, batch normalisation, ReLU, squash: capsules that are short unless their pattern is there."
+    """Convolution, batch normalisation, ReLU, squash: capsules that are short unless their
+    pattern is there."""
+
     def __init__(self, conv, capsules, options):
         super().__init__()
-        self.capsules, self.conv, self.norm, self.options = capsules, conv, nn.BatchNorm2d(conv.out_channels), options
+        self.capsules, self.conv, self.norm, self.options = (
+            capsules,
+            conv,
+            nn.BatchNorm2d(conv.out_channels),
+            options,
+        )
 
     def forward(self, x, added=None):
         s = self.conv(x)
-        return _rectified_squash(self.norm(s if added is None else s + added), self.capsules, **self.options)
+        return _rectified_squash(
+            self.norm(s if added is None else s + added), self.capsules, **self.options
+        )
 
 # %% ../../nbs/nn/04_layers.ipynb #4e6f6881
-def _convolution(channels, out_channels, kernel, stride, groups=1, *, capsules=1, scope="all", transposed=False):
-    "One branch's convolution. The output is the input's size over the stride, rounded up; transposed, times the stride."
-    if transposed: return nn.ConvTranspose2d(channels, out_channels, kernel, stride, kernel // 2, stride - 1, groups)
-    if scope == "remaining" and groups == 1: return _RemainingConv2d(channels, out_channels, kernel, stride, kernel // 2, capsules)
+def _convolution(
+    channels, out_channels, kernel, stride, groups=1, *, capsules=1, scope='all', transposed=False
+):
+    """One branch's convolution. The output is the input's size over the stride, rounded up;
+    transposed, times the stride."""
+    if transposed:
+        return nn.ConvTranspose2d(
+            channels, out_channels, kernel, stride, kernel // 2, stride - 1, groups
+        )
+    if scope == 'remaining' and groups == 1:
+        return _RemainingConv2d(channels, out_channels, kernel, stride, kernel // 2, capsules)
     return nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups)
+
 
 def _odd(**kernels: int):
     for name, kernel in kernels.items():
-        if kernel < 1 or kernel % 2 == 0: raise ValueError(f"the {name} must be odd, got {kernel}")
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f'the {name} must be odd, got {kernel}')
+
 
 def _one_of(known: tuple[str, ...], **options: str):
     for name, option in options.items():
-        if option not in known: raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {option!r}")
+        if option not in known:
+            raise ValueError(f'{name} must be one of {", ".join(map(repr, known))}, got {option!r}')
 
 # %% ../../nbs/nn/04_layers.ipynb #8472ca7e
 class _Mixed(nn.Module):
-    "What capConv and its transpose share: two branches, and the coefficients that mix them (Eqn 6)."
-    def __init__(self, groups, dim, higher_dim, kernel, aide_kernel, stride, coefficients, backend, **options):
+    """What capConv and its transpose share: two branches, and the coefficients that mix them (Eqn
+    6)."""
+
+    def __init__(
+        self, groups, dim, higher_dim, kernel, aide_kernel, stride, coefficients, backend, **options
+    ):
         super().__init__()
-        _one_of(("compact", "reference"), backend=backend)
-        _one_of(("master", "v1", "v2", "v3"), coefficients=coefficients)
+        _one_of(('compact', 'reference'), backend=backend)
+        _one_of(('master', 'v1', 'v2', 'v3'), coefficients=coefficients)
         _odd(kernel=kernel, aide_kernel=aide_kernel)
         _positive(groups=groups, dim=dim, higher_dim=higher_dim, stride=stride)
         channels, out_channels = groups * dim, groups * higher_dim
         self.groups, self.coefficients, self.options = groups, coefficients, dict(backend=backend)
-        self.master = _Branch(_convolution(channels, out_channels, kernel, stride, groups, **options), groups, self.options)
+        self.master = _Branch(
+            _convolution(channels, out_channels, kernel, stride, groups, **options),
+            groups,
+            self.options,
+        )
         self.skip = None
-        if coefficients != "master":
-            self.aide = _Branch(_convolution(channels, out_channels, aide_kernel, stride, capsules=groups, **options), groups, self.options)
+        if coefficients != 'master':
+            self.aide = _Branch(
+                _convolution(
+                    channels, out_channels, aide_kernel, stride, capsules=groups, **options
+                ),
+                groups,
+                self.options,
+            )
             self.m1 = nn.Conv2d(out_channels, groups, 3, 1, 1, groups=groups)
             self.m2 = nn.Conv2d(out_channels, groups, 3, 1, 1, groups=groups)
             self.norm = nn.BatchNorm2d(out_channels)
@@ -335,89 +531,127 @@ class _Mixed(nn.Module):
 
     @torch.no_grad()
     def _begin(self, keeps: bool):
-        if keeps: nn.init.dirac_(self.master.conv.weight, self.groups)
-        if self.coefficients != "master":
+        if keeps:
+            nn.init.dirac_(self.master.conv.weight, self.groups)
+        if self.coefficients != 'master':
             for m in (self.m1, self.m2):
                 nn.init.zeros_(m.weight)
                 nn.init.ones_(m.bias)
 
     def forward(self, x, added=None):
-        if self.coefficients == "master": return self.master(x, added)
+        if self.coefficients == 'master':
+            return self.master(x, added)
         master, aide = self.master(x), self.aide(x)
-        if self.coefficients == "v3": m1, m2 = _coefficients(master + aide, self.m1, self.m2)
+        if self.coefficients == 'v3':
+            m1, m2 = _coefficients(master + aide, self.m1, self.m2)
         else:
-            sources = (master, aide) if self.coefficients == "v1" else (aide, master)
+            sources = (master, aide) if self.coefficients == 'v1' else (aide, master)
             (m1,), (m2,) = _coefficients(sources[0], self.m1), _coefficients(sources[1], self.m2)
         master, aide = master.unflatten(1, (self.groups, -1)), aide.unflatten(1, (self.groups, -1))
         s = m1 * master
         s = torch.addcmul(s, m2, aide) if wants_plain_operations() else s.addcmul_(m2, aide)
         s = s.flatten(1, 2)
-        return _rectified_squash(self.norm(s if added is None else s + added), self.groups, **self.options)
+        return _rectified_squash(
+            self.norm(s if added is None else s + added), self.groups, **self.options
+        )
 
 # %% ../../nbs/nn/04_layers.ipynb #a9086b98
 class CapConv(_Mixed):
-    "Approximate routing by a master and an aide branch (Eqn 6, Fig. 1c). Raises ValueError on sizes that do not fit."
-    def __init__(self,
-                 groups: int,                # G, capsule channels, below and above
-                 dim: int,                   # lower capsule dimension
-                 higher_dim: int,            # higher capsule dimension
-                 kernel: int = 3,            # k1, of the master: 3 in Type I, 1 in Type II
-                 stride: int = 1,
-                 coefficients: str = "v3",   # made from: "v1" a branch's own capsules, "v2" the other's, "v3" their sum; "master": no aide
-                 skip: bool = False,         # Type I's: add a 3x3 convolution of the input before the last BN
-                 scope: str = "all",         # capsule channels that the aide sees; "remaining": all but its own
-                 aide_kernel: int | None = None, # k2; None: k1 + 4
-                 backend: str = "compact",   # "reference": plain operations, differentiable as often as one likes
-                ):
-        _one_of(("all", "remaining"), scope=scope)
-        aide_kernel = kernel + 4 if aide_kernel is None else aide_kernel
-        super().__init__(groups, dim, higher_dim, kernel, aide_kernel, stride, coefficients, backend, scope=scope)
-        self.stride = stride
-        if skip: self.skip = nn.Conv2d(groups * dim, groups * higher_dim, 3, stride, 1)
+    """Approximate routing by a master and an aide branch (Eqn 6, Fig. 1c). Raises ValueError on
+    sizes that do not fit."""
 
-    def forward(self,
-                x: Float[Tensor, "b c h w"],
-                added: Float[Tensor, "b c2 h2 w2"] | None = None, # Type II's skip: a map to add before the last BN
-               ) -> Float[Tensor, "b c2 h2 w2"]:
-        _shaped("a feature map", x, self.master.conv.in_channels, None, None)
+    def __init__(
+        self,
+        groups: int,  # G, capsule channels, below and above
+        dim: int,  # lower capsule dimension
+        higher_dim: int,  # higher capsule dimension
+        kernel: int = 3,  # k1, of the master: 3 in Type I, 1 in Type II
+        stride: int = 1,
+        coefficients: str = 'v3',  # "v1": from a branch's own capsules, "v2": the other's, "v3": their sum; "master"
+        skip: bool = False,  # Type I's: add a 3x3 convolution of the input before the last BN
+        scope: str = 'all',  # capsule channels that the aide sees; "remaining": all but its own
+        aide_kernel: int | None = None,  # k2; None: k1 + 4
+        backend: str = 'compact',  # "reference": plain operations, differentiable as often as one likes
+    ):
+        _one_of(('all', 'remaining'), scope=scope)
+        aide_kernel = kernel + 4 if aide_kernel is None else aide_kernel
+        super().__init__(
+            groups, dim, higher_dim, kernel, aide_kernel, stride, coefficients, backend, scope=scope
+        )
+        self.stride = stride
+        if skip:
+            self.skip = nn.Conv2d(groups * dim, groups * higher_dim, 3, stride, 1)
+
+    def forward(
+        self,
+        x: Float[Tensor, 'b c h w'],
+        added: Float[Tensor, 'b c2 h2 w2']
+        | None = None,  # Type II's skip: a map to add before the last BN
+    ) -> Float[Tensor, 'b c2 h2 w2']:
+        _shaped('a feature map', x, self.master.conv.in_channels, None, None)
         h, w = x.shape[2:]
-        if min(h, w) < self.stride: raise ValueError(f"a map of {h}x{w} is too small for stride {self.stride}, got shape {tuple(x.shape)}")
+        if min(h, w) < self.stride:
+            raise ValueError(
+                f'a map of {h}x{w} is too small for stride {self.stride}, got shape '
+                f'{tuple(x.shape)}'
+            )
         if added is not None:
-            want = (x.shape[0], self.master.conv.out_channels, -(-h // self.stride), -(-w // self.stride))
-            if added.shape != want: raise ValueError(f"to an input of {tuple(x.shape)} belongs an added map of {want}, got {tuple(added.shape)}")
-        if self.skip is not None: added = self.skip(x) if added is None else added + self.skip(x)
+            want = (
+                x.shape[0],
+                self.master.conv.out_channels,
+                -(-h // self.stride),
+                -(-w // self.stride),
+            )
+            if added.shape != want:
+                raise ValueError(
+                    f'to an input of {tuple(x.shape)} belongs an added map of {want}, got '
+                    f'{tuple(added.shape)}'
+                )
+        if self.skip is not None:
+            added = self.skip(x) if added is None else added + self.skip(x)
         return super().forward(x, added)
 
 # %% ../../nbs/nn/04_layers.ipynb #6edc2077
 class CapDeconv(_Mixed):
-    "capConv with transposed convolutions: back to a lower, larger map (Sec. 3.2). Raises ValueError on sizes that do not fit."
-    def __init__(self,
-                 groups: int,                    # G, capsule channels, below and above
-                 dim: int,                       # higher capsule dimension, of the input
-                 lower_dim: int,                 # lower capsule dimension, of the output
-                 stride: int = 1,                # how many times larger the output is
-                 coefficients: str = "master",   # or "v1", "v2", "v3", as in capConv
-                 backend: str = "compact",       # "reference": plain operations
-                ):
-        super().__init__(groups, dim, lower_dim, 3, 7, stride, coefficients, backend, transposed=True)
+    """capConv with transposed convolutions: back to a lower, larger map (Sec. 3.2). Raises
+    ValueError on sizes that do not fit."""
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        _shaped("a feature map", x, self.master.conv.in_channels, None, None)
+    def __init__(
+        self,
+        groups: int,  # G, capsule channels, below and above
+        dim: int,  # higher capsule dimension, of the input
+        lower_dim: int,  # lower capsule dimension, of the output
+        stride: int = 1,  # how many times larger the output is
+        coefficients: str = 'master',  # or "v1", "v2", "v3", as in capConv
+        backend: str = 'compact',  # "reference": plain operations
+    ):
+        super().__init__(
+            groups, dim, lower_dim, 3, 7, stride, coefficients, backend, transposed=True
+        )
+
+    def forward(self, x: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b c2 h2 w2']:
+        _shaped('a feature map', x, self.master.conv.in_channels, None, None)
         return super().forward(x)
 
 # %% ../../nbs/nn/04_layers.ipynb #62271a08
 class CapFC(nn.Module):
-    "A fully connected layer for each capsule dimension, then squash (Sec. 3.1). Raises ValueError on sizes that do not fit."
-    def __init__(self,
-                 dim: int,      # d, capsule dimension, kept
-                 capsules: int, # lower capsules: channels times positions
-                 classes: int,
-                ):
+    """A fully connected layer for each capsule dimension, then squash (Sec. 3.1). Raises
+    ValueError on sizes that do not fit."""
+
+    def __init__(
+        self,
+        dim: int,  # d, capsule dimension, kept
+        capsules: int,  # lower capsules: channels times positions
+        classes: int,
+    ):
         super().__init__()
         _positive(dim=dim, capsules=capsules, classes=classes)
-        # Lower capsules have length about 0.8, so components about 0.8 / sqrt(d): this makes |s| about one.
-        self.weight = nn.Parameter(torch.randn(dim, capsules, classes) / (0.8 * math.sqrt(capsules)))
+        # Lower capsules have length about 0.8, so components about 0.8 / sqrt(d): this makes |s|
+        # about one.
+        self.weight = nn.Parameter(
+            torch.randn(dim, capsules, classes) / (0.8 * math.sqrt(capsules))
+        )
 
-    def forward(self, u: Float[Tensor, "b n d"]) -> Float[Tensor, "b k d"]:
-        _shaped("lower capsules", u, self.weight.shape[1], self.weight.shape[0])
-        return squash(torch.einsum("bnd,dnk->bkd", u, self.weight))
+    def forward(self, u: Float[Tensor, 'b n d']) -> Float[Tensor, 'b k d']:
+        _shaped('lower capsules', u, self.weight.shape[1], self.weight.shape[0])
+        return squash(torch.einsum('bnd,dnk->bkd', u, self.weight))

@@ -13,35 +13,48 @@ __all__ = ['margin_loss', 'spread_loss', 'cross_entropy_loss']
 
 # %% ../../nbs/nn/01_losses.ipynb #910a0a93
 def _labels(scores: Tensor, target: Tensor) -> Tensor:
-    "One hot; labels of another shape would be broadcast into a loss that means nothing. Raises ValueError."
+    """One hot; labels of another shape would be broadcast into a loss that means nothing. Raises
+    ValueError."""
     if scores.ndim != 2 or target.shape != scores.shape[:1]:
-        raise ValueError(f"expected scores (samples, classes) and one label a sample, got {tuple(scores.shape)} and {tuple(target.shape)}")
+        raise ValueError(
+            'expected scores (samples, classes) and one label a sample, got '
+            f'{tuple(scores.shape)} and {tuple(target.shape)}'
+        )
     return F.one_hot(target, scores.shape[1])
 
-def margin_loss(scores: Float[Tensor, "b classes"],  # length of each class capsule
-                target: Int[Tensor, "b"],            # the class that is there
-                upper: float = 0.9,                  # m+: long enough
-                lower: float = 0.1,                  # m-: short enough
-                absent: float = 0.5,                 # weight of absent classes
-               ) -> Float[Tensor, ""]:
-    "Squared hinges on the length of every class capsule (Sabour et al. 2017, Eqn 4), averaged over the batch. Raises ValueError on shapes."
+
+def margin_loss(
+    scores: Float[Tensor, 'b classes'],  # length of each class capsule
+    target: Int[Tensor, 'b'],  # the class that is there
+    upper: float = 0.9,  # m+: long enough
+    lower: float = 0.1,  # m-: short enough
+    absent: float = 0.5,  # weight of absent classes
+) -> Float[Tensor, '']:
+    """Squared hinges on the length of every class capsule (Sabour et al. 2017, Eqn 4), averaged
+    over the batch. Raises ValueError on shapes."""
     present = _labels(scores, target)
-    loss = present * F.relu(upper - scores).square() + absent * (1 - present) * F.relu(scores - lower).square()
+    loss = (
+        present * F.relu(upper - scores).square()
+        + absent * (1 - present) * F.relu(scores - lower).square()
+    )
     return loss.sum(1).mean()
 
 # %% ../../nbs/nn/01_losses.ipynb #97fb441d
-def spread_loss(scores: Float[Tensor, "b classes"],  # activation of each class
-                target: Int[Tensor, "b"],            # the class that is there
-                margin: float = 0.9,                 # by how much it should lead
-               ) -> Float[Tensor, ""]:
-    "Squared hinges on the lead of the right class (Hinton et al. 2018, Eqn 3), averaged over the batch. Raises ValueError on shapes."
+def spread_loss(
+    scores: Float[Tensor, 'b classes'],  # activation of each class
+    target: Int[Tensor, 'b'],  # the class that is there
+    margin: float = 0.9,  # by how much it should lead
+) -> Float[Tensor, '']:
+    """Squared hinges on the lead of the right class (Hinton et al. 2018, Eqn 3), averaged over
+    the batch. Raises ValueError on shapes."""
     present = _labels(scores, target)
     lead = scores.gather(1, target[:, None]) - scores
     return ((1 - present) * F.relu(margin - lead).square()).sum(1).mean()
 
 # %% ../../nbs/nn/01_losses.ipynb #2003f7e0
-def cross_entropy_loss(scores: Float[Tensor, "b classes"],  # logits
-                       target: Int[Tensor, "b"],            # the class that is there
-                      ) -> Float[Tensor, ""]:
+def cross_entropy_loss(
+    scores: Float[Tensor, 'b classes'],  # logits
+    target: Int[Tensor, 'b'],  # the class that is there
+) -> Float[Tensor, '']:
     "Softmax cross entropy, averaged over the batch."
     return F.cross_entropy(scores, target)

@@ -22,124 +22,183 @@ __all__ = ['STRIDES', 'convolutions', 'stem', 'CapNet', 'VanillaCNN', 'SixLayerE
            'LayerSummary', 'summary']
 
 # %% ../../nbs/nn/07_networks.ipynb #fefd5da4
-def convolutions(widths: list[int],   # channels, the input's first
-                 strides: list[int],  # one per convolution
-                ) -> nn.Sequential:
+def convolutions(
+    widths: list[int],  # channels, the input's first
+    strides: list[int],  # one per convolution
+) -> nn.Sequential:
     "3x3 convolutions, each with batch normalisation and ReLU."
-    if min(widths) < 1: raise ValueError(f"every layer needs at least 1 channel, got {widths}")
+    if min(widths) < 1:
+        raise ValueError(f'every layer needs at least 1 channel, got {widths}')
     layers = OrderedDict()
     for number, (channels, out_channels, stride) in enumerate(zip(widths, widths[1:], strides), 1):
-        layers[f"conv{number}"] = nn.Conv2d(channels, out_channels, 3, stride, 1)
-        layers[f"norm{number}"] = nn.BatchNorm2d(out_channels)
-        layers[f"relu{number}"] = nn.ReLU()
+        layers[f'conv{number}'] = nn.Conv2d(channels, out_channels, 3, stride, 1)
+        layers[f'norm{number}'] = nn.BatchNorm2d(out_channels)
+        layers[f'relu{number}'] = nn.ReLU()
     return nn.Sequential(layers)
+
 
 def stem(channels: int, groups: int) -> nn.Sequential:
     "Table 1's first four layers: (b, channels, 32, 32) to (b, 8 groups, 8, 8)."
-    if groups < 1: raise ValueError(f"a network needs at least 1 capsule channel, got {groups}")
+    if groups < 1:
+        raise ValueError(f'a network needs at least 1 capsule channel, got {groups}')
     return convolutions([channels, groups, 2 * groups, 4 * groups, 8 * groups], [1, 1, 2, 2])
+
 
 def _images(x: Tensor, channels: int, size: int = 32) -> Tensor:
     "The images, if the network is made for them."
     if x.ndim != 4 or x.shape[1:] != (channels, size, size):
-        raise ValueError(f"expected images of shape (batch, {channels}, {size}, {size}), got {tuple(x.shape)}")
+        raise ValueError(
+            f'expected images of shape (batch, {channels}, {size}, {size}), got {tuple(x.shape)}'
+        )
     return x
 
 # %% ../../nbs/nn/07_networks.ipynb #4885029e
 def _check_choices(**options: tuple):  # name -> what was given, and the two that there are
     for name, (given, one, other) in options.items():
-        if given not in (one, other): raise ValueError(f"{name} must be {one!r} or {other!r}, got {given!r}")
+        if given not in (one, other):
+            raise ValueError(f'{name} must be {one!r} or {other!r}, got {given!r}')
+
 
 def _by_channel(groups: int, v: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    "Higher capsules (b, j, e) as the lower ones (b, g, p, d) of the next layer, and how active each is."
+    """Higher capsules (b, j, e) as the lower ones (b, g, p, d) of the next layer, and how active
+    each is."""
     return v.unflatten(1, (groups, -1)), active.unflatten(1, (groups, -1))
+
 
 @contextmanager
 def _batch_statistics(model: nn.Module):
-    "Normalise by the batch, as in training, for a while; the running statistics are neither used nor touched."
+    """Normalise by the batch, as in training, for a while; the running statistics are neither
+    used nor touched."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     modes = [(norm.training, norm.track_running_stats) for norm in norms]
     try:
-        for norm in norms: norm.training, norm.track_running_stats = True, False
+        for norm in norms:
+            norm.training, norm.track_running_stats = True, False
         yield
     finally:
-        for norm, mode in zip(norms, modes): norm.training, norm.track_running_stats = mode
+        for norm, mode in zip(norms, modes):
+            norm.training, norm.track_running_stats = mode
 
 # %% ../../nbs/nn/07_networks.ipynb #801d6f32
 class CapNet(nn.Module):
-    "Table 1 (a) and (b): routing by agreement in the fifth and sixth layer. Raises ValueError on sizes that do not fit."
-    def __init__(self,
-                 channels: int = 3,          # of the image
-                 classes: int = 10,
-                 groups: int = 32,           # G
-                 routing: str = "dynamic",   # or "em"
-                 iterations: int = 3,        # R
-                 normalize: str = "higher",  # softmax axis of dynamic routing
-                 stride: int = 1,            # 1: J = 64 G; 2: J = 16 G
-                 backend: str = "chunked",   # "reference" forms the votes
-                 initialization: str = "scaled",  # of both transforms, see `RoutedCapsules`
-                 primary: str = "squashed",  # "plain": the capsules below are not squashed
-                 score: str = "activation",  # of a class; "length": that of its capsule, which differs with EM only
-                ):
+    """Table 1 (a) and (b): routing by agreement in the fifth and sixth layer. Raises ValueError
+    on sizes that do not fit."""
+
+    def __init__(
+        self,
+        channels: int = 3,  # of the image
+        classes: int = 10,
+        groups: int = 32,  # G
+        routing: str = 'dynamic',  # or "em"
+        iterations: int = 3,  # R
+        normalize: str = 'higher',  # softmax axis of dynamic routing
+        stride: int = 1,  # 1: J = 64 G; 2: J = 16 G
+        backend: str = 'chunked',  # "reference" forms the votes
+        initialization: str = 'scaled',  # of both transforms, see `RoutedCapsules`
+        primary: str = 'squashed',  # "plain": the capsules below are not squashed
+        score: str = 'activation',  # of a class; "length": that of its capsule, which differs with EM only
+    ):
         super().__init__()
-        _check_choices(stride=(stride, 1, 2), primary=(primary, "squashed", "plain"), score=(score, "activation", "length"))
-        options = dict(routing=routing, iterations=iterations, normalize=normalize, backend=backend, initialization=initialization)
+        _check_choices(
+            stride=(stride, 1, 2),
+            primary=(primary, 'squashed', 'plain'),
+            score=(score, 'activation', 'length'),
+        )
+        options = dict(
+            routing=routing,
+            iterations=iterations,
+            normalize=normalize,
+            backend=backend,
+            initialization=initialization,
+        )
         positions = (8 // stride) ** 2
-        self.groups, self.squashed, self.score, self.stem = groups, primary == "squashed", score, stem(channels, groups)
+        self.groups, self.squashed, self.score, self.stem = (
+            groups,
+            primary == 'squashed',
+            score,
+            stem(channels, groups),
+        )
         self.capsules = RoutedCapsules(groups, 64, 8, groups * positions, 16, **options)
         self.classes = RoutedCapsules(groups, positions, 16, classes, 16, **options)
-        self.activation = nn.Sequential(nn.Conv2d(8 * groups, groups, 3, 1, 1), nn.BatchNorm2d(groups)) if routing == "em" else None
+        self.activation = (
+            nn.Sequential(nn.Conv2d(8 * groups, groups, 3, 1, 1), nn.BatchNorm2d(groups))
+            if routing == 'em'
+            else None
+        )
 
-    def forward(self, x: Float[Tensor, "b channels 32 32"]) -> Float[Tensor, "b classes"]:
-        capsules, activation = self.classes(*_by_channel(self.groups, *self.capsules(*self._primary(x))))
-        return capsules.norm(dim=-1) if self.score == "length" else activation
+    def forward(self, x: Float[Tensor, 'b channels 32 32']) -> Float[Tensor, 'b classes']:
+        capsules, activation = self.classes(
+            *_by_channel(self.groups, *self.capsules(*self._primary(x)))
+        )
+        return capsules.norm(dim=-1) if self.score == 'length' else activation
 
     @torch.no_grad()
-    def diagnostics(self, x: Float[Tensor, "b channels 32 32"]) -> dict[str, dict[str, float]]:  # "capsules": the fifth layer, "classes": the sixth
-        "What `RoutedCapsules.diagnostics` says of both routed layers, as training sees them; changes nothing."
+    def diagnostics(
+        self, x: Float[Tensor, 'b channels 32 32']
+    ) -> dict[str, dict[str, float]]:  # "capsules": the fifth layer, "classes": the sixth
+        """What `RoutedCapsules.diagnostics` says of both routed layers, as training sees them;
+        changes nothing."""
         with _batch_statistics(self):
             u = self._primary(x)
-            return dict(capsules=self.capsules.diagnostics(*u), classes=self.classes.diagnostics(*_by_channel(self.groups, *self.capsules(*u))))
+            return dict(
+                capsules=self.capsules.diagnostics(*u),
+                classes=self.classes.diagnostics(*_by_channel(self.groups, *self.capsules(*u))),
+            )
 
-    def _primary(self, x):  # lower capsules (b, g, p, d), and how active each is; None with dynamic routing
+    def _primary(
+        self, x
+    ):  # lower capsules (b, g, p, d), and how active each is; None with dynamic routing
         x = self.stem(_images(x, self.stem.conv1.in_channels))
         u = list_capsules(x, self.groups)
-        return squash(u) if self.squashed else u, None if self.activation is None else self.activation(x).sigmoid().flatten(2)
+        return squash(
+            u
+        ) if self.squashed else u, None if self.activation is None else self.activation(
+            x
+        ).sigmoid().flatten(2)
 
 # %% ../../nbs/nn/07_networks.ipynb #3f5f09e1
 class VanillaCNN(nn.Module):
-    "Table 1 (c) and (d): a plain convolutional network of CapNet's shape, or of its size. Raises ValueError on sizes that do not fit."
-    def __init__(self,
-                 channels: int = 3,    # of the image
-                 classes: int = 10,
-                 groups: int = 32,     # widths are multiples of it
-                 match: str = "shape", # or "parameters"
-                ):
+    """Table 1 (c) and (d): a plain convolutional network of CapNet's shape, or of its size.
+    Raises ValueError on sizes that do not fit."""
+
+    def __init__(
+        self,
+        channels: int = 3,  # of the image
+        classes: int = 10,
+        groups: int = 32,  # widths are multiples of it
+        match: str = 'shape',  # or "parameters"
+    ):
         super().__init__()
-        if match not in ("shape", "parameters"): raise ValueError(f"match must be 'shape' or 'parameters', got {match!r}")
-        widths = [1, 2, 4, 8, 16] if match == "shape" else [1, 8, 16, 16, 1300 / 32]
+        if match not in ('shape', 'parameters'):
+            raise ValueError(f"match must be 'shape' or 'parameters', got {match!r}")
+        widths = [1, 2, 4, 8, 16] if match == 'shape' else [1, 8, 16, 16, 1300 / 32]
         widths = [round(groups * width) for width in widths]
         self.features = convolutions([channels, *widths], [1, 1, 2, 2, 2])
         self.classes = nn.Linear(widths[-1], classes)
 
-    def forward(self, x: Float[Tensor, "b channels 32 32"]) -> Float[Tensor, "b classes"]:
+    def forward(self, x: Float[Tensor, 'b channels 32 32']) -> Float[Tensor, 'b classes']:
         return self.classes(self.features(_images(x, self.features.conv1.in_channels)).mean((2, 3)))
 
 # %% ../../nbs/nn/07_networks.ipynb #08bc1545
 class SixLayerEncapNet(nn.Module):
-    "Table 1 (e) and (f): a capConv as the fifth layer, then capFC. Raises ValueError on sizes that do not fit."
-    def __init__(self,
-                 channels: int = 3,        # of the image
-                 classes: int = 10,
-                 groups: int = 32,         # G
-                 coefficients: str = "v3", # (f); "master": (e)
-                ):
+    """Table 1 (e) and (f): a capConv as the fifth layer, then capFC. Raises ValueError on sizes
+    that do not fit."""
+
+    def __init__(
+        self,
+        channels: int = 3,  # of the image
+        classes: int = 10,
+        groups: int = 32,  # G
+        coefficients: str = 'v3',  # (f); "master": (e)
+    ):
         super().__init__()
         self.groups, self.stem = groups, stem(channels, groups)
-        self.capsules = CapConv(groups, 8, 16, kernel=3, stride=2, coefficients=coefficients, skip=True)
+        self.capsules = CapConv(
+            groups, 8, 16, kernel=3, stride=2, coefficients=coefficients, skip=True
+        )
         self.classes = CapFC(16, 16 * groups, classes)
 
-    def forward(self, x: Float[Tensor, "b channels 32 32"]) -> Float[Tensor, "b classes"]:
+    def forward(self, x: Float[Tensor, 'b channels 32 32']) -> Float[Tensor, 'b classes']:
         x = self.stem(_images(x, self.stem.conv1.in_channels))
         u = list_capsules(self.capsules(x), self.groups).flatten(1, 2)
         return torch.linalg.vector_norm(self.classes(u), dim=-1)
@@ -147,36 +206,55 @@ class SixLayerEncapNet(nn.Module):
 # %% ../../nbs/nn/07_networks.ipynb #461be684
 class ModuleMaps(NamedTuple):
     "The maps of one module."
-    lower: Tensor   # the module's input
-    first: Tensor   # output of its Type I layer, or of its first block
+
+    lower: Tensor  # the module's input
+    first: Tensor  # output of its Type I layer, or of its first block
     output: Tensor
+
 
 class ModuleShapes(NamedTuple):
     "The shapes of `ModuleMaps`: (channels, height, width) each."
+
     lower: tuple[int, int, int]
     first: tuple[int, int, int]
     output: tuple[int, int, int]
 
 # %% ../../nbs/nn/07_networks.ipynb #f2e9913c
-STRIDES = (1, 2, 2, 2)   # of the four modules: maps of 32, 16, 8, 4
+STRIDES = (1, 2, 2, 2)  # of the four modules: maps of 32, 16, 8, 4
+
 
 class _FourModules(nn.Module):
     "What both networks of Table 2 share: stem, four modules, a class layer."
+
     def __init__(self, channels, classes, groups, size, lengths):
         super().__init__()
-        if size not in (32, 64): raise ValueError(f"size must be 32 or 64, got {size}: the nearest is {32 if size < 48 else 64}")
-        if len(lengths) != 4: raise ValueError(f"a network has four modules, got lengths for {len(lengths)}: {tuple(lengths)}")
-        if groups < 1: raise ValueError(f"a network needs at least 1 capsule channel, got {groups}")
+        if size not in (32, 64):
+            raise ValueError(
+                f'size must be 32 or 64, got {size}: the nearest is {32 if size < 48 else 64}'
+            )
+        if len(lengths) != 4:
+            raise ValueError(
+                f'a network has four modules, got lengths for {len(lengths)}: {tuple(lengths)}'
+            )
+        if groups < 1:
+            raise ValueError(f'a network needs at least 1 capsule channel, got {groups}')
         self.groups, self.size, self.lengths = groups, size, tuple(lengths)
         self.stem = convolutions([channels, groups], [size // 32])
 
     @property
     def shapes(self) -> list[ModuleShapes]:
         "Shapes of the maps of every module."
-        def shape(number): return (self.groups * 2**number, *[32 // 2**max(0, number - 1)] * 2)
-        return [ModuleShapes(shape(number), shape(number + 1), shape(number + 1)) for number in range(4)]
 
-    def maps(self, x: Float[Tensor, "b channels size size"]) -> tuple[Float[Tensor, "b classes"], list[ModuleMaps]]:
+        def shape(number):
+            return (self.groups * 2**number, *[32 // 2 ** max(0, number - 1)] * 2)
+
+        return [
+            ModuleShapes(shape(number), shape(number + 1), shape(number + 1)) for number in range(4)
+        ]
+
+    def maps(
+        self, x: Float[Tensor, 'b channels size size']
+    ) -> tuple[Float[Tensor, 'b classes'], list[ModuleMaps]]:
         "Scores, and the maps of every module."
         x, maps = self.stem(_images(x, self.stem.conv1.in_channels, self.size)), []
         for module in self.features:
@@ -184,28 +262,41 @@ class _FourModules(nn.Module):
             x = maps[-1].output
         return self._score(x), maps
 
-    def forward(self, x: Float[Tensor, "b channels size size"]) -> Float[Tensor, "b classes"]: return self.maps(x)[0]
+    def forward(self, x: Float[Tensor, 'b channels size size']) -> Float[Tensor, 'b classes']:
+        return self.maps(x)[0]
 
 # %% ../../nbs/nn/07_networks.ipynb #b239811d
 class EncapModule(nn.Module):
-    "One module of EncapNet: a Type I capConv, then Type II capConvs (Fig. 3a). Raises ValueError on sizes that do not fit."
-    def __init__(self,
-                 groups: int,        # G
-                 dim: int,           # capsule dimension of the input; the output's is twice that
-                 depth: int,         # N, number of Type II capConvs
-                 stride: int = 1,
-                 coefficients: str = "v3",
-                 skip: str = "none", # or "type1", "type2", "both"
-                 scope: str = "all",
-                ):
-        super().__init__()
-        if skip not in ("none", "type1", "type2", "both"): raise ValueError(f"skip must be 'none', 'type1', 'type2' or 'both', got {skip!r}")
-        if depth < 0: raise ValueError(f"a module's number of Type II layers must be at least 0, got {depth}")
-        self.skip = skip in ("type2", "both")
-        self.type1 = CapConv(groups, dim, 2 * dim, 3, stride, coefficients, skip in ("type1", "both"), scope)
-        self.type2 = nn.ModuleList([CapConv(groups, 2 * dim, 2 * dim, 1, 1, coefficients, scope=scope) for _ in range(depth)])
+    """One module of EncapNet: a Type I capConv, then Type II capConvs (Fig. 3a). Raises
+    ValueError on sizes that do not fit."""
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> ModuleMaps:
+    def __init__(
+        self,
+        groups: int,  # G
+        dim: int,  # capsule dimension of the input; the output's is twice that
+        depth: int,  # N, number of Type II capConvs
+        stride: int = 1,
+        coefficients: str = 'v3',
+        skip: str = 'none',  # or "type1", "type2", "both"
+        scope: str = 'all',
+    ):
+        super().__init__()
+        if skip not in ('none', 'type1', 'type2', 'both'):
+            raise ValueError(f"skip must be 'none', 'type1', 'type2' or 'both', got {skip!r}")
+        if depth < 0:
+            raise ValueError(f"a module's number of Type II layers must be at least 0, got {depth}")
+        self.skip = skip in ('type2', 'both')
+        self.type1 = CapConv(
+            groups, dim, 2 * dim, 3, stride, coefficients, skip in ('type1', 'both'), scope
+        )
+        self.type2 = nn.ModuleList(
+            [
+                CapConv(groups, 2 * dim, 2 * dim, 1, 1, coefficients, scope=scope)
+                for _ in range(depth)
+            ]
+        )
+
+    def forward(self, x: Float[Tensor, 'b c h w']) -> ModuleMaps:
         output = first = self.type1(x)
         for number, layer in enumerate(self.type2, 1):
             output = layer(output, first if self.skip and number == len(self.type2) else None)
@@ -214,143 +305,217 @@ class EncapModule(nn.Module):
 # %% ../../nbs/nn/07_networks.ipynb #583ae5d0
 class EncapNet(_FourModules):
     "Table 2's EncapNet at any depth and width. Raises ValueError on sizes that do not fit."
-    def __init__(self,
-                 channels: int = 3,          # of the image
-                 classes: int = 10,
-                 groups: int = 32,           # G
-                 depths: tuple[int, ...] = (3, 3, 3, 3), # N of every module; v2: (8, 11, 68, 8)
-                 coefficients: str = "v3",   # or "master", "v1", "v2"
-                 skip: str = "none",         # or "type1", "type2", "both"
-                 scope: str = "all",         # of the aide
-                 master_modules: int = 0,    # so many shallow modules have no aide; v2: 2
-                 size: int = 32,             # of the image; v3: 64
-                ):
+
+    def __init__(
+        self,
+        channels: int = 3,  # of the image
+        classes: int = 10,
+        groups: int = 32,  # G
+        depths: tuple[int, ...] = (3, 3, 3, 3),  # N of every module; v2: (8, 11, 68, 8)
+        coefficients: str = 'v3',  # or "master", "v1", "v2"
+        skip: str = 'none',  # or "type1", "type2", "both"
+        scope: str = 'all',  # of the aide
+        master_modules: int = 0,  # so many shallow modules have no aide; v2: 2
+        size: int = 32,  # of the image; v3: 64
+    ):
         super().__init__(channels, classes, groups, size, depths)
-        if not 0 <= master_modules <= 4: raise ValueError(f"master_modules must be from 0 to 4, got {master_modules}")
+        if not 0 <= master_modules <= 4:
+            raise ValueError(f'master_modules must be from 0 to 4, got {master_modules}')
         self.features = nn.ModuleList()
         for number, (depth, stride) in enumerate(zip(depths, STRIDES)):
-            source = "master" if number < master_modules else coefficients
+            source = 'master' if number < master_modules else coefficients
             self.features.append(EncapModule(groups, 2**number, depth, stride, source, skip, scope))
         self.classes = CapFC(16, 16 * groups, classes)
 
     @property
-    def depth(self) -> int: return 2 + sum(n + 1 for n in self.lengths)
-    @property
-    def capsule_channels(self) -> int: return self.groups
+    def depth(self) -> int:
+        return 2 + sum(n + 1 for n in self.lengths)
 
-    def _score(self, x): return torch.linalg.vector_norm(self.classes(list_capsules(x, self.groups).flatten(1, 2)), dim=-1)
+    @property
+    def capsule_channels(self) -> int:
+        return self.groups
+
+    def _score(self, x):
+        return torch.linalg.vector_norm(
+            self.classes(list_capsules(x, self.groups).flatten(1, 2)), dim=-1
+        )
 
 # %% ../../nbs/nn/07_networks.ipynb #198efff6
 class ResidualBlock(nn.Module):
     "Two 3x3 convolutions and a shortcut around them (He et al., 2016)."
+
     def __init__(self, channels: int, out_channels: int, stride: int = 1):
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(channels, out_channels, 3, stride, 1, bias=False), nn.BatchNorm2d(out_channels)
-        self.conv2, self.norm2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False), nn.BatchNorm2d(out_channels)
+        self.conv1, self.norm1 = (
+            nn.Conv2d(channels, out_channels, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.conv2, self.norm2 = (
+            nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
         self.shortcut = nn.Identity()
         if stride != 1 or channels != out_channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+    def forward(self, x: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b c2 h2 w2']:
         return (self.norm2(self.conv2(self.norm1(self.conv1(x)).relu())) + self.shortcut(x)).relu()
 
+
 class ResidualModule(nn.Module):
-    "One module of ResNet: a block that changes the shape, then blocks that keep it. Raises ValueError on sizes that do not fit."
+    """One module of ResNet: a block that changes the shape, then blocks that keep it. Raises
+    ValueError on sizes that do not fit."""
+
     def __init__(self, channels: int, out_channels: int, blocks: int, stride: int = 1):
         super().__init__()
-        if blocks < 1: raise ValueError(f"a module has at least 1 block, got {blocks}")
+        if blocks < 1:
+            raise ValueError(f'a module has at least 1 block, got {blocks}')
         self.blocks = nn.ModuleList([ResidualBlock(channels, out_channels, stride)])
-        for _ in range(blocks - 1): self.blocks.append(ResidualBlock(out_channels, out_channels))
+        for _ in range(blocks - 1):
+            self.blocks.append(ResidualBlock(out_channels, out_channels))
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> ModuleMaps:
+    def forward(self, x: Float[Tensor, 'b c h w']) -> ModuleMaps:
         output = first = self.blocks[0](x)
-        for block in self.blocks[1:]: output = block(output)
+        for block in self.blocks[1:]:
+            output = block(output)
         return ModuleMaps(x, first, output)
 
 # %% ../../nbs/nn/07_networks.ipynb #5f5b17de
 class ResNet(_FourModules):
     "Table 2's ResNet; class scores are raw outputs. Raises ValueError on sizes that do not fit."
-    def __init__(self,
-                 channels: int = 3,    # of the image
-                 classes: int = 10,
-                 groups: int = 32,     # widths are 1, 2, 4, 8 and 16 times that
-                 blocks: tuple[int, ...] = (2, 2, 2, 2), # n of every module
-                 size: int = 32,       # of the image
-                ):
+
+    def __init__(
+        self,
+        channels: int = 3,  # of the image
+        classes: int = 10,
+        groups: int = 32,  # widths are 1, 2, 4, 8 and 16 times that
+        blocks: tuple[int, ...] = (2, 2, 2, 2),  # n of every module
+        size: int = 32,  # of the image
+    ):
         super().__init__(channels, classes, groups, size, blocks)
         widths = [groups * 2**number for number in range(5)]
-        self.features = nn.ModuleList([ResidualModule(*sizes) for sizes in zip(widths, widths[1:], blocks, STRIDES)])
+        self.features = nn.ModuleList(
+            [ResidualModule(*sizes) for sizes in zip(widths, widths[1:], blocks, STRIDES)]
+        )
         self.classes = nn.Linear(widths[-1], classes)
 
     @property
-    def depth(self) -> int: return 2 + sum(2 * n for n in self.lengths)
-    @property
-    def capsule_channels(self) -> None: return None
+    def depth(self) -> int:
+        return 2 + sum(2 * n for n in self.lengths)
 
-    def _score(self, x): return self.classes(x.mean((2, 3)))
+    @property
+    def capsule_channels(self) -> None:
+        return None
+
+    def _score(self, x):
+        return self.classes(x.mean((2, 3)))
 
 # %% ../../nbs/nn/07_networks.ipynb #370dae0d
 class WithFeedback(nn.Module):
-    "A network and the unit that regularises it: scores and divergence in training, the network's scores in evaluation."
-    def __init__(self,
-                 network: nn.Module,   # has `maps`
-                 feedback: nn.Module,  # of the list of `ModuleMaps`, see `encapnet.nn.feedback`
-                ):
+    """A network and the unit that regularises it: scores and divergence in training, the
+    network's scores in evaluation."""
+
+    def __init__(
+        self,
+        network: nn.Module,  # has `maps`
+        feedback: nn.Module,  # of the list of `ModuleMaps`, see `encapnet.nn.feedback`
+    ):
         super().__init__()
         self.network, self.feedback = network, feedback
 
-    def forward(self, x: Float[Tensor, "b channels size size"]) -> Tensor | tuple[Tensor, Tensor]:
-        if not self.training: return self.network(x)
+    def forward(self, x: Float[Tensor, 'b channels size size']) -> Tensor | tuple[Tensor, Tensor]:
+        if not self.training:
+            return self.network(x)
         scores, maps = self.network.maps(x)
         return scores, self.feedback(maps)
 
-def with_feedback(network: nn.Module,  # an `EncapNet` or a `ResNet`
-                  **options,           # of `Feedback`: connectivity, measure, ...
-                 ) -> WithFeedback:
-    "The network with an agreement unit on every module. Raises ValueError on settings that do not fit."
+
+def with_feedback(
+    network: nn.Module,  # an `EncapNet` or a `ResNet`
+    **options,  # of `Feedback`: connectivity, measure, ...
+) -> WithFeedback:
+    """The network with an agreement unit on every module. Raises ValueError on settings that do
+    not fit."""
     return WithFeedback(network, Feedback(network.shapes, network.capsule_channels, **options))
 
 # %% ../../nbs/nn/07_networks.ipynb #8af8275b
 class LayerSummary(NamedTuple):
     "One layer of Table 2."
-    module: str                # "M0" (stem) to "M5" (classes)
-    layer: str                 # "capConv I (3, 2)": kernel and stride
-    size: tuple[int, ...]      # of the output map; () for classes
-    dim: int | None            # capsule dimension, if it has one
-    channels: int              # of the output; classes for the last layer
+
+    module: str  # "M0" (stem) to "M5" (classes)
+    layer: str  # "capConv I (3, 2)": kernel and stride
+    size: tuple[int, ...]  # of the output map; () for classes
+    dim: int | None  # capsule dimension, if it has one
+    channels: int  # of the output; classes for the last layer
     parameters: int
-    multiply_adds: int         # per image
+    multiply_adds: int  # per image
+
 
 def _listed(network: nn.Module) -> list[tuple[str, str, nn.Module]]:
     "Module, name and layer of everything that Table 2 gives a line."
-    found = [("M0", f"conv (3, {network.size // 32})", network.stem)]
+    found = [('M0', f'conv (3, {network.size // 32})', network.stem)]
     for number, (module, stride) in enumerate(zip(network.features, STRIDES), 1):
         if isinstance(module, EncapModule):
-            layers = [(f"capConv I (3, {stride})", module.type1), *(("capConv II (1, 1)", layer) for layer in module.type2)]
-        else: layers = [(f"res (3, {1 if block else stride})", layer) for block, layer in enumerate(module.blocks)]
-        found += [(f"M{number}", *layer) for layer in layers]
-    return [*found, ("M5", "capFC" if isinstance(network, EncapNet) else "avgPool, FC", network.classes)]
+            layers = [
+                (f'capConv I (3, {stride})', module.type1),
+                *(('capConv II (1, 1)', layer) for layer in module.type2),
+            ]
+        else:
+            layers = [
+                (f'res (3, {1 if block else stride})', layer)
+                for block, layer in enumerate(module.blocks)
+            ]
+        found += [(f'M{number}', *layer) for layer in layers]
+    return [
+        *found,
+        ('M5', 'capFC' if isinstance(network, EncapNet) else 'avgPool, FC', network.classes),
+    ]
 
-def _summarise(network: nn.Module, module: str, name: str, layer: nn.Module, output: Tensor) -> LayerSummary:
+
+def _summarise(
+    network: nn.Module, module: str, name: str, layer: nn.Module, output: Tensor
+) -> LayerSummary:
     parameters = sum(parameter.numel() for parameter in layer.parameters())
-    if module == "M5":
+    if module == 'M5':
         dim = output.shape[2] if output.ndim == 3 else None
-        return LayerSummary(module, name, (), dim, output.shape[1], parameters, layer.weight.numel())
+        return LayerSummary(
+            module, name, (), dim, output.shape[1], parameters, layer.weight.numel()
+        )
     _, channels, *size = output.shape
     weights = sum(part.weight.numel() for part in layer.modules() if isinstance(part, nn.Conv2d))
     dim = channels // network.groups if isinstance(layer, CapConv) else None
-    return LayerSummary(module, name, tuple(size), dim, channels, parameters, weights * math.prod(size))
+    return LayerSummary(
+        module, name, tuple(size), dim, channels, parameters, weights * math.prod(size)
+    )
 
 # %% ../../nbs/nn/07_networks.ipynb #48aee67d
 @torch.no_grad()
 def summary(network: nn.Module) -> list[LayerSummary]:  # one line for each layer
-    "Sizes, parameters and multiply-adds of an `EncapNet` or `ResNet`, layer by layer (Table 2); changes nothing."
+    """Sizes, parameters and multiply-adds of an `EncapNet` or `ResNet`, layer by layer (Table 2);
+    changes nothing."""
     rows, hooks, training, weight = [], [], network.training, network.stem.conv1.weight
     for module, name, layer in _listed(network):
-        def note(layer, _, output, module=module, name=name): rows.append(_summarise(network, module, name, layer, output))
+
+        def note(layer, _, output, module=module, name=name):
+            rows.append(_summarise(network, module, name, layer, output))
+
         hooks.append(layer.register_forward_hook(note))
-    try: network.eval()(torch.zeros(1, weight.shape[1], network.size, network.size, dtype=weight.dtype, device=weight.device))
+    try:
+        network.eval()(
+            torch.zeros(
+                1,
+                weight.shape[1],
+                network.size,
+                network.size,
+                dtype=weight.dtype,
+                device=weight.device,
+            )
+        )
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
         network.train(training)
     return rows

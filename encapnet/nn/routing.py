@@ -21,40 +21,64 @@ __all__ = ['VARIANCE_FLOOR', 'MASS_FLOOR', 'votes', 'dynamic_routing', 'em_routi
 
 # %% ../../nbs/nn/03_routing.ipynb #26e96df9
 def _with_one(u: Tensor, transform: Tensor) -> Tensor:
-    "The capsules, with the constant 1 that a bias needs. Raises ValueError if transform and capsules do not fit."
+    """The capsules, with the constant 1 that a bias needs. Raises ValueError if transform and
+    capsules do not fit."""
     have, expected = u.shape[3], transform.shape[2]
-    if have + 1 == expected: return torch.cat([u, torch.ones_like(u[..., :1])], -1)
-    if have == expected: return u
-    raise ValueError(f"a transform for capsules of dimension {have} has {have} rows, or {have + 1} with a bias; got {expected}")
+    if have + 1 == expected:
+        return torch.cat([u, torch.ones_like(u[..., :1])], -1)
+    if have == expected:
+        return u
+    raise ValueError(
+        f'a transform for capsules of dimension {have} has {have} rows, or {have + 1} with a '
+        f'bias; got {expected}'
+    )
 
-def votes(u: Float[Tensor, "b g p d"],          # lower capsules
-          transform: Float[Tensor, "g j f e"],  # shared over positions; f = d + 1 with a bias, else d
-         ) -> Float[Tensor, "b g p j e"]:       # 4 b g p j e bytes in float32
-    "Every lower capsule's prediction of every higher capsule (Sec. 2.1). Raises ValueError on a transform of another size."
-    return torch.einsum("bgpf,gjfe->bgpje", _with_one(u, transform), transform)
+
+def votes(
+    u: Float[Tensor, 'b g p d'],  # lower capsules
+    transform: Float[Tensor, 'g j f e'],  # shared over positions; f = d + 1 with a bias, else d
+) -> Float[Tensor, 'b g p j e']:  # 4 b g p j e bytes in float32
+    """Every lower capsule's prediction of every higher capsule (Sec. 2.1). Raises ValueError on a
+    transform of another size."""
+    return torch.einsum('bgpf,gjfe->bgpje', _with_one(u, transform), transform)
 
 # %% ../../nbs/nn/03_routing.ipynb #fb8e7bb0
 def _dynamic_votes(u, transform, iterations, normalize, chosen):
-    predicted = votes(u, transform).flatten(1, 2).transpose(1, 2).contiguous()      # (b, j, i, e)
-    logits, axis = torch.zeros_like(predicted[..., 0]), 1 if normalize == "higher" else 2
+    predicted = votes(u, transform).flatten(1, 2).transpose(1, 2).contiguous()  # (b, j, i, e)
+    logits, axis = torch.zeros_like(predicted[..., 0]), 1 if normalize == 'higher' else 2
     for step in range(iterations):
         c = logits.softmax(axis)
         v = squash((c[:, :, None] @ predicted).squeeze(2))
-        if step + 1 < iterations: logits = logits + (predicted @ v[..., None]).squeeze(3)
+        if step + 1 < iterations:
+            logits = logits + (predicted @ v[..., None]).squeeze(3)
     return v, _chosen(c, chosen, u)
+
 
 def _chosen(c, chosen, u):
     "Of all coefficients (b, j, i) those of the chosen j, as (b, g, p, k)."
-    return None if chosen is None else c.detach()[:, list(chosen)].mT.reshape(*u.shape[:3], len(chosen))
+    return (
+        None
+        if chosen is None
+        else c.detach()[:, list(chosen)].mT.reshape(*u.shape[:3], len(chosen))
+    )
 
 # %% ../../nbs/nn/03_routing.ipynb #be69c6dc
-def _keys(v: Float[Tensor, "j b e"], transform: Float[Tensor, "j gf e"], dim: int) -> Float[Tensor, "bg {dim} j"]:
+def _keys(
+    v: Float[Tensor, 'j b e'], transform: Float[Tensor, 'j gf e'], dim: int
+) -> Float[Tensor, 'bg {dim} j']:
     "W_gj v_j for every group."
     pulled = torch.bmm(v, transform.mT).permute(1, 2, 0).contiguous().flatten(0, 1)
     return pulled.unflatten(0, (len(pulled) // dim, dim))
 
-def _turned(collected: Float[Tensor, "bg f j"], samples: int) -> Float[Tensor, "j {samples} gf"]:
-    return collected.flatten(0, 1).t().contiguous().unflatten(1, (samples, len(collected) * collected.shape[1] // max(samples, 1)))
+
+def _turned(collected: Float[Tensor, 'bg f j'], samples: int) -> Float[Tensor, 'j {samples} gf']:
+    return (
+        collected.flatten(0, 1)
+        .t()
+        .contiguous()
+        .unflatten(1, (samples, len(collected) * collected.shape[1] // max(samples, 1)))
+    )
+
 
 def _squash_backward(s: Tensor, gradient: Tensor) -> Tensor:
     square = s.square().sum(-1, keepdim=True)
@@ -62,9 +86,12 @@ def _squash_backward(s: Tensor, gradient: Tensor) -> Tensor:
     along = (s * gradient).sum(-1, keepdim=True) / length.clamp(min=torch.finfo(s.dtype).tiny)
     return (length * gradient + (1 - square) / (1 + square) * along * s) / (1 + square)
 
+
 def _cache(device: torch.device) -> int:
-    "Bytes that an array may have to be worked with at leisure: on a GPU it is launches that would cost, not memory."
-    return (2 if device.type == "cpu" else 16) * 2**20
+    """Bytes that an array may have to be worked with at leisure: on a GPU it is launches that
+    would cost, not memory."""
+    return (2 if device.type == 'cpu' else 16) * 2**20
+
 
 def _parties(samples: int, size: int, room: int) -> list[slice]:
     "Slices of as many samples of `size` bytes as there is room for, at least one."
@@ -74,17 +101,29 @@ def _parties(samples: int, size: int, room: int) -> list[slice]:
 # %% ../../nbs/nn/03_routing.ipynb #291f9330
 def _dynamic_backward(gradient, u, transform, s, uniform, groups, backend):
     "Eqns 3 and 4: the loss's gradients by u and transform."
-    higher, dim, competitors = len(transform), u.shape[3], u.shape[1] * u.shape[2] if groups else len(transform)
+    higher, dim, competitors = (
+        len(transform),
+        u.shape[3],
+        u.shape[1] * u.shape[2] if groups else len(transform),
+    )
     collect, collect_backward = vote_free(backend)
     to_u, to_transform = torch.empty_like(u), torch.zeros_like(transform)
-    for party in _parties(len(u), higher * uniform.shape[1] * u.element_size(), 6 * _cache(u.device)):
-        some, total, to_v = u[party].flatten(0, 1), squash(s[:-1, :, party]).sum(0), gradient[:, party]
+    for party in _parties(
+        len(u), higher * uniform.shape[1] * u.element_size(), 6 * _cache(u.device)
+    ):
+        some, total, to_v = (
+            u[party].flatten(0, 1),
+            squash(s[:-1, :, party]).sum(0),
+            gradient[:, party],
+        )
         samples, to_total, to_some = total.shape[1], 0, 0
         for step in reversed(range(len(s) - 1)):
             to_s = _squash_backward(s[step + 1, :, party], to_v)
             keys, to_collected = _keys(total, transform, dim), _keys(to_s, transform, dim)
             collected = collect(some, keys, some, groups) if groups else (None, None)
-            to_queries, to_keys, to_values, collected = collect_backward(to_collected, some, keys, some, *collected, groups, recollect=not groups)
+            to_queries, to_keys, to_values, collected = collect_backward(
+                to_collected, some, keys, some, *collected, groups, recollect=not groups
+            )
             to_some = to_some + to_queries + to_values
             to_keys = _turned(to_keys, samples)
             to_transform.baddbmm_(_turned(collected, samples).mT, to_s).baddbmm_(to_keys.mT, total)
@@ -93,12 +132,16 @@ def _dynamic_backward(gradient, u, transform, s, uniform, groups, backend):
         to_s = _squash_backward(s[0, :, party], to_v)
         to_transform.baddbmm_(uniform[party].expand(higher, -1, -1).mT, to_s)
         to_uniform = torch.bmm(to_s, transform.mT).sum(0) / competitors
-        to_u[party] = to_uniform.view(samples, -1, 1, dim) + (to_some.view_as(u[party]) if len(s) > 1 else 0)
+        to_u[party] = to_uniform.view(samples, -1, 1, dim) + (
+            to_some.view_as(u[party]) if len(s) > 1 else 0
+        )
     return to_u, to_transform
 
 # %% ../../nbs/nn/03_routing.ipynb #d87c7d3c
 class _Dynamic(torch.autograd.Function):
-    "From u (b, g, p, f) and transform (j, g f, e) to v (j, b, e) and the sum of the v of all iterations but the last."
+    """From u (b, g, p, f) and transform (j, g f, e) to v (j, b, e) and the sum of the v of all
+    iterations but the last."""
+
     @staticmethod
     def forward(ctx, u, transform, iterations, groups, backend):
         (samples, _, _, dim), (higher, _, size) = u.shape, transform.shape
@@ -107,7 +150,9 @@ class _Dynamic(torch.autograd.Function):
         # With all logits zero every coefficient is the same number, and z is one sum for all j.
         uniform = u.sum(2).flatten(1) / (u.shape[1] * u.shape[2] if groups else higher)
         agreed = torch.zeros_like(s[0])
-        for party in _parties(samples, higher * uniform.shape[1] * u.element_size(), 6 * _cache(u.device)):
+        for party in _parties(
+            samples, higher * uniform.shape[1] * u.element_size(), 6 * _cache(u.device)
+        ):
             some, total = u[party].flatten(0, 1), agreed[:, party]
             s[0, :, party] = torch.bmm(uniform[party].expand(higher, -1, -1), transform)
             for step in range(iterations - 1):
@@ -121,54 +166,82 @@ class _Dynamic(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient, _):
-        with full_precision(gradient.device): return *_dynamic_backward(gradient, *ctx.saved_tensors, *ctx.options), None, None, None
+        with full_precision(gradient.device):
+            return *_dynamic_backward(gradient, *ctx.saved_tensors, *ctx.options), None, None, None
 
 # %% ../../nbs/nn/03_routing.ipynb #3d3790a0
 def _dynamic_vote_free(u, transform, iterations, normalize, backend, chosen):
     u = _with_one(u, transform)
-    if u.shape[2] * transform.shape[3] <= 4 * u.shape[3]: return _dynamic_votes(u, transform, iterations, normalize, chosen)
+    if u.shape[2] * transform.shape[3] <= 4 * u.shape[3]:
+        return _dynamic_votes(u, transform, iterations, normalize, chosen)
     by_higher = transform.transpose(0, 1).contiguous().flatten(1, 2)
-    v, agreed = _Dynamic.apply(u, by_higher, iterations, u.shape[1] if normalize == "lower" else 0, backend)
-    if chosen is None: return v.transpose(0, 1), None
-    keys = _keys(agreed, by_higher.detach(), u.shape[3]).view(*u.shape[:2], u.shape[3], len(agreed)).mT
+    v, agreed = _Dynamic.apply(
+        u, by_higher, iterations, u.shape[1] if normalize == 'lower' else 0, backend
+    )
+    if chosen is None:
+        return v.transpose(0, 1), None
+    keys = (
+        _keys(agreed, by_higher.detach(), u.shape[3]).view(*u.shape[:2], u.shape[3], len(agreed)).mT
+    )
     return v.transpose(0, 1), coefficients_of(u, keys, chosen, normalize)
 
 # %% ../../nbs/nn/03_routing.ipynb #4b5371af
-def dynamic_routing(u: Float[Tensor, "b g p d"],              # lower capsules
-                    transform: Float[Tensor, "g j f e"],      # shared over positions; f = d + 1 with a bias, else d
-                    iterations: int = 3,                      # R; 1 is uniform coupling
-                    normalize: str = "higher",                # softmax axis: the textbook's, or "lower"
-                    backend: str = "chunked",                 # "triton": fused, on CUDA; "reference" forms the votes
-                    coefficients: Sequence[int] | None = None, # also return c of these j, as (b, g, p, k), without gradient
-                   ) -> Float[Tensor, "b j e"] | tuple[Float[Tensor, "b j e"], Float[Tensor, "b g p k"]]: # higher capsules, squashed
-    "Routing by agreement (Eqn 1; Sabour et al. 2017). Raises ValueError on an unknown option or fewer than one iteration."
-    _check(iterations, backend, transform.shape[1], coefficients); check_choice("normalize", normalize, ("higher", "lower"))
-    route = _dynamic_votes if backend == "reference" or wants_plain_operations() else partial(_dynamic_vote_free, backend=backend)
+def dynamic_routing(
+    u: Float[Tensor, 'b g p d'],  # lower capsules
+    transform: Float[Tensor, 'g j f e'],  # shared over positions; f = d + 1 with a bias, else d
+    iterations: int = 3,  # R; 1 is uniform coupling
+    normalize: str = 'higher',  # softmax axis: the textbook's, or "lower"
+    backend: str = 'chunked',  # "triton": fused, on CUDA; "reference" forms the votes
+    coefficients: Sequence[int]
+    | None = None,  # also return c of these j, as (b, g, p, k), without gradient
+) -> (
+    Float[Tensor, 'b j e'] | tuple[Float[Tensor, 'b j e'], Float[Tensor, 'b g p k']]
+):  # higher capsules, squashed
+    """Routing by agreement (Eqn 1; Sabour et al. 2017). Raises ValueError on an unknown option or
+    fewer than one iteration."""
+    _check(iterations, backend, transform.shape[1], coefficients)
+    check_choice('normalize', normalize, ('higher', 'lower'))
+    route = (
+        _dynamic_votes
+        if backend == 'reference' or wants_plain_operations()
+        else partial(_dynamic_vote_free, backend=backend)
+    )
     with full_precision(u.device):
         v, c = route(_precise(u), _precise(transform), iterations, normalize, chosen=coefficients)
     return v.to(u.dtype) if c is None else (v.to(u.dtype), c)
 
+
 def _precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(torch.float32, x.dtype))
 
+
 def _check(iterations: int, backend: str, higher: int, chosen: Sequence[int] | None):
-    if iterations < 1: raise ValueError(f"routing needs at least 1 iteration, got {iterations}")
-    check_choice("backend", backend, BACKENDS)
+    if iterations < 1:
+        raise ValueError(f'routing needs at least 1 iteration, got {iterations}')
+    check_choice('backend', backend, BACKENDS)
     wrong = [j for j in chosen or () if not 0 <= j < higher]
-    if wrong: raise IndexError(f"there is no higher capsule {wrong[0]}: expected 0 to {higher - 1}")
+    if wrong:
+        raise IndexError(f'there is no higher capsule {wrong[0]}: expected 0 to {higher - 1}')
 
 # %% ../../nbs/nn/03_routing.ipynb #50a3b3cf
-VARIANCE_FLOOR = 1e-4   # of a vote's component; votes are of order one
-MASS_FLOOR = 1e-8       # of R_j, in votes: a cluster that nobody votes for has mean zero, not NaN
+VARIANCE_FLOOR = 1e-4  # of a vote's component; votes are of order one
+MASS_FLOOR = 1e-8  # of R_j, in votes: a cluster that nobody votes for has mean zero, not NaN
+
 
 def _log_activation(mass, log_variance, beta_u, beta_a, share, inverse_temperature):
     "log a_j from the cluster's mass (.., j or j, ..) and log variance (.., e)."
-    return F.logsigmoid(inverse_temperature * (beta_a - (beta_u * log_variance.shape[-1] + 0.5 * log_variance.sum(-1)) * mass / share))
+    return F.logsigmoid(
+        inverse_temperature
+        * (beta_a - (beta_u * log_variance.shape[-1] + 0.5 * log_variance.sum(-1)) * mass / share)
+    )
 
-def _inverse_temperature(temperature: float, step: int) -> float: return temperature * (1 - 0.95 ** (step + 1))
+
+def _inverse_temperature(temperature: float, step: int) -> float:
+    return temperature * (1 - 0.95 ** (step + 1))
+
 
 def _em_votes(u, activation, transform, beta_u, beta_a, iterations, temperature, chosen):
-    predicted = votes(u, transform).flatten(1, 2).transpose(1, 2).contiguous()      # (b, j, i, e)
+    predicted = votes(u, transform).flatten(1, 2).transpose(1, 2).contiguous()  # (b, j, i, e)
     active, share = activation.flatten(1)[:, None], predicted.shape[2] / predicted.shape[1]
     responsibility = torch.full_like(predicted[..., 0], 1 / predicted.shape[1])
     for step in range(iterations):
@@ -177,9 +250,13 @@ def _em_votes(u, activation, transform, beta_u, beta_a, iterations, temperature,
         mean = (given @ predicted).squeeze(2) / (mass + MASS_FLOOR)[..., None]
         offset = (predicted - mean[:, :, None]).square()
         variance = (given @ offset).squeeze(2) / (mass + MASS_FLOOR)[..., None] + VARIANCE_FLOOR
-        log_active = _log_activation(mass, variance.log(), beta_u, beta_a, share, _inverse_temperature(temperature, step))
+        log_active = _log_activation(
+            mass, variance.log(), beta_u, beta_a, share, _inverse_temperature(temperature, step)
+        )
         if step + 1 < iterations:
-            fit = -0.5 * ((offset @ (1 / variance)[..., None]).squeeze(3) + variance.log().sum(-1)[..., None])
+            fit = -0.5 * (
+                (offset @ (1 / variance)[..., None]).squeeze(3) + variance.log().sum(-1)[..., None]
+            )
             responsibility = (log_active[..., None] + fit).softmax(1)
     return mean, log_active.exp(), _chosen(responsibility, chosen, u)
 
@@ -189,11 +266,13 @@ def _quadratic(x: Tensor, dim: int = -1) -> Tensor:
     d = x.shape[dim]
     return torch.cat([x.narrow(dim, m, 1) * x.narrow(dim, m, d - m) for m in range(d)], dim)
 
-def _features(x: Float[Tensor, "g b p d"]) -> Float[Tensor, "g b p F"]:
+
+def _features(x: Float[Tensor, 'g b p d']) -> Float[Tensor, 'g b p F']:
     "phi(x) = [vech(x x^T), x, 1]."
     return torch.cat([_quadratic(x), x, torch.ones_like(x[..., :1])], -1)
 
-def _squares(weight: Float[Tensor, "j g d e"]) -> Float[Tensor, "j g q e"]:
+
+def _squares(weight: Float[Tensor, 'j g d e']) -> Float[Tensor, 'j g q e']:
     "What the square of W^T x makes of each product of `_quadratic`; mixed products occur twice."
     once = torch.eye(weight.shape[2], dtype=weight.dtype, device=weight.device)
     twice = torch.cat([2 - once[m, m:] for m in range(weight.shape[2])])
@@ -202,29 +281,42 @@ def _squares(weight: Float[Tensor, "j g d e"]) -> Float[Tensor, "j g q e"]:
 # %% ../../nbs/nn/03_routing.ipynb #4f60bea2
 class _Clusters(NamedTuple):
     "What some higher capsules are made of; or the loss's gradients by it."
-    transform: Float[Tensor, "j g f e"]
-    weight: Float[Tensor, "j g d e"]     # the transform without its bias
-    squares: Float[Tensor, "j g q e"]
-    beta_u: Float[Tensor, "j"]
-    beta_a: Float[Tensor, "j"]
 
-    def parts(self, x: Float[Tensor, "j g b F"]) -> tuple[Tensor, ...]:
+    transform: Float[Tensor, 'j g f e']
+    weight: Float[Tensor, 'j g d e']  # the transform without its bias
+    squares: Float[Tensor, 'j g q e']
+    beta_u: Float[Tensor, 'j']
+    beta_a: Float[Tensor, 'j']
+
+    def parts(self, x: Float[Tensor, 'j g b F']) -> tuple[Tensor, ...]:
         "What of it belongs to phi's products, to x, and to the 1."
         return x.split([self.squares.shape[2], self.weight.shape[2], 1], 3)
 
-def _clusters(transform: Tensor, squares: Tensor, *betas: Tensor, dim: int, size: int) -> list[_Clusters]:
-    "Chunks of so many clusters, as views."
-    return [_Clusters(*parts) for parts in zip(*(x.split(size) for x in (transform, transform[:, :, :dim], squares, *betas)))]
 
-def _delta(centre: Float[Tensor, "g b f"], mean: Float[Tensor, "j b e"], w: _Clusters) -> Float[Tensor, "j g b e"]:
+def _clusters(
+    transform: Tensor, squares: Tensor, *betas: Tensor, dim: int, size: int
+) -> list[_Clusters]:
+    "Chunks of so many clusters, as views."
+    return [
+        _Clusters(*parts)
+        for parts in zip(
+            *(x.split(size) for x in (transform, transform[:, :, :dim], squares, *betas))
+        )
+    ]
+
+
+def _delta(
+    centre: Float[Tensor, 'g b f'], mean: Float[Tensor, 'j b e'], w: _Clusters
+) -> Float[Tensor, 'j g b e']:
     "How far each group's mean vote lies from the clusters' means."
     return (centre @ w.transform).sub_(mean[:, None])
 
 # %% ../../nbs/nn/03_routing.ipynb #6c58a9b0
-def _m_step(moments: Float[Tensor, "#j g b F"],    # M; or one for all j
-            centre: Float[Tensor, "g b f"],        # each group's mean capsule, with the bias's 1
-            w: _Clusters,
-           ) -> tuple[Tensor, ...]:                # mean and variance (j, b, e), mass (j, b)
+def _m_step(
+    moments: Float[Tensor, '#j g b F'],  # M; or one for all j
+    centre: Float[Tensor, 'g b f'],  # each group's mean capsule, with the bias's 1
+    w: _Clusters,
+) -> tuple[Tensor, ...]:  # mean and variance (j, b, e), mass (j, b)
     "Eqn 5."
     second, first, mass = w.parts(moments.expand(len(w.transform), -1, -1, -1))
     offset, inner, whole = centre @ w.transform, first @ w.weight, mass.sum(1)
@@ -232,90 +324,174 @@ def _m_step(moments: Float[Tensor, "#j g b F"],    # M; or one for all j
     mean = torch.addcmul(inner, mass, offset).sum(1) / total
     delta = offset.sub_(mean[:, None])
     spread = inner.mul_(2).addcmul_(mass, delta).mul_(delta)
-    spread = spread.flatten(0, 1).baddbmm_(second.flatten(0, 1), w.squares.flatten(0, 1)).view_as(delta).sum(1)
+    spread = (
+        spread.flatten(0, 1)
+        .baddbmm_(second.flatten(0, 1), w.squares.flatten(0, 1))
+        .view_as(delta)
+        .sum(1)
+    )
     return mean, (spread / total).clamp_(min=0) + VARIANCE_FLOOR, whole[..., 0]
 
 # %% ../../nbs/nn/03_routing.ipynb #eefe354b
-def _by_pair(x: Float[Tensor, "j g b F"]) -> Float[Tensor, "gb F j"]:
+def _by_pair(x: Float[Tensor, 'j g b F']) -> Float[Tensor, 'gb F j']:
     return x.flatten(1).t().contiguous().unflatten(0, (x.shape[1] * x.shape[2], x.shape[3]))
 
-def _by_cluster(x: Float[Tensor, "gb F j"], groups: int) -> Float[Tensor, "j {groups} b F"]:
+
+def _by_cluster(x: Float[Tensor, 'gb F j'], groups: int) -> Float[Tensor, 'j {groups} b F']:
     return x.flatten(0, 1).t().contiguous().view(x.shape[2], groups, len(x) // groups, x.shape[1])
 
-def _theta(centre, clusters: Sequence[_Clusters], mean, variance, log_active) -> Float[Tensor, "gb F j"]:
+
+def _theta(
+    centre, clusters: Sequence[_Clusters], mean, variance, log_active
+) -> Float[Tensor, 'gb F j']:
     "Eqn 6 for all clusters: the next E-step's keys."
-    size, width = len(clusters[0].transform), clusters[0].squares.shape[2] + clusters[0].weight.shape[2] + 1
+    size, width = (
+        len(clusters[0].transform),
+        clusters[0].squares.shape[2] + clusters[0].weight.shape[2] + 1,
+    )
     theta = mean.new_empty(len(mean), *centre.shape[:2], width)
-    for w, m, v, a, out in zip(clusters, *(x.split(size) for x in (mean, variance, log_active, theta))):
+    for w, m, v, a, out in zip(
+        clusters, *(x.split(size) for x in (mean, variance, log_active, theta))
+    ):
         delta, precision = _delta(centre, m, w), 1 / v
         pulled = delta * precision[:, None]
         constant = (a - 0.5 * v.log().sum(-1))[:, None] - 0.5 * torch.linalg.vecdot(delta, pulled)
-        torch.cat([(-0.5 * precision)[:, None] @ w.squares.mT, pulled.neg_() @ w.weight.mT, constant[..., None]], 3, out=out)
+        torch.cat(
+            [
+                (-0.5 * precision)[:, None] @ w.squares.mT,
+                pulled.neg_() @ w.weight.mT,
+                constant[..., None],
+            ],
+            3,
+            out=out,
+        )
     return _by_pair(theta)
 
 # %% ../../nbs/nn/03_routing.ipynb #eb4492e4
-def _theta_backward(to_theta, delta, variance, w: _Clusters, to: _Clusters) -> tuple[Tensor, Tensor, Tensor]:
-    "Eqn 6 backward: the gradients by delta, the variance and log a; those by weights are added to `to`."
+def _theta_backward(
+    to_theta, delta, variance, w: _Clusters, to: _Clusters
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Eqn 6 backward: the gradients by delta, the variance and log a; those by weights are added
+    to `to`."""
     to_second, to_first, to_constant = w.parts(to_theta)
     precision, to_log = 1 / variance, to_constant.sum(1)[..., 0]
     to.weight.sub_(to_first.mT @ (delta * precision[:, None]))
     to.squares.sub_(to_second.mT @ (0.5 * precision)[:, None])
     pulled, along = to_first @ w.weight, to_constant * delta
     to_precision = torch.add(pulled, along, alpha=0.5).mul_(delta).flatten(0, 1)
-    to_precision = to_precision.baddbmm_(to_second.flatten(0, 1), w.squares.flatten(0, 1), alpha=0.5).view_as(delta).sum(1)
-    return along.add_(pulled).mul_(-precision[:, None]), (to_precision * precision - 0.5 * to_log[..., None]) * precision, to_log
+    to_precision = (
+        to_precision.baddbmm_(to_second.flatten(0, 1), w.squares.flatten(0, 1), alpha=0.5)
+        .view_as(delta)
+        .sum(1)
+    )
+    return (
+        along.add_(pulled).mul_(-precision[:, None]),
+        (to_precision * precision - 0.5 * to_log[..., None]) * precision,
+        to_log,
+    )
 
-def _activation_backward(to_log, log_active, mass, variance, share, inverse_temperature, w: _Clusters, to: _Clusters) -> tuple[Tensor, Tensor]:
+
+def _activation_backward(
+    to_log, log_active, mass, variance, share, inverse_temperature, w: _Clusters, to: _Clusters
+) -> tuple[Tensor, Tensor]:
     "The cost of a cluster, backward: the gradients by mass and variance."
     to_score = -torch.expm1(log_active) * to_log * inverse_temperature
     to_cost = -to_score * mass / share
-    to.beta_a.add_(to_score.sum(1)); to.beta_u.add_(to_cost.sum(1), alpha=variance.shape[2])
-    return -to_score * (w.beta_u[:, None] * variance.shape[2] + 0.5 * variance.log().sum(-1)) / share, 0.5 * to_cost[..., None] / variance
+    to.beta_a.add_(to_score.sum(1))
+    to.beta_u.add_(to_cost.sum(1), alpha=variance.shape[2])
+    return -to_score * (
+        w.beta_u[:, None] * variance.shape[2] + 0.5 * variance.log().sum(-1)
+    ) / share, 0.5 * to_cost[..., None] / variance
 
 # %% ../../nbs/nn/03_routing.ipynb #959219f0
-def _m_step_backward(to_mean, to_variance, to_mass, mean, variance, mass, delta, w: _Clusters, out: Tensor) -> tuple[Tensor, Tensor]:
-    "Eqn 5 backward, as far as it goes without M: the gradient by M, in `out`; those by the spread and by m times the mean."
+def _m_step_backward(
+    to_mean, to_variance, to_mass, mean, variance, mass, delta, w: _Clusters, out: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Eqn 5 backward, as far as it goes without M: the gradient by M, in `out`; those by the
+    spread and by m times the mean."""
     total, above = (mass + MASS_FLOOR)[..., None], variance - VARIANCE_FLOOR
     to_spread = torch.where(above > 0, to_variance, 0) / total
-    to_sum = (to_mean - 2 * MASS_FLOOR * mean * to_spread) / total      # what the spread sends to the mean cancels but for the floor
+    # what the spread sends to the mean cancels but for the floor
+    to_sum = (to_mean - 2 * MASS_FLOOR * mean * to_spread) / total
     to_mass = to_mass - (to_spread * above).sum(-1)
     to_inner = torch.addcmul(to_sum[:, None], delta, 2 * to_spread[:, None])
-    constant = torch.linalg.vecdot(delta, torch.addcmul(to_sum[:, None], delta, to_spread[:, None])) + to_mass[:, None]
-    torch.cat([to_spread[:, None] @ w.squares.mT, to_inner @ w.weight.mT, constant[..., None]], 3, out=out)
+    constant = (
+        torch.linalg.vecdot(delta, torch.addcmul(to_sum[:, None], delta, to_spread[:, None]))
+        + to_mass[:, None]
+    )
+    torch.cat(
+        [to_spread[:, None] @ w.squares.mT, to_inner @ w.weight.mT, constant[..., None]], 3, out=out
+    )
     return to_spread, to_sum
 
-def _weights_backward(moments, centre, mean, to_delta, to_spread, to_sum, w: _Clusters, to: _Clusters) -> Float[Tensor, "g b f"]:
+
+def _weights_backward(
+    moments, centre, mean, to_delta, to_spread, to_sum, w: _Clusters, to: _Clusters
+) -> Float[Tensor, 'g b f']:
     "Eqn 5 backward, the rest: the gradient by centre; those by weights are added to `to`."
-    (second, first, mass), delta = w.parts(moments.expand(len(mean), -1, -1, -1)), _delta(centre, mean, w)
+    (second, first, mass), delta = (
+        w.parts(moments.expand(len(mean), -1, -1, -1)),
+        _delta(centre, mean, w),
+    )
     to.squares.add_(second.mT @ to_spread[:, None])
     to.weight.add_(first.mT @ torch.addcmul(to_sum[:, None], delta, 2 * to_spread[:, None]))
-    to_offset = (first @ w.weight).addcmul_(mass, delta).mul_(2 * to_spread[:, None]).addcmul_(mass, to_sum[:, None])
-    if to_delta is not None: to_offset += to_delta
+    to_offset = (
+        (first @ w.weight)
+        .addcmul_(mass, delta)
+        .mul_(2 * to_spread[:, None])
+        .addcmul_(mass, to_sum[:, None])
+    )
+    if to_delta is not None:
+        to_offset += to_delta
     to.transform.add_(centre.mT @ to_offset)
     return (to_offset @ w.transform.mT).sum(0)
 
 # %% ../../nbs/nn/03_routing.ipynb #5bb96bc1
 class _EM(torch.autograd.Function):
-    "From features and active features (g, b, p, F) to means (j, b, e), log a (j, b) and, without gradient, the last E-step's keys."
+    """From features and active features (g, b, p, F) to means (j, b, e), log a (j, b) and,
+    without gradient, the last E-step's keys."""
+
     @staticmethod
-    def forward(ctx, features, active, centre, transform, squares, beta_u, beta_a, size, schedule, backend):
+    def forward(
+        ctx, features, active, centre, transform, squares, beta_u, beta_a, size, schedule, backend
+    ):
         (groups, samples, positions, width), higher = features.shape, len(transform)
-        clusters = _clusters(transform, squares, beta_u, beta_a, dim=width - squares.shape[2] - 1, size=size)
+        clusters = _clusters(
+            transform, squares, beta_u, beta_a, dim=width - squares.shape[2] - 1, size=size
+        )
         share, (collect, _) = groups * positions / higher, vote_free(backend)
         mean, variance = features.new_empty(2, len(schedule), higher, samples, transform.shape[3])
         mass, log_active = features.new_empty(2, len(schedule), higher, samples)
         keys = features.new_zeros(1).expand(groups * samples, width, higher)
-        moments = [(active.sum(2) / higher)[None]] * len(clusters)                 # responsibilities are all 1 / n_higher
+        # responsibilities are all 1 / n_higher
+        moments = [(active.sum(2) / higher)[None]] * len(clusters)
         for step, inverse_temperature in enumerate(schedule):
             state = [x[step].split(size) for x in (mean, variance, mass, log_active)]
             for w, moment, *places in zip(clusters, moments, *state):
                 m, v, total = _m_step(moment, centre, w)
-                a = _log_activation(total, v.log(), w.beta_u[:, None], w.beta_a[:, None], share, inverse_temperature)
-                for place, value in zip(places, (m, v, total, a)): place.copy_(value)
+                a = _log_activation(
+                    total, v.log(), w.beta_u[:, None], w.beta_a[:, None], share, inverse_temperature
+                )
+                for place, value in zip(places, (m, v, total, a)):
+                    place.copy_(value)
             if step + 1 < len(schedule):
                 keys = _theta(centre, clusters, mean[step], variance[step], log_active[step])
-                moments = _by_cluster(collect(features.flatten(0, 1), keys, active.flatten(0, 1))[0], groups).split(size)
-        ctx.save_for_backward(features, active, centre, mean, variance, mass, log_active, transform, squares, beta_u, beta_a)
+                moments = _by_cluster(
+                    collect(features.flatten(0, 1), keys, active.flatten(0, 1))[0], groups
+                ).split(size)
+        ctx.save_for_backward(
+            features,
+            active,
+            centre,
+            mean,
+            variance,
+            mass,
+            log_active,
+            transform,
+            squares,
+            beta_u,
+            beta_a,
+        )
         ctx.options = size, schedule, share, backend
         ctx.mark_non_differentiable(keys)
         return mean[-1], log_active[-1], keys
@@ -323,78 +499,165 @@ class _EM(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, to_mean, to_log, _):
-        with full_precision(to_mean.device): return *_em_backward(to_mean, to_log, *ctx.saved_tensors, *ctx.options), None, None, None
+        with full_precision(to_mean.device):
+            return (
+                *_em_backward(to_mean, to_log, *ctx.saved_tensors, *ctx.options),
+                None,
+                None,
+                None,
+            )
 
 # %% ../../nbs/nn/03_routing.ipynb #35180b66
-def _em_backward(to_mean, to_log, features, active, centre, mean, variance, mass, log_active, transform, squares, beta_u, beta_a,
-                 size, schedule, share, backend):
+def _em_backward(
+    to_mean,
+    to_log,
+    features,
+    active,
+    centre,
+    mean,
+    variance,
+    mass,
+    log_active,
+    transform,
+    squares,
+    beta_u,
+    beta_a,
+    size,
+    schedule,
+    share,
+    backend,
+):
     "The loss's gradients by features, active features, centre and what the clusters are made of."
     (groups, samples, _, width), weights = features.shape, (transform, squares, beta_u, beta_a)
     queries, values = features.flatten(0, 1), active.flatten(0, 1)
-    to_queries, to_values, to_centre, *to_weights = (torch.zeros_like(x) for x in (queries, values, centre, *weights))
-    chunks = list(zip(*(_clusters(*x, dim=width - squares.shape[2] - 1, size=size) for x in (weights, to_weights))))
-    state = [list(zip(*(x[step].split(size) for x in (mean, variance, mass, log_active)))) for step in range(len(schedule))]
+    to_queries, to_values, to_centre, *to_weights = (
+        torch.zeros_like(x) for x in (queries, values, centre, *weights)
+    )
+    chunks = list(
+        zip(
+            *(
+                _clusters(*x, dim=width - squares.shape[2] - 1, size=size)
+                for x in (weights, to_weights)
+            )
+        )
+    )
+    state = [
+        list(zip(*(x[step].split(size) for x in (mean, variance, mass, log_active))))
+        for step in range(len(schedule))
+    ]
     to_theta, arriving = None, list(zip(to_mean.split(size), to_log.split(size)))
     for step in reversed(range(len(schedule))):
         to_moments, waiting = features.new_empty(len(transform), groups, samples, width), []
-        for k, ((w, to), (m, v, total, a), out) in enumerate(zip(chunks, state[step], to_moments.split(size))):
+        for k, ((w, to), (m, v, total, a), out) in enumerate(
+            zip(chunks, state[step], to_moments.split(size))
+        ):
             delta = _delta(centre, m, w)
-            if to_theta is None: to_delta, to_v, (to_m, to_a) = None, 0, arriving[k]
+            if to_theta is None:
+                to_delta, to_v, (to_m, to_a) = None, 0, arriving[k]
             else:
                 to_delta, to_v, to_a = _theta_backward(to_theta[k], delta, v, w, to)
                 to_m = -to_delta.sum(1)
             to_total, more = _activation_backward(to_a, a, total, v, share, schedule[step], w, to)
-            waiting.append((m, to_delta, *_m_step_backward(to_m, to_v + more, to_total, m, v, total, delta, w, out)))
+            waiting.append(
+                (
+                    m,
+                    to_delta,
+                    *_m_step_backward(to_m, to_v + more, to_total, m, v, total, delta, w, out),
+                )
+            )
         if step:
             to_moments = _by_pair(to_moments)
-            keys = _theta(centre, [w for w, _ in chunks], mean[step - 1], variance[step - 1], log_active[step - 1])
-            found = vote_free(backend)[1](to_moments, queries, keys, values, None, None, recollect=True)
+            keys = _theta(
+                centre,
+                [w for w, _ in chunks],
+                mean[step - 1],
+                variance[step - 1],
+                log_active[step - 1],
+            )
+            found = vote_free(backend)[1](
+                to_moments, queries, keys, values, None, None, recollect=True
+            )
             del to_moments, keys, to_theta
-            to_queries += found[0]; to_values += found[2]
+            to_queries += found[0]
+            to_values += found[2]
             to_theta, moments = (_by_cluster(x, groups).split(size) for x in (found[1], found[3]))
             del found
         else:
             to_values += (to_moments.sum(0) / len(transform)).flatten(0, 1)[:, None]
             moments = [(active.sum(2) / len(transform))[None]] * len(chunks)
-        for (w, to), moment, parts in zip(chunks, moments, waiting): to_centre += _weights_backward(moment, centre, *parts, w, to)
+        for (w, to), moment, parts in zip(chunks, moments, waiting):
+            to_centre += _weights_backward(moment, centre, *parts, w, to)
     return to_queries.view_as(features), to_values.view_as(active), to_centre, *to_weights
 
 # %% ../../nbs/nn/03_routing.ipynb #f53a13e8
-def _em_vote_free(u, activation, transform, beta_u, beta_a, iterations, temperature, backend, chosen):
+def _em_vote_free(
+    u, activation, transform, beta_u, beta_a, iterations, temperature, backend, chosen
+):
     (samples, groups, positions, dim), (higher, size) = u.shape, transform.shape[1::2]
     width = dim * (dim + 1) // 2 + dim + 1
-    if positions * size <= 2 * width: return _em_votes(u, activation, transform, beta_u, beta_a, iterations, temperature, chosen)
+    if positions * size <= 2 * width:
+        return _em_votes(u, activation, transform, beta_u, beta_a, iterations, temperature, chosen)
     by_higher = transform.transpose(0, 1).contiguous()
     weights = by_higher, _squares(by_higher[:, :, :dim]), beta_u, beta_a
     schedule = [_inverse_temperature(temperature, step) for step in range(iterations)]
-    parties = _parties(samples, groups * higher * width * u.element_size(), 24 * _cache(u.device)) or [slice(0, 0)]
-    together = max(1, _cache(u.device) // max(parties[0].stop * groups * size * u.element_size(), 1))      # clusters in a chunk
+    parties = _parties(
+        samples, groups * higher * width * u.element_size(), 24 * _cache(u.device)
+    ) or [slice(0, 0)]
+    # clusters in a chunk
+    together = max(
+        1, _cache(u.device) // max(parties[0].stop * groups * size * u.element_size(), 1)
+    )
     routed = []
     for party in parties:
         some = u[party].transpose(0, 1).contiguous()
         centre = some.mean(2, keepdim=True)
         features = _features(some - centre)
         active = (activation[party].transpose(0, 1)[..., None] * features).contiguous()
-        mean, log_active, keys = _EM.apply(features, active, _with_one(centre, by_higher)[:, :, 0], *weights, together, schedule, backend)
-        r = None if chosen is None else coefficients_of(features, keys.view(groups, -1, width, higher).mT, chosen).transpose(0, 1)
+        mean, log_active, keys = _EM.apply(
+            features,
+            active,
+            _with_one(centre, by_higher)[:, :, 0],
+            *weights,
+            together,
+            schedule,
+            backend,
+        )
+        r = (
+            None
+            if chosen is None
+            else coefficients_of(
+                features, keys.view(groups, -1, width, higher).mT, chosen
+            ).transpose(0, 1)
+        )
         routed.append((mean.transpose(0, 1), log_active.exp().t(), r))
     return tuple(torch.cat(parts) if parts[0] is not None else None for parts in zip(*routed))
 
 # %% ../../nbs/nn/03_routing.ipynb #bba3e239
-def em_routing(u: Float[Tensor, "b g p d"],              # lower capsules
-               activation: Float[Tensor, "b g p"],       # how active each is, in [0, 1]
-               transform: Float[Tensor, "g j f e"],      # shared over positions; f = d + 1 with a bias, else d
-               beta_u: Float[Tensor, "j"],               # cost of describing a vote outside any cluster
-               beta_a: Float[Tensor, "j"],               # cost of a cluster
-               iterations: int = 3,                      # R
-               temperature: float = 1.0,                 # of the schedule, see above
-               backend: str = "chunked",                 # "triton": fused, on CUDA; "reference" forms the votes
-               coefficients: Sequence[int] | None = None, # also return the responsibilities of these j, as (b, g, p, k), without gradient
-              ) -> tuple[Tensor, ...]:                   # means (b, j, e): the higher capsules; their activations (b, j)
-    "Routing as clustering of votes by Gaussians (Eqns 2, 3; Hinton et al. 2018). Raises ValueError as `dynamic_routing` does."
+def em_routing(
+    u: Float[Tensor, 'b g p d'],  # lower capsules
+    activation: Float[Tensor, 'b g p'],  # how active each is, in [0, 1]
+    transform: Float[Tensor, 'g j f e'],  # shared over positions; f = d + 1 with a bias, else d
+    beta_u: Float[Tensor, 'j'],  # cost of describing a vote outside any cluster
+    beta_a: Float[Tensor, 'j'],  # cost of a cluster
+    iterations: int = 3,  # R
+    temperature: float = 1.0,  # of the schedule, see above
+    backend: str = 'chunked',  # "triton": fused, on CUDA; "reference" forms the votes
+    coefficients: Sequence[int]
+    | None = None,  # also return the responsibilities of these j, as (b, g, p, k), without gradient
+) -> tuple[Tensor, ...]:  # means (b, j, e): the higher capsules; their activations (b, j)
+    """Routing as clustering of votes by Gaussians (Eqns 2, 3; Hinton et al. 2018). Raises
+    ValueError as `dynamic_routing` does."""
     _check(iterations, backend, transform.shape[1], coefficients)
-    route = _em_votes if backend == "reference" or wants_plain_operations() else partial(_em_vote_free, backend=backend)
+    route = (
+        _em_votes
+        if backend == 'reference' or wants_plain_operations()
+        else partial(_em_vote_free, backend=backend)
+    )
     with full_precision(u.device):
         inputs = (_precise(x) for x in (u, activation, transform, beta_u, beta_a))
         mean, active, r = route(*inputs, iterations, temperature, chosen=coefficients)
-    return (mean.to(u.dtype), active.to(u.dtype)) if r is None else (mean.to(u.dtype), active.to(u.dtype), r)
+    return (
+        (mean.to(u.dtype), active.to(u.dtype))
+        if r is None
+        else (mean.to(u.dtype), active.to(u.dtype), r)
+    )

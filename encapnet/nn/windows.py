@@ -17,13 +17,16 @@ __all__ = ['Band', 'Windows', 'bands', 'gather', 'scatter', 'shared']
 # %% ../../nbs/nn/03c_windows.ipynb #c66a575a
 class Band(NamedTuple):
     "Columns that are worked off together: some samples, and some rows of windows."
+
     samples: slice
     rows: slice
 
+# %% ../../nbs/nn/03c_windows.ipynb #31e7cacd
 @dataclass(frozen=True)
 class Windows:
     "The windows of a map, as those of `Conv2d`. Raises ValueError on sizes that do not fit."
-    height: int            # of the lower map
+
+    height: int  # of the lower map
     width: int
     kernel: int = 1
     stride: int = 1
@@ -32,38 +35,57 @@ class Windows:
     def __post_init__(self):
         for name, least in dict(height=1, width=1, kernel=1, stride=1, padding=0).items():
             size = getattr(self, name)
-            if size < least: raise ValueError(f"{name} must be at least {least}, got {size}")
-        window, lower = f"{self.kernel} by {self.kernel}", f"{self.height} by {self.width}"
-        if self.padding >= self.kernel: raise ValueError(f"a padding of {self.padding} leaves windows of {window} on padding alone")
-        if min(self.rows, self.columns) < 1: raise ValueError(f"a window of {window} does not fit a map of {lower} with a padding of {self.padding}")
+            if size < least:
+                raise ValueError(f'{name} must be at least {least}, got {size}')
+        window, lower = f'{self.kernel} by {self.kernel}', f'{self.height} by {self.width}'
+        if self.padding >= self.kernel:
+            raise ValueError(
+                f'a padding of {self.padding} leaves windows of {window} on padding alone'
+            )
+        if min(self.rows, self.columns) < 1:
+            raise ValueError(
+                f'a window of {window} does not fit a map of {lower} with a padding of '
+                f'{self.padding}'
+            )
 
     @property
-    def rows(self) -> int: return (self.height + 2 * self.padding - self.kernel) // self.stride + 1
+    def rows(self) -> int:
+        return (self.height + 2 * self.padding - self.kernel) // self.stride + 1
 
     @property
-    def columns(self) -> int: return (self.width + 2 * self.padding - self.kernel) // self.stride + 1
+    def columns(self) -> int:
+        return (self.width + 2 * self.padding - self.kernel) // self.stride + 1
 
     @property
-    def places(self) -> int: return self.height * self.width
+    def places(self) -> int:
+        return self.height * self.width
 
-    def positions(self, device: torch.device | None = None) -> Int[Tensor, "kl yx"]:
-        "Which position of the flattened lower map each window has where; `places`, one too many, where there is padding."
-        steps, inside = torch.arange(max(self.rows, self.columns), device=device), torch.arange(self.kernel, device=device)
+    def positions(self, device: torch.device | None = None) -> Int[Tensor, 'kl yx']:
+        """Which position of the flattened lower map each window has where; `places`, one too
+        many, where there is padding."""
+        steps, inside = (
+            torch.arange(max(self.rows, self.columns), device=device),
+            torch.arange(self.kernel, device=device),
+        )
         at = (inside[:, None] + self.stride * steps) - self.padding
-        y, x = at[:, None, :self.rows, None], at[None, :, None, :self.columns]
+        y, x = at[:, None, : self.rows, None], at[None, :, None, : self.columns]
         absent = (y < 0) | (y >= self.height) | (x < 0) | (x >= self.width)
         return torch.where(absent, self.places, y * self.width + x).flatten(2).flatten(0, 1)
 
 # %% ../../nbs/nn/03c_windows.ipynb #750b46d1
-def bands(windows: Windows,
-          samples: int,
-          most: int,          # columns in a band; one row of windows is always together
-         ) -> list[Band]:
+def bands(
+    windows: Windows,
+    samples: int,
+    most: int,  # columns in a band; one row of windows is always together
+) -> list[Band]:
     "Cut a batch into bands, in the order of columns (sample, row, column)."
     each = windows.rows * windows.columns
     if each <= most:
         together = most // each
-        return [Band(slice(k, min(k + together, samples)), slice(0, windows.rows)) for k in range(0, samples, together)]
+        return [
+            Band(slice(k, min(k + together, samples)), slice(0, windows.rows))
+            for k in range(0, samples, together)
+        ]
     rows = max(1, most // windows.columns)
     cuts = [slice(y, min(y + rows, windows.rows)) for y in range(0, windows.rows, rows)]
     return [Band(slice(k, k + 1), cut) for k in range(samples) for cut in cuts]
@@ -71,46 +93,72 @@ def bands(windows: Windows,
 # %% ../../nbs/nn/03c_windows.ipynb #6e34c552
 def _reach(windows: Windows, band: Band) -> slice:
     "The rows of the padded map that a band's windows see."
-    return slice(band.rows.start * windows.stride, (band.rows.stop - 1) * windows.stride + windows.kernel)
+    return slice(
+        band.rows.start * windows.stride, (band.rows.stop - 1) * windows.stride + windows.kernel
+    )
 
-def gather(x: Float[Tensor, "B g *pose h w"],          # a map of capsules; all samples
-           windows: Windows,
-           band: Band,
-          ) -> Float[Tensor, "klg *pose b y x"]:       # what each window sees; samples and rows of the band
+
+def gather(
+    x: Float[Tensor, 'B g *pose h w'],  # a map of capsules; all samples
+    windows: Windows,
+    band: Band,
+) -> Float[Tensor, 'klg *pose b y x']:  # what each window sees; samples and rows of the band
     "List the lower capsules of a band's windows."
     some = pad(x[band.samples], (windows.padding,) * 4)[..., _reach(windows, band), :]
-    seen = some.unfold(-2, windows.kernel, windows.stride).unfold(-2, windows.kernel, windows.stride)      # b g *pose y x k l
+    # b g *pose y x k l
+    seen = some.unfold(-2, windows.kernel, windows.stride).unfold(
+        -2, windows.kernel, windows.stride
+    )
     y = x.ndim - 2
     return seen.permute(y + 2, y + 3, 1, *range(2, y), 0, y, y + 1).flatten(0, 2).contiguous()
 
-def scatter(seen: Float[Tensor, "klg *pose b y x"],    # what comes back
-            windows: Windows,
-            band: Band,
-            x: Float[Tensor, "B g *pose h w"],         # to which it is added; all samples
-           ) -> None:
+
+def scatter(
+    seen: Float[Tensor, 'klg *pose b y x'],  # what comes back
+    windows: Windows,
+    band: Band,
+    x: Float[Tensor, 'B g *pose h w'],  # to which it is added; all samples
+) -> None:
     "Add what comes back from a band's windows to the map: the transpose of `gather`."
     whole = pad(torch.zeros_like(x[band.samples]), (windows.padding,) * 4)
     reached = whole[..., _reach(windows, band), :]
-    by_offset = seen.unflatten(0, (windows.kernel, windows.kernel, x.shape[1])).movedim(-3, 2)             # k l b g *pose y x
+    # k l b g *pose y x
+    by_offset = seen.unflatten(0, (windows.kernel, windows.kernel, x.shape[1])).movedim(-3, 2)
     height, width = ((size - 1) * windows.stride + 1 for size in seen.shape[-2:])
     for down, row in enumerate(by_offset):
         for across, part in enumerate(row):
-            reached[..., down:down + height:windows.stride, across:across + width:windows.stride] += part
-    inside = whole[..., windows.padding:windows.padding + windows.height, windows.padding:windows.padding + windows.width]
+            reached[
+                ..., down : down + height : windows.stride, across : across + width : windows.stride
+            ] += part
+    inside = whole[
+        ...,
+        windows.padding : windows.padding + windows.height,
+        windows.padding : windows.padding + windows.width,
+    ]
     x[band.samples] += inside
 
 # %% ../../nbs/nn/03c_windows.ipynb #0c439d25
-def shared(table: Float[Tensor, "klg n"],      # a number for each lower capsule of each column; n = (sample, y, x)
-           windows: Windows,
-           logarithmic: bool = False,          # sum exponentials, and take the logarithm
-          ) -> Float[Tensor, "klg n"]:         # the sum over all windows that see the same capsule
-    "Sum over the windows that see a lower capsule, and give each of them the sum. Plain operations: differentiable as often as one likes."
+def shared(
+    table: Float[
+        Tensor, 'klg n'
+    ],  # a number for each lower capsule of each column; n = (sample, y, x)
+    windows: Windows,
+    logarithmic: bool = False,  # sum exponentials, and take the logarithm
+) -> Float[Tensor, 'klg n']:  # the sum over all windows that see the same capsule
+    """Sum over the windows that see a lower capsule, and give each of them the sum. Plain
+    operations: differentiable as often as one likes."""
     positions, each = windows.positions(table.device), windows.rows * windows.columns
-    listed = table.view(len(positions), len(table) // len(positions), table.shape[1] // each, each).permute(2, 1, 0, 3).flatten(2)      # b g (kl yx)
+    # b g (kl yx)
+    listed = (
+        table.view(len(positions), len(table) // len(positions), table.shape[1] // each, each)
+        .permute(2, 1, 0, 3)
+        .flatten(2)
+    )
     at = positions.flatten().expand_as(listed)
     nothing = listed.new_zeros(*listed.shape[:2], windows.places + 1)
     if logarithmic:
-        peak = (nothing - torch.inf).scatter_reduce(2, at, listed.detach(), "amax").gather(2, at)
+        peak = (nothing - torch.inf).scatter_reduce(2, at, listed.detach(), 'amax').gather(2, at)
         total = peak + nothing.scatter_add(2, at, (listed - peak).exp()).gather(2, at).log()
-    else: total = nothing.scatter_add(2, at, listed).gather(2, at)
+    else:
+        total = nothing.scatter_add(2, at, listed).gather(2, at)
     return total.unflatten(2, positions.shape).permute(2, 1, 0, 3).reshape(table.shape)

@@ -7,38 +7,58 @@ from __future__ import annotations
 import base64, binascii
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-if TYPE_CHECKING: import numpy as np
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # %% auto #0
 __all__ = ['pack_mistakes', 'unpack_mistakes', 'answers_of']
 
 # %% ../../nbs/study/09_answers.ipynb #86f7bed8
-def pack_mistakes(wrong: Sequence[bool],  # of each test image, in the order of the set: was it classified wrongly?
-                 ) -> str:                # base64
+def pack_mistakes(
+    wrong: Sequence[
+        bool
+    ],  # of each test image, in the order of the set: was it classified wrongly?
+) -> str:  # base64
     "Write one bit for each test image."
     size = -(-len(wrong) // 8)
-    bits = "".join("1" if one else "0" for one in wrong).ljust(8 * size, "0")
-    return base64.b64encode(int(bits or "0", 2).to_bytes(size, "big")).decode()
+    bits = ''.join('1' if one else '0' for one in wrong).ljust(8 * size, '0')
+    return base64.b64encode(int(bits or '0', 2).to_bytes(size, 'big')).decode()
 
-def unpack_mistakes(text: str,     # as `pack_mistakes` wrote it
-                    images: int,   # how many there are in the set
-                    error: float,  # percent of them, as the record has it
-                   ) -> list[bool]:
-    "Read one bit for each test image. Raises ValueError for a text that is damaged, or does not fit the number of images or the error."
-    try: content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError): raise ValueError("the answers to the test images are no base64") from None
+
+def unpack_mistakes(
+    text: str,  # as `pack_mistakes` wrote it
+    images: int,  # how many there are in the set
+    error: float,  # percent of them, as the record has it
+) -> list[bool]:
+    """Read one bit for each test image. Raises ValueError for a text that is damaged, or does not
+    fit the number of images or the error."""
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError('the answers to the test images are no base64') from None
     size = -(-images // 8)
-    if len(content) != size: raise ValueError(f"answers to {images} test images take {size} bytes, here are {len(content)}")
-    bits = "".join(f"{byte:08b}" for byte in content)
-    if "1" in bits[images:]: raise ValueError(f"answers go on beyond the {images} test images")
+    if len(content) != size:
+        raise ValueError(
+            f'answers to {images} test images take {size} bytes, here are {len(content)}'
+        )
+    bits = ''.join(f'{byte:08b}' for byte in content)
+    if '1' in bits[images:]:
+        raise ValueError(f'answers go on beyond the {images} test images')
     expected = round(error * images / 100)
-    if (count := bits.count("1")) != expected:
-        raise ValueError(f"the answers have {count} mistakes, an error of {error:g} % of {images} test images is {expected}")
-    return [bit == "1" for bit in bits[:images]]
+    if (count := bits.count('1')) != expected:
+        raise ValueError(
+            f'the answers have {count} mistakes, an error of {error:g} % of {images} test images '
+            f'is {expected}'
+        )
+    return [bit == '1' for bit in bits[:images]]
 
-def answers_of(text: str,     # of a record that has been read, so that it fits
-               images: int,
-              ) -> np.ndarray:  # bool [images]: misclassified?
+
+def answers_of(
+    text: str,  # of a record that has been read, so that it fits
+    images: int,
+) -> np.ndarray:  # bool [images]: misclassified?
     "The same as an array."
     import numpy as np
+
     return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=images).astype(bool)

@@ -21,260 +21,384 @@ __all__ = ['Positive', 'Modules', 'NetworkConfig', 'SMALL', 'LARGE', 'SIDES', 'S
 # %% ../../nbs/study/00_config.ipynb #924fd7d6
 class Strict(BaseModel):
     "Frozen, closed to unknown fields, strict about types: `'3'` is not 3."
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+
+    model_config = ConfigDict(
+        frozen=True, extra='forbid', strict=True, allow_inf_nan=False, validate_default=True
+    )
+
 
 Positive = Annotated[int, Field(ge=1)]
 
 # %% ../../nbs/study/00_config.ipynb #053d76ac
 class CapNetConfig(Strict):
     "Table 1 (a), (b): routing by agreement."
-    kind: Literal["CapNet"] = "CapNet"
-    groups: Positive = 32
-    routing: Literal["dynamic", "em"] = "dynamic"
-    iterations: Positive = 3
-    normalize: Literal["higher", "lower"] = "higher"
-    stride: Literal[1, 2] = 1            # 1: as many positions above as below (J = 2048); 2: a quarter (J = 512)
-    backend: Literal["chunked", "reference"] = "chunked"
-    initialization: Literal["scaled", "full_length", "released"] = "scaled"
-    primary: Literal["squashed", "plain"] = "squashed"   # capsules that routing begins with; "plain": as the released code has them
-    score: Literal["activation", "length"] = "activation"    # of a class; "length": |mu_j| of EM, as the released code has it
 
-    @model_validator(mode="after")
+    kind: Literal['CapNet'] = 'CapNet'
+    groups: Positive = 32
+    routing: Literal['dynamic', 'em'] = 'dynamic'
+    iterations: Positive = 3
+    normalize: Literal['higher', 'lower'] = 'higher'
+    stride: Literal[1, 2] = (
+        1  # 1: as many positions above as below (J = 2048); 2: a quarter (J = 512)
+    )
+    backend: Literal['chunked', 'reference'] = 'chunked'
+    initialization: Literal['scaled', 'full_length', 'released'] = 'scaled'
+    primary: Literal['squashed', 'plain'] = (
+        'squashed'  # capsules that routing begins with; "plain": as the released code has them
+    )
+    score: Literal['activation', 'length'] = (
+        'activation'  # of a class; "length": |mu_j| of EM, as the released code has it
+    )
+
+    @model_validator(mode='after')
     def _em_has_one_axis_and_one_beginning(self):
-        if self.routing == "em" and self.normalize != "higher":
-            raise ValueError("EM routing shares each lower capsule among the higher ones: normalize must be 'higher'")
-        if self.routing == "em" and self.initialization != "scaled":
-            raise ValueError(f"initialization {self.initialization!r} is for dynamic routing; EM routing has only 'scaled'")
-        if self.routing == "dynamic" and self.score != "activation":
-            raise ValueError("score 'length' is for EM routing: with dynamic routing a capsule's activation is its length")
+        if self.routing == 'em' and self.normalize != 'higher':
+            raise ValueError(
+                'EM routing shares each lower capsule among the higher ones: normalize must be '
+                "'higher'"
+            )
+        if self.routing == 'em' and self.initialization != 'scaled':
+            raise ValueError(
+                f'initialization {self.initialization!r} is for dynamic routing; EM routing has '
+                "only 'scaled'"
+            )
+        if self.routing == 'dynamic' and self.score != 'activation':
+            raise ValueError(
+                "score 'length' is for EM routing: with dynamic routing a capsule's activation "
+                'is its length'
+            )
         return self
+
 
 class VanillaCNNConfig(Strict):
     "Table 1 (c), (d): plain convolutions."
-    kind: Literal["VanillaCNN"] = "VanillaCNN"
-    groups: Positive = 32
-    match: Literal["shape", "parameters"] = "shape"
 
+    kind: Literal['VanillaCNN'] = 'VanillaCNN'
+    groups: Positive = 32
+    match: Literal['shape', 'parameters'] = 'shape'
+
+# %% ../../nbs/study/00_config.ipynb #03b4229a
 class SixLayerEncapNetConfig(Strict):
     "Table 1 (e), (f): one capConv as the fifth layer, then capFC."
-    kind: Literal["SixLayerEncapNet"] = "SixLayerEncapNet"
+
+    kind: Literal['SixLayerEncapNet'] = 'SixLayerEncapNet'
     groups: Positive = 32
-    coefficients: Literal["master", "v3"] = "v3"
+    coefficients: Literal['master', 'v3'] = 'v3'
 
 # %% ../../nbs/study/00_config.ipynb #982be861
-Modules = tuple[Positive, Positive, Positive, Positive]     # one number for each of the four
+Modules = tuple[Positive, Positive, Positive, Positive]  # one number for each of the four
+
 
 class EncapNetConfig(Strict):
     "Table 2, left: depth 2 + sum of N_i + 1."
-    kind: Literal["EncapNet"] = "EncapNet"
-    groups: Positive = 32
-    depths: Modules = (3, 3, 3, 3)                          # N_i
-    coefficients: Literal["master", "v1", "v2", "v3"] = "v3"
-    skip: Literal["none", "type1", "type2", "both"] = "none"
-    scope: Literal["all", "remaining"] = "all"              # the capsule channels that the aide sees
-    master_modules: Annotated[int, Field(ge=0, le=4)] = 0   # so many shallow modules have no aide
-    size: Literal[32, 64] = 32                              # height and width of its images
 
-    @model_validator(mode="after")
+    kind: Literal['EncapNet'] = 'EncapNet'
+    groups: Positive = 32
+    depths: Modules = (3, 3, 3, 3)  # N_i
+    coefficients: Literal['master', 'v1', 'v2', 'v3'] = 'v3'
+    skip: Literal['none', 'type1', 'type2', 'both'] = 'none'
+    scope: Literal['all', 'remaining'] = 'all'  # the capsule channels that the aide sees
+    master_modules: Annotated[int, Field(ge=0, le=4)] = 0  # so many shallow modules have no aide
+    size: Literal[32, 64] = 32  # height and width of its images
+
+    @model_validator(mode='after')
     def _remaining_channels_exist(self):
-        if self.scope == "remaining" and self.groups == 1: raise ValueError("one capsule channel leaves no remaining ones to the aide")
+        if self.scope == 'remaining' and self.groups == 1:
+            raise ValueError('one capsule channel leaves no remaining ones to the aide')
         return self
+
 
 class ResNetConfig(Strict):
     "Table 2, right: depth 2 + sum of 2 n_i."
-    kind: Literal["ResNet"] = "ResNet"
+
+    kind: Literal['ResNet'] = 'ResNet'
     groups: Positive = 32
-    blocks: Modules = (2, 2, 2, 2)                          # n_i
+    blocks: Modules = (2, 2, 2, 2)  # n_i
+
 
 class TorchvisionConfig(Strict):
     "Another's network (Table 4, right)."
-    kind: Literal["Torchvision"] = "Torchvision"
-    architecture: Literal["resnet101", "vgg16", "googlenet", "wide_resnet50_2"]
 
-NetworkConfig = Annotated[CapNetConfig | VanillaCNNConfig | SixLayerEncapNetConfig | EncapNetConfig | ResNetConfig | TorchvisionConfig,
-                          Field(discriminator="kind")]
+    kind: Literal['Torchvision'] = 'Torchvision'
+    architecture: Literal['resnet101', 'vgg16', 'googlenet', 'wide_resnet50_2']
+
+
+NetworkConfig = Annotated[
+    CapNetConfig
+    | VanillaCNNConfig
+    | SixLayerEncapNetConfig
+    | EncapNetConfig
+    | ResNetConfig
+    | TorchvisionConfig,
+    Field(discriminator='kind'),
+]
 
 # %% ../../nbs/study/00_config.ipynb #3a19a011
 class FeedbackConfig(Strict):
     "What is added to the loss: `weight` times the sum of divergences over modules and connections."
-    connectivity: Literal["module", "skip", "two"] = "module"   # (8): two
-    measure: Literal["transport", "kl", "kl_reverse"] = "transport"   # (b): kl
-    bias_fix: bool = True                                       # (d1): False
-    through_plan: bool = False                                  # (d2): True, gradients through the iterations
-    extractor: bool = True                                      # (d3): False
-    generator: Literal["capsule", "vanilla"] = "capsule"        # (d4): vanilla
-    cost: Literal["cosine", "l2"] = "cosine"                    # (d5): l2
+
+    connectivity: Literal['module', 'skip', 'two'] = 'module'  # (8): two
+    measure: Literal['transport', 'kl', 'kl_reverse'] = 'transport'  # (b): kl
+    bias_fix: bool = True  # (d1): False
+    through_plan: bool = False  # (d2): True, gradients through the iterations
+    extractor: bool = True  # (d3): False
+    generator: Literal['capsule', 'vanilla'] = 'capsule'  # (d4): vanilla
+    cost: Literal['cosine', 'l2'] = 'cosine'  # (d5): l2
     eps: Annotated[float, Field(ge=1e-3)] = 1.0
-    iterations: Positive = 10                                   # L
-    weight: Annotated[float, Field(gt=0)] = 10.0                # lambda of Sec. 3.2
+    iterations: Positive = 10  # L
+    weight: Annotated[float, Field(gt=0)] = 10.0  # lambda of Sec. 3.2
 
 # %% ../../nbs/study/00_config.ipynb #8e84d40e
-SMALL = ("cifar10", "cifar100", "svhn", "mnist", "digits", "synthetic")
-LARGE = ("himagenet", "himagenet32", "imagenet", "imagenet32")
-SIDES = (32, 64)        # heights (and widths) of the images that networks take
+SMALL = ('cifar10', 'cifar100', 'svhn', 'mnist', 'digits', 'synthetic')
+LARGE = ('himagenet', 'himagenet32', 'imagenet', 'imagenet32')
+SIDES = (32, 64)  # heights (and widths) of the images that networks take
 # Of tables that have one for each data set.
-_COLUMNS = re.compile(r"row|network|design|axis|beginning|part|paper|parameters|feedback|divergence|.*_(paper|loss|trains)")
+_COLUMNS = re.compile(
+    r'row|network|design|axis|beginning|part|paper|parameters|feedback|divergence|.*_(paper|loss|trains)'
+)
+
 
 def is_own(name: str) -> bool:
     "Whether a data set is the user's own."
-    return name != "" and name not in (*SMALL, *LARGE)
+    return name != '' and name not in (*SMALL, *LARGE)
 
-def own_parts(name: str) -> tuple[str, int]:     # folder, side
+
+def own_parts(name: str) -> tuple[str, int]:  # folder, side
     "What the name of a user's own data set says. Raises UsageError if it cannot be one."
-    folder, at, side = name.partition("@")
-    if folder in (*SMALL, *LARGE): raise UsageError(f"{name}: {folder} has a size of its own; expected {folder} (@ is for data sets of your own)")
-    if not re.fullmatch(r"[a-z0-9_-]+", folder):
-        raise UsageError(f"unknown data set {name!r}: {nearest(name.lower(), (*SMALL, *LARGE))}; "
-                         "one of your own is named as its folder, by a-z, 0-9, _ and -")
+    folder, at, side = name.partition('@')
+    if folder in (*SMALL, *LARGE):
+        raise UsageError(
+            f'{name}: {folder} has a size of its own; expected {folder} (@ is for data sets of '
+            'your own)'
+        )
+    if not re.fullmatch(r'[a-z0-9_-]+', folder):
+        raise UsageError(
+            f'unknown data set {name!r}: {nearest(name.lower(), (*SMALL, *LARGE))}; '
+            'one of your own is named as its folder, by a-z, 0-9, _ and -'
+        )
     if _COLUMNS.fullmatch(folder):
-        better = f"my-{folder.replace('_', '-')}"
-        raise UsageError(f"no data set can be called {folder!r}, as a column of the tables is; rename its folder, e.g. to {better}")
-    if at and side != "64": raise UsageError(f"{name}: networks take images of 32 or 64 pixels; expected {folder} (32) or {folder}@64")
+        better = f'my-{folder.replace("_", "-")}'
+        raise UsageError(
+            f'no data set can be called {folder!r}, as a column of the tables is; rename its '
+            f'folder, e.g. to {better}'
+        )
+    if at and side != '64':
+        raise UsageError(
+            f'{name}: networks take images of 32 or 64 pixels; expected {folder} (32) or '
+            f'{folder}@64'
+        )
     return folder, int(side or 32)
 
+
 def sides_of(network: Strict) -> tuple[int, ...]:
-    "Heights (and widths) of the images that a network takes: torchvision's pool whatever map is left."
-    return SIDES if network.kind == "Torchvision" else (getattr(network, "size", 32),)
+    """Heights (and widths) of the images that a network takes: torchvision's pool whatever map is
+    left."""
+    return SIDES if network.kind == 'Torchvision' else (getattr(network, 'size', 32),)
 
 # %% ../../nbs/study/00_config.ipynb #87b3f2b9
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Field(pattern=r'^[0-9a-f]{64}$')]
+
 
 class DataConfig(Strict):
     "Which images, proven by their content hash, and how they are varied."
+
     name: str
     sha256: Sha256
-    train_images: Positive | None = None    # None: all of them; else a fixed stratified subset
+    train_images: Positive | None = None  # None: all of them; else a fixed stratified subset
     test_images: Positive | None = None
-    augmentation: Literal["none", "mild", "strong"] = "none"
-    test_crops: Literal[1, 10] = 1          # views of each test image whose scores are averaged; 1: the middle alone
+    augmentation: Literal['none', 'mild', 'strong'] = 'none'
+    test_crops: Literal[1, 10] = (
+        1  # views of each test image whose scores are averaged; 1: the middle alone
+    )
 
-    @field_validator("name")
+    @field_validator('name')
     @classmethod
     def _name_can_be_one(cls, name: str) -> str:
-        if name not in (*SMALL, *LARGE): own_parts(name)
+        if name not in (*SMALL, *LARGE):
+            own_parts(name)
         return name
 
 # %% ../../nbs/study/00_config.ipynb #7a24b479
 class Schedule(Strict):
     "Adam with coupled L2; a rate that falls in steps (Sec. 5) or along a cosine."
+
     epochs: Positive
     learning_rate: Annotated[float, Field(gt=0, le=1)]
-    milestones: tuple[Positive, ...] = ()   # epochs after which the rate is divided by ten
-    decay: Literal["steps", "cosine"] = "steps"     # "cosine": from the full rate to zero at the end, without milestones
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0   # share of all steps in which the rate rises from zero to the full one
-    epoch_images: Positive | None = None    # an epoch is so many images of a pass over all of them; None: a whole pass
-    interim_images: Positive | None = None  # of the test set, to look at after all epochs but the last two; None: all
+    milestones: tuple[Positive, ...] = ()  # epochs after which the rate is divided by ten
+    decay: Literal['steps', 'cosine'] = (
+        'steps'  # "cosine": from the full rate to zero at the end, without milestones
+    )
+    warmup: Annotated[float, Field(ge=0, lt=1)] = (
+        0.0  # share of all steps in which the rate rises from zero to the full one
+    )
+    epoch_images: Positive | None = (
+        None  # an epoch is so many images of a pass over all of them; None: a whole pass
+    )
+    interim_images: Positive | None = (
+        None  # of the test set, to look at after all epochs but the last two; None: all
+    )
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
     batch: Positive = 128
 
     @property
     def told(self) -> str:
         "Its epochs in words, and the paper's."
-        return f"{self.epochs} epochs" + (f" of {self.epoch_images:,} images (600 of all)" if self.epoch_images else " (600)")
+        return f'{self.epochs} epochs' + (
+            f' of {self.epoch_images:,} images (600 of all)' if self.epoch_images else ' (600)'
+        )
 
-    @model_validator(mode="after")
+    @model_validator(mode='after')
     def _milestones_rise_within_the_schedule(self):
-        if list(self.milestones) != sorted(set(self.milestones)) or any(m >= self.epochs for m in self.milestones):
-            raise ValueError(f"milestones {self.milestones} must rise and lie below epochs={self.epochs}")
-        if self.milestones and self.decay == "cosine": raise ValueError("a rate that falls along a cosine has no milestones")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(
+            m >= self.epochs for m in self.milestones
+        ):
+            raise ValueError(
+                f'milestones {self.milestones} must rise and lie below epochs={self.epochs}'
+            )
+        if self.milestones and self.decay == 'cosine':
+            raise ValueError('a rate that falls along a cosine has no milestones')
         return self
 
 # %% ../../nbs/study/00_config.ipynb #4624cb68
 class Identified(Strict):
     "A configuration with a name of its own, derived from its content."
-    experiment: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-    row: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+
+    experiment: Annotated[str, Field(pattern=r'^[a-z0-9_]+$')]
+    row: Annotated[str, Field(pattern=r'^[a-z0-9_]+$')]
 
     @property
     def key(self) -> str:  # twelve hexadecimal digits
         "The identity: equal configurations have equal keys, on every machine."
-        content = self.model_dump(mode="json", exclude_defaults=True)
-        # A union's tag is a default of the member that it selects; without it two kinds could look alike.
-        if "network" in type(self).model_fields: content["network"] = dict(content.get("network", {}), kind=self.network.kind)
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
+        content = self.model_dump(mode='json', exclude_defaults=True)
+        # A union's tag is a default of the member that it selects; without it two kinds could look
+        # alike.
+        if 'network' in type(self).model_fields:
+            content['network'] = dict(content.get('network', {}), kind=self.network.kind)
+        return hashlib.sha256(
+            json.dumps(content, sort_keys=True, separators=(',', ':')).encode()
+        ).hexdigest()[:12]
 
 # %% ../../nbs/study/00_config.ipynb #dfe23771
 class RunConfig(Identified):
     "One training run, whole."
+
     schema_version: Literal[1] = 1
     profile: str
     network: NetworkConfig
-    loss: Literal["margin", "spread", "cross_entropy"] = "margin"
+    loss: Literal['margin', 'spread', 'cross_entropy'] = 'margin'
     data: DataConfig
     schedule: Schedule
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
-    compiled: bool = False                 # through torch.compile, whose kernels round differently
+    precision: Literal['float32', 'bfloat16'] = 'float32'
+    compiled: bool = False  # through torch.compile, whose kernels round differently
     feedback: FeedbackConfig | None = None
-    statistics: Literal["running", "recomputed"] = "running"    # of batch normalisation, in evaluation
-    processes: Positive = 1                # how many devices compute a batch together
-    accumulate: Positive = 1               # how many micro-batches each of them makes of its share
-    norm_scope: Literal["device", "synchronised"] = "device"    # what batch normalisation takes for the batch
-    transport_scope: Literal["device", "global"] = "device"     # what the transport plan does
+    statistics: Literal['running', 'recomputed'] = (
+        'running'  # of batch normalisation, in evaluation
+    )
+    processes: Positive = 1  # how many devices compute a batch together
+    accumulate: Positive = 1  # how many micro-batches each of them makes of its share
+    norm_scope: Literal['device', 'synchronised'] = (
+        'device'  # what batch normalisation takes for the batch
+    )
+    transport_scope: Literal['device', 'global'] = 'device'  # what the transport plan does
 
     @property
-    def divided(self) -> bool: return self.processes * self.accumulate > 1     # `encapnet.distributed` computes it
-    @property
-    def least_samples(self) -> int: return 2 if self.feedback else 1        # that a batch or micro-batch needs: transport is between samples
+    # `encapnet.distributed` computes it
+    def divided(self) -> bool:
+        return self.processes * self.accumulate > 1
 
-    @model_validator(mode="after")
+    @property
+    # that a batch or micro-batch needs: transport is between samples
+    def least_samples(self) -> int:
+        return 2 if self.feedback else 1
+
+    @model_validator(mode='after')
     def _batches_divide(self):
         batch, parts = self.schedule.batch, self.processes * self.accumulate
-        if parts > 1: _check_parts(batch, self.processes, self.accumulate, self.least_samples)
-        if self.processes == 1 and (self.norm_scope, self.transport_scope) != ("device", "device"):
-            raise ValueError("norm_scope 'synchronised' and transport_scope 'global' are between processes, expected at least 2, got 1")
-        if self.transport_scope == "global" and not self.feedback: raise ValueError("transport_scope 'global' needs feedback, and this row has none")
+        if parts > 1:
+            _check_parts(batch, self.processes, self.accumulate, self.least_samples)
+        if self.processes == 1 and (self.norm_scope, self.transport_scope) != ('device', 'device'):
+            raise ValueError(
+                "norm_scope 'synchronised' and transport_scope 'global' are between processes, "
+                'expected at least 2, got 1'
+            )
+        if self.transport_scope == 'global' and not self.feedback:
+            raise ValueError("transport_scope 'global' needs feedback, and this row has none")
         return self
 
-    @model_validator(mode="after")
+    @model_validator(mode='after')
     def _feedback_has_modules_and_batches(self):
-        if self.feedback is None: return self
-        if self.network.kind not in ("EncapNet", "ResNet"): raise ValueError(f"{self.network.kind} has no modules to give feedback to")
-        if min(self.schedule.batch, self.data.train_images or 2) < self.least_samples:    # one left over joins the batch before it
-            raise ValueError(f"batches of 1: transport needs at least {self.least_samples} samples")
+        if self.feedback is None:
+            return self
+        if self.network.kind not in ('EncapNet', 'ResNet'):
+            raise ValueError(f'{self.network.kind} has no modules to give feedback to')
+        # one left over joins the batch before it
+        if min(self.schedule.batch, self.data.train_images or 2) < self.least_samples:
+            raise ValueError(f'batches of 1: transport needs at least {self.least_samples} samples')
         return self
 
 # %% ../../nbs/study/00_config.ipynb #a6c8ebbb
 class MeasureConfig(Identified):
     "One measurement of parameters, memory and time of an untrained network."
+
     schema_version: Literal[1] = 1
     network: NetworkConfig
-    hardware: str                                   # what it was measured on decides what comes out
-    batches: tuple[Positive, ...] = (2, 8, 128)     # for memory
-    timed: tuple[Positive, ...] = (2, 8)            # batches at which time is taken
+    hardware: str  # what it was measured on decides what comes out
+    batches: tuple[Positive, ...] = (2, 8, 128)  # for memory
+    timed: tuple[Positive, ...] = (2, 8)  # batches at which time is taken
     budget_gib: Annotated[float, Field(gt=0)] = 12.0  # the paper's card
 
 # %% ../../nbs/study/00_config.ipynb #ad703ebb
 def _check_parts(batch: int, processes: int, accumulate: int, least: int):
-    "Raise ValueError, with the nearest numbers that would do, if a batch does not make so many parts of at least so many samples."
+    """Raise ValueError, with the nearest numbers that would do, if a batch does not make so many
+    parts of at least so many samples."""
     parts = processes * accumulate
-    said = f"a batch of {batch} does not divide evenly into {processes} x {accumulate} micro-batches (processes x accumulate)"
+    said = (
+        f'a batch of {batch} does not divide evenly into {processes} x {accumulate} '
+        'micro-batches (processes x accumulate)'
+    )
     if batch % parts:
-        fitting = [count for count in range(1, batch + 1) if batch % count == 0 and batch // count >= least]
+        fitting = [
+            count for count in range(1, batch + 1) if batch % count == 0 and batch // count >= least
+        ]
         close = min(fitting, key=lambda count: abs(count - parts)) if fitting else 1
-        batches = " or ".join(str(number) for number in (batch // parts * parts, -(-batch // parts) * parts) if number >= least * parts)
-        raise ValueError(f"{said}; the nearest batch that does is {batches}, the nearest number of micro-batches {close}")
+        batches = ' or '.join(
+            str(number)
+            for number in (batch // parts * parts, -(-batch // parts) * parts)
+            if number >= least * parts
+        )
+        raise ValueError(
+            f'{said}; the nearest batch that does is {batches}, the nearest number of '
+            f'micro-batches {close}'
+        )
     if batch // parts < least:
-        raise ValueError(f"{processes} x {accumulate} micro-batches of a batch of {batch} have {batch // parts} sample(s) each: "
-                         f"transport needs at least {least}; expected at most {batch // least} micro-batches")
+        raise ValueError(
+            f'{processes} x {accumulate} micro-batches of a batch of {batch} have '
+            f'{batch // parts} sample(s) each: '
+            f'transport needs at least {least}; expected at most {batch // least} micro-batches'
+        )
 
 # %% ../../nbs/study/00_config.ipynb #858021e5
 class BenchConfig(Identified):
     "One candidate of a bench."
+
     schema_version: Literal[1] = 1
     batch: Positive
     hardware: str
-    rounds: Positive = 2      # how often its turn comes
-    trial: bool = False       # not a result to keep in the ledger
+    rounds: Positive = 2  # how often its turn comes
+    trial: bool = False  # not a result to keep in the ledger
 
     @property
-    def package(self) -> str | None: return None    # of another project, that it needs
+    def package(self) -> str | None:
+        return None  # of another project, that it needs
+
 
 class RoutingBenchConfig(BenchConfig):
     "One way of routing at one size, forward and backward."
-    experiment: Literal["bench_routing"] = "bench_routing"
-    routing: Literal["dynamic", "em"] = "dynamic"
-    backend: Literal["reference", "chunked", "triton", "textbook"]
+
+    experiment: Literal['bench_routing'] = 'bench_routing'
+    routing: Literal['dynamic', 'em'] = 'dynamic'
+    backend: Literal['reference', 'chunked', 'triton', 'textbook']
     groups: Positive
     positions: Positive
     dim: Positive
@@ -285,36 +409,43 @@ class RoutingBenchConfig(BenchConfig):
 # %% ../../nbs/study/00_config.ipynb #b12d3b38
 class TransportBenchConfig(BenchConfig):
     "One Sinkhorn divergence between two batches, forward and backward."
-    experiment: Literal["bench_transport"] = "bench_transport"
-    backend: Literal["ours", "textbook", "pot", "geomloss"]
+
+    experiment: Literal['bench_transport'] = 'bench_transport'
+    backend: Literal['ours', 'textbook', 'pot', 'geomloss']
     batch: Positive = 128
     dim: Positive = 64
     eps: Annotated[float, Field(ge=1e-3)] = 1.0
     iterations: Annotated[int, Field(ge=3)] = 10
 
     @property
-    def package(self) -> str | None: return {"pot": "ot", "geomloss": "geomloss"}.get(self.backend)
+    def package(self) -> str | None:
+        return {'pot': 'ot', 'geomloss': 'geomloss'}.get(self.backend)
+
 
 class CapConvBenchConfig(BenchConfig):
     "One training step of the 18-layer EncapNet."
-    experiment: Literal["bench_capconv"] = "bench_capconv"
-    backend: Literal["ours", "textbook", "compiled"]
+
+    experiment: Literal['bench_capconv'] = 'bench_capconv'
+    backend: Literal['ours', 'textbook', 'compiled']
     groups: Positive = 32
     batch: Positive = 32
 
 # %% ../../nbs/study/00_config.ipynb #6ca17da4
 class DataBenchConfig(BenchConfig):
     "One batch brought by a loader, or one training step of a network."
-    experiment: Literal["bench_data"] = "bench_data"
-    loader: Literal["none", "mild", "strong"] | None = None     # the augmentation
-    step: Literal["VanillaCNN", "SixLayerEncapNet", "EncapNet"] | None = None   # of training
+
+    experiment: Literal['bench_data'] = 'bench_data'
+    loader: Literal['none', 'mild', 'strong'] | None = None  # the augmentation
+    step: Literal['VanillaCNN', 'SixLayerEncapNet', 'EncapNet'] | None = None  # of training
     groups: Positive = 32
-    side: Literal[32, 64] = 32                                 # larger images lie in a memory-mapped file
+    side: Literal[32, 64] = 32  # larger images lie in a memory-mapped file
 
     @property
-    def backend(self) -> str: return self.loader or self.step
+    def backend(self) -> str:
+        return self.loader or self.step
 
-    @model_validator(mode="after")
+    @model_validator(mode='after')
     def _one_of_the_two(self):
-        if (self.loader is None) == (self.step is None): raise ValueError("a candidate is either a loader or a step")
+        if (self.loader is None) == (self.step is None):
+            raise ValueError('a candidate is either a loader or a step')
         return self

@@ -4,8 +4,8 @@
 
 # %% ../../nbs/study/20_evidence.ipynb #92d0e3e6
 from __future__ import annotations
-import json, re
-from collections.abc import Callable, Iterable
+import ast, json, re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from . import paper
@@ -18,47 +18,92 @@ __all__ = ['SOURCES', 'GROUPS', 'CLASSES', 'TOP', 'LOGGED_TIMES', 'LIVE_VOTES', 
 
 # %% ../../nbs/study/20_evidence.ipynb #0298bace
 SOURCES: dict[str, str] = dict(
-    paper="Li et al., Neural Network Encapsulation, ECCV 2018, arXiv:1808.03749",
-    logs="training logs in the public history (234 commits) of the authors' repository hli2020/nn_encapsulation",
-    code="the released code, as that repository has it, with its defaults",
-    users="issue 2 of that repository: what two users of the released code report",
-    arithmetic="computed here from the counts and sizes beside it",
-    inference="inferred by this study; nobody has confirmed it")
+    paper='Li et al., Neural Network Encapsulation, ECCV 2018, arXiv:1808.03749',
+    logs="training logs in the public history (234 commits) of the authors' repository "
+    'hli2020/nn_encapsulation',
+    code='the released code, as that repository has it, with its defaults',
+    users='issue 2 of that repository: what two users of the released code report',
+    arithmetic='computed here from the counts and sizes beside it',
+    inference='inferred by this study; nobody has confirmed it',
+)
 
 # %% ../../nbs/study/20_evidence.ipynb #b28a2145
 def _convolution(lower: int, higher: int, kernel: int = 3, groups: int = 1) -> int:
     "Weights and biases."
     return lower // groups * higher * kernel**2 + higher
 
-def _chain(*channels: int) -> int:
-    "3x3 convolutions one after the other, each with a batch normalisation of two numbers per channel."
-    return sum(_convolution(lower, higher) + 2 * higher for lower, higher in zip(channels, channels[1:]))
 
-GROUPS, CLASSES, TOP = paper.HIGHER // paper.SPATIAL**2, 10, 512       # capsule channels; classes; channels of a fifth layer with stride 2
+def _chain(*channels: int) -> int:
+    """3x3 convolutions one after the other, each with a batch normalisation of two numbers per
+    channel."""
+    return sum(
+        _convolution(lower, higher) + 2 * higher for lower, higher in zip(channels, channels[1:])
+    )
+
+
+# capsule channels; classes; channels of a fifth layer with stride 2
+GROUPS, CLASSES, TOP = paper.HIGHER // paper.SPATIAL**2, 10, 512
 _BELOW = GROUPS * paper.LOWER_DIM
+
 
 def _shared(row: str, aide: int) -> dict[str, int]:
     "Rows (e) and (f), the latter with an aide of this kernel."
-    parts = {"stem": _chain(3, 32, 64, 128, _BELOW), "grouped 3x3 convolution": _convolution(_BELOW, TOP, groups=GROUPS),
-             "its batch normalisation": 2 * TOP, "skip convolution 3x3": _convolution(_BELOW, TOP), "capFC": paper.HIGHER_DIM * TOP * CLASSES}
-    return parts if row == "e_master" else parts | {
-        f"ungrouped {aide}x{aide} aide": _convolution(_BELOW, TOP, aide), "batch normalisation of aide and sum": 2 * 2 * TOP,
-        "two coefficient convolutions": 2 * _convolution(TOP, GROUPS, groups=GROUPS)}
+    parts = {
+        'stem': _chain(3, 32, 64, 128, _BELOW),
+        'grouped 3x3 convolution': _convolution(_BELOW, TOP, groups=GROUPS),
+        'its batch normalisation': 2 * TOP,
+        'skip convolution 3x3': _convolution(_BELOW, TOP),
+        'capFC': paper.HIGHER_DIM * TOP * CLASSES,
+    }
+    return (
+        parts
+        if row == 'e_master'
+        else parts
+        | {
+            f'ungrouped {aide}x{aide} aide': _convolution(_BELOW, TOP, aide),
+            'batch normalisation of aide and sum': 2 * 2 * TOP,
+            'two coefficient convolutions': 2 * _convolution(TOP, GROUPS, groups=GROUPS),
+        }
+    )
 
-def build(row: str,        # of Table 1
-          aide: int = 7,   # kernel of row (f)'s aide
-         ) -> dict[str, int]:  # parameters of each part
-    "The network behind a row of Table 1, part by part. Raises KeyError on a row that the paper does not print."
-    if row not in paper.TABLE1: raise KeyError(f"no row {row!r} in Table 1: {', '.join(paper.TABLE1)}")
+# %% ../../nbs/study/20_evidence.ipynb #67a8480e
+def build(
+    row: str,  # of Table 1
+    aide: int = 7,  # kernel of row (f)'s aide
+) -> dict[str, int]:  # parameters of each part
+    """The network behind a row of Table 1, part by part. Raises KeyError on a row that the paper
+    does not print."""
+    if row not in paper.TABLE1:
+        raise KeyError(f'no row {row!r} in Table 1: {", ".join(paper.TABLE1)}')
     stem, dims = _chain(3, 32, 64, 128, _BELOW), paper.LOWER_DIM * paper.HIGHER_DIM
-    dynamic = {"stem": stem, "capsule transform (grouped 1x1)": GROUPS * paper.HIGHER * dims, "its bias": GROUPS * paper.HIGHER * paper.HIGHER_DIM,
-               "class layer, one transform per group": GROUPS * CLASSES * paper.HIGHER_DIM * (paper.HIGHER_DIM + 1)}
+    dynamic = {
+        'stem': stem,
+        'capsule transform (grouped 1x1)': GROUPS * paper.HIGHER * dims,
+        'its bias': GROUPS * paper.HIGHER * paper.HIGHER_DIM,
+        'class layer, one transform per group': GROUPS
+        * CLASSES
+        * paper.HIGHER_DIM
+        * (paper.HIGHER_DIM + 1),
+    }
     match row:
-        case "a_dynamic": return dynamic
-        case "b_em": return dynamic | {"activation convolution, normalised": _chain(_BELOW, GROUPS), "betas": 2 * (paper.HIGHER + CLASSES)}
-        case "c_cnn_shape": return {"stem": stem, "3x3 convolution, normalised": _chain(_BELOW, TOP), "fully connected": (TOP + 1) * CLASSES}
-        case "d_cnn_parameters":
-            return {"five 3x3 convolutions, normalised": _chain(3, 32, 256, 512, 512, 1300), "fully connected": (1300 + 1) * CLASSES}
+        case 'a_dynamic':
+            return dynamic
+        case 'b_em':
+            return dynamic | {
+                'activation convolution, normalised': _chain(_BELOW, GROUPS),
+                'betas': 2 * (paper.HIGHER + CLASSES),
+            }
+        case 'c_cnn_shape':
+            return {
+                'stem': stem,
+                '3x3 convolution, normalised': _chain(_BELOW, TOP),
+                'fully connected': (TOP + 1) * CLASSES,
+            }
+        case 'd_cnn_parameters':
+            return {
+                'five 3x3 convolutions, normalised': _chain(3, 32, 256, 512, 512, 1300),
+                'fully connected': (1300 + 1) * CLASSES,
+            }
     return _shared(row, aide)
 
 # %% ../../nbs/study/20_evidence.ipynb #e96c97ff
@@ -66,46 +111,80 @@ def cut(value: float) -> float:
     "A number cut after two decimals."
     return int(100 * value + 1e-9) / 100
 
+
 class Size(NamedTuple):
     "A row's size as logged, as printed, and by the rule that leads from one to the other."
+
     row: str
     mib: float
-    by_rule: float      # four times the MiB after two decimals
-    rule: str           # "cut" or "rounded"
+    by_rule: float  # four times the MiB after two decimals
+    rule: str  # "cut" or "rounded"
     printed: float
     agrees: bool
     remark: str
 
-_REMARK = dict(c_cnn_shape="probably a misprint of 24.04", f_master_aide="no natural build gives the printed figure")
+
+_REMARK = dict(
+    c_cnn_shape='probably a misprint of 24.04',
+    f_master_aide='no natural build gives the printed figure',
+)
+
 
 def sizes() -> list[Size]:
     "Table 1's parameter column."
     found = []
     for row, entry in paper.TABLE1.items():
-        mib, rule = paper.mib(sum(build(row).values())), "rounded" if row == "d_cnn_parameters" else "cut"
-        by_rule = 4 * (cut(mib) if rule == "cut" else round(mib, 2))
-        found.append(Size(row, mib, by_rule, rule, entry.parameters_mb, abs(by_rule - entry.parameters_mb) < 0.005, _REMARK.get(row, "")))
+        mib, rule = (
+            paper.mib(sum(build(row).values())),
+            'rounded' if row == 'd_cnn_parameters' else 'cut',
+        )
+        by_rule = 4 * (cut(mib) if rule == 'cut' else round(mib, 2))
+        found.append(
+            Size(
+                row,
+                mib,
+                by_rule,
+                rule,
+                entry.parameters_mb,
+                abs(by_rule - entry.parameters_mb) < 0.005,
+                _REMARK.get(row, ''),
+            )
+        )
     return found
 
+# %% ../../nbs/study/20_evidence.ipynb #073c21ba
 def aide_sizes() -> dict[int, float]:
     "Four times the MiB of row (f) by the kernel of its aide: what else might have been printed."
-    return {kernel: 4 * paper.mib(sum(build("f_master_aide", kernel).values())) for kernel in (3, 5, 7)}
+    return {
+        kernel: 4 * paper.mib(sum(build('f_master_aide', kernel).values())) for kernel in (3, 5, 7)
+    }
 
 # %% ../../nbs/study/20_evidence.ipynb #1fca385c
 class Timing(NamedTuple):
     "What a log says of a row's time per iteration."
+
     row: str
     seconds: float
     batch: int
 
-LOGGED_TIMES = (Timing("a_dynamic", 0.4447, 2), Timing("b_em", 0.957, 2), Timing("f_master_aide", 0.0866, 128))     # source: logs
+
+# source: logs
+LOGGED_TIMES = (
+    Timing('a_dynamic', 0.4447, 2),
+    Timing('b_em', 0.957, 2),
+    Timing('f_master_aide', 0.0866, 128),
+)
+
 
 def time_if_scaled(timing: Timing) -> float:
-    "Seconds at the batch that the paper prints beside the time, if time were proportional to the batch."
+    """Seconds at the batch that the paper prints beside the time, if time were proportional to
+    the batch."""
     return timing.seconds * paper.TABLE1[timing.row].memory_batch / timing.batch
 
 # %% ../../nbs/study/20_evidence.ipynb #b2d6c4c5
-LIVE_VOTES, NEXT_HIGHER = 2, GROUPS * 16      # votes, and votes times coefficients; 4x4 positions a commit later
+# votes, and votes times coefficients; 4x4 positions a commit later
+LIVE_VOTES, NEXT_HIGHER = 2, GROUPS * 16
+
 
 def vote_bytes(batch: int, higher: int = paper.HIGHER, tensors: int = LIVE_VOTES) -> int:
     "Bytes of float32 that live vote tensors of Table 1's layer take."
@@ -114,121 +193,242 @@ def vote_bytes(batch: int, higher: int = paper.HIGHER, tensors: int = LIVE_VOTES
 # %% ../../nbs/study/20_evidence.ipynb #d28fcf10
 class PublicError(NamedTuple):
     "Test errors in percent on CIFAR-10."
+
     what: str
     low: float
     high: float
-    source: str       # "logs" or "users"
+    source: str  # "logs" or "users"
+
 
 PUBLIC_ERRORS = (
-    PublicError("small ResNet, best run", 9.80, 9.80, "logs"),
-    PublicError("capConv network of 172 MiB, best run", 10.12, 10.12, "logs"),
-    PublicError("runs with optimal transport", 10.77, 13.86, "logs"),
-    PublicError("comparable run without transport", 13.49, 13.49, "logs"),
-    PublicError("a user, released defaults", 11.93, 11.93, "users"),
-    PublicError("another user, released defaults", 15.31, 15.31, "users"))
-TRANSPORT_GAIN = (0.0, 0.4)      # points, in the logs, least and most
-PAPER_BEST = paper.TABLE4["8_two_ots"].errors["cifar10"]
+    PublicError('small ResNet, best run', 9.80, 9.80, 'logs'),
+    PublicError('capConv network of 172 MiB, best run', 10.12, 10.12, 'logs'),
+    PublicError('runs with optimal transport', 10.77, 13.86, 'logs'),
+    PublicError('comparable run without transport', 13.49, 13.49, 'logs'),
+    PublicError('a user, released defaults', 11.93, 11.93, 'users'),
+    PublicError('another user, released defaults', 15.31, 15.31, 'users'),
+)
+TRANSPORT_GAIN = (0.0, 0.4)  # points, in the logs, least and most
+PAPER_BEST = paper.TABLE4['8_two_ots'].errors['cifar10']
 
 # %% ../../nbs/study/20_evidence.ipynb #c2f479ca
 class Default(NamedTuple):
     "A setting in which the released code differs from the paper."
+
     what: str
     paper: str
     released: str
-    deviation: str    # its name in the notebooks' tables of deviations
+    deviation: str  # its name in the notebooks' tables of deviations
+
 
 DEFAULTS = (
-    Default("batch", "128", "256", "batch"),
-    Default("weight of the transport", "10", "1", "weight of the divergence"),
-    Default("ground cost", "cosine is better", "l2", "ground cost"),
-    Default("gradient through the plan", "off is better", "on", "gradient through the plan"),
-    Default("aide branch", "on", "off", "aide branch"),
-    Default("Type II layers per module, depth", "3, 18", "2, 14", "depth of EncapNet_v1"),
-    Default("modules with transport", "every module", "the last two of four", "modules with a unit"),
-    Default("softmax of dynamic routing", "over higher capsules, by citation", "over lower capsules; the other “won't converge”", "softmax axis"),
-    Default("test image", "not said", "a random crop of the resized image", "test image"),
-    Default("input normalisation", "not said", "none", "range of inputs"),
-    Default("extractor's output at 8x8", "not said", "4 numbers", "extractor"))
+    Default('batch', '128', '256', 'batch'),
+    Default('weight of the transport', '10', '1', 'weight of the divergence'),
+    Default('ground cost', 'cosine is better', 'l2', 'ground cost'),
+    Default('gradient through the plan', 'off is better', 'on', 'gradient through the plan'),
+    Default('aide branch', 'on', 'off', 'aide branch'),
+    Default('Type II layers per module, depth', '3, 18', '2, 14', 'depth of EncapNet_v1'),
+    Default(
+        'modules with transport', 'every module', 'the last two of four', 'modules with a unit'
+    ),
+    Default(
+        'softmax of dynamic routing',
+        'over higher capsules, by citation',
+        "over lower capsules; the other “won't converge”",
+        'softmax axis',
+    ),
+    Default('test image', 'not said', 'a random crop of the resized image', 'test image'),
+    Default('input normalisation', 'not said', 'none', 'range of inputs'),
+    Default("extractor's output at 8x8", 'not said', '4 numbers', 'extractor'),
+)
 
 # %% ../../nbs/study/20_evidence.ipynb #08202ed1
 def bias_length(dim: int = paper.HIGHER_DIM) -> float:
     "Root mean square length of a bias drawn from N(0, 1)."
     return dim**0.5
 
-RELEASED_WEIGHT_LENGTH = (0.01, 0.14)      # of a vote without its bias, at the released initialisation, least and most
+
+# of a vote without its bias, at the released initialisation, least and most
+RELEASED_WEIGHT_LENGTH = (0.01, 0.14)
 
 # %% ../../nbs/study/20_evidence.ipynb #449e135f
 class Inference(NamedTuple):
     "A conclusion that nobody has confirmed."
+
     statement: str
     rests_on: str
 
 # %% ../../nbs/study/20_evidence.ipynb #c4a48a1c
 INFERENCES = (
-    Inference("In Table 1's parameter column the bytes of a float32 were counted twice.",
-              "four rows agree to the digit with four times the logged MiB"),
-    Inference("24.44 of row (c) is a misprint of 24.04.", "one digit differs from what the rule gives"),
-    Inference("The memory of rows (a) and (b) is that of a layer with 512 higher capsules, their parameters that of one with 2,048.",
-              "two vote tensors of the larger layer take more than is printed; the next commit has the smaller one"),
-    Inference("The CapNet of Table 1 began with the released initialisation.", "the released code has no other"),
-    Inference("That the textbook's softmax axis did not converge is due to this initialisation.",
-              f"a vote's bias is {bias_length():g} long, the rest of it {' to '.join(map(str, RELEASED_WEIGHT_LENGTH))}; the report on the softmax "
-              "axis tries both beginnings on both axes"),
-    Inference("EncapNet_v2 has 9, 12, 69 and 9 capConv layers in its modules.", "three times the blocks of ResNet-101: 3, 4, 23, 3"))
+    Inference(
+        "In Table 1's parameter column the bytes of a float32 were counted twice.",
+        'four rows agree to the digit with four times the logged MiB',
+    ),
+    Inference(
+        '24.44 of row (c) is a misprint of 24.04.', 'one digit differs from what the rule gives'
+    ),
+    Inference(
+        'The memory of rows (a) and (b) is that of a layer with 512 higher capsules, their '
+        'parameters that of one with 2,048.',
+        'two vote tensors of the larger layer take more than is printed; the next commit has the '
+        'smaller one',
+    ),
+    Inference(
+        'The CapNet of Table 1 began with the released initialisation.',
+        'the released code has no other',
+    ),
+    Inference(
+        "That the textbook's softmax axis did not converge is due to this initialisation.",
+        f"a vote's bias is {bias_length():g} long, the rest of it "
+        f'{" to ".join(map(str, RELEASED_WEIGHT_LENGTH))}; the report on the softmax '
+        'axis tries both beginnings on both axes',
+    ),
+    Inference(
+        'EncapNet_v2 has 9, 12, 69 and 9 capConv layers in its modules.',
+        'three times the blocks of ResNet-101: 3, 4, 23, 3',
+    ),
+)
 
 # %% ../../nbs/study/20_evidence.ipynb #9378db00
 class Pitfall(NamedTuple):
     "A fault seen in public code, and the test that this repository would fail with it."
+
     what: str
     symptom: str
-    file: str      # from the root of the repository
-    test: str      # the name of its function, or the line of a notebook
+    file: str  # from the root of the repository
+    test: str  # the name of its function, or the line of a notebook
 
 # %% ../../nbs/study/20_evidence.ipynb #a367f571
-_ROUTING, _CAPSULES, _LAYERS = "nbs/nn/03_routing.ipynb", "nbs/nn/00_capsules.ipynb", "nbs/nn/04_layers.ipynb"
+_ROUTING, _CAPSULES, _LAYERS = (
+    'nbs/nn/03_routing.ipynb',
+    'nbs/nn/00_capsules.ipynb',
+    'nbs/nn/04_layers.ipynb',
+)
+
+# %% ../../nbs/study/20_evidence.ipynb #bd274209
 PITFALLS = (
-    Pitfall("softmax over the wrong capsules", "trains, to another result", _ROUTING,
-            "test_close(dynamic_routing(u, transform, iterations=1), squash(votes(u, transform).sum((1, 2)) / 5), eps=1e-12)"),
-    Pitfall("reshape without permute when primary capsules are formed", "trains, on scrambled capsules", _CAPSULES,
-            "assert not torch.equal(x.reshape(2, 2, 4, 3), u)"),
-    Pitfall("margin loss without its square", "trains, to another result", "nbs/nn/01_losses.ipynb",
-            "test_ne(margin_loss(scores, target).item(), unsquared.item())"),
-    Pitfall("coefficients averaged over the batch", "an image's answer depends on its neighbours", _ROUTING,
-            "test_close(dynamic_routing(u[1:2], transform), v[1:2], eps=1e-12)"),
-    Pitfall("squash at zero: NaN in value or gradient", "NaN", _CAPSULES,
-            "test_eq(gradient_at_zero(squash), torch.zeros(1, 4, dtype=torch.float64))"),
-    Pitfall("an epsilon of float64 used in float32", "division by zero", _ROUTING, "finite(*map(single, em_problem(g=1, p=1)))"),
-    Pitfall("EM's densities multiplied, not summed as logarithms", "NaN from votes of length 10 to 100", "tests/test_routing.py",
-            "test_em_is_finite_at_every_scale_of_votes"),
-    Pitfall("EM's input activations cancel out", "activations without effect", _ROUTING,
-            "test_close(em_routing(u, a, transform, beta_u, beta_a, iterations=1)[0], average, eps=1e-6)"),
-    Pitfall("EM's betas created in the forward pass", "never trained", _LAYERS,
-            "for name, parameter in layer.named_parameters(): assert parameter.grad.abs().sum() > 0, name"),
-    Pitfall("coefficients computed by way of NumPy", "no gradient through them", _ROUTING,
-            "assert torch.autograd.gradcheck(partial(dynamic_routing, normalize=normalize)"),
-    Pitfall("squeeze without an axis", "fails at batch 1, or worse does not", _ROUTING,
-            "for corner in (dict(b=1), dict(g=1), dict(p=1), dict(d=1), dict(j=1), dict(e=1), dict(b=0), dict(p=64)"),
-    Pitfall("normalisation in place", "the backward pass breaks", "tests/test_routing.py", "test_em"),
-    Pitfall("Sinkhorn on the kernel, not on logarithms", "underflow, NaN in gradients of l2 on raw features", "tests/test_transport.py",
-            "test_finite_on_raw_features"))
+    Pitfall(
+        'softmax over the wrong capsules',
+        'trains, to another result',
+        _ROUTING,
+        'test_close(dynamic_routing(u, transform, iterations=1), squash(votes(u, '
+        'transform).sum((1, 2)) / 5), eps=1e-12)',
+    ),
+    Pitfall(
+        'reshape without permute when primary capsules are formed',
+        'trains, on scrambled capsules',
+        _CAPSULES,
+        'assert not torch.equal(x.reshape(2, 2, 4, 3), u)',
+    ),
+    Pitfall(
+        'margin loss without its square',
+        'trains, to another result',
+        'nbs/nn/01_losses.ipynb',
+        'test_ne(margin_loss(scores, target).item(), unsquared.item())',
+    ),
+    Pitfall(
+        'coefficients averaged over the batch',
+        "an image's answer depends on its neighbours",
+        _ROUTING,
+        'test_close(dynamic_routing(u[1:2], transform), v[1:2], eps=1e-12)',
+    ),
+    Pitfall(
+        'squash at zero: NaN in value or gradient',
+        'NaN',
+        _CAPSULES,
+        'test_eq(gradient_at_zero(squash), torch.zeros(1, 4, dtype=torch.float64))',
+    ),
+    Pitfall(
+        'an epsilon of float64 used in float32',
+        'division by zero',
+        _ROUTING,
+        'finite(*map(single, em_problem(g=1, p=1)))',
+    ),
+    Pitfall(
+        "EM's densities multiplied, not summed as logarithms",
+        'NaN from votes of length 10 to 100',
+        'tests/test_routing.py',
+        'test_em_is_finite_at_every_scale_of_votes',
+    ),
+    Pitfall(
+        "EM's input activations cancel out",
+        'activations without effect',
+        _ROUTING,
+        'test_close(em_routing(u, a, transform, beta_u, beta_a, iterations=1)[0], average, '
+        'eps=1e-6)',
+    ),
+    Pitfall(
+        "EM's betas created in the forward pass",
+        'never trained',
+        _LAYERS,
+        'for name, parameter in layer.named_parameters(): assert parameter.grad.abs().sum() > 0, '
+        'name',
+    ),
+    Pitfall(
+        'coefficients computed by way of NumPy',
+        'no gradient through them',
+        _ROUTING,
+        'assert torch.autograd.gradcheck(partial(dynamic_routing, normalize=normalize)',
+    ),
+    Pitfall(
+        'squeeze without an axis',
+        'fails at batch 1, or worse does not',
+        _ROUTING,
+        'for corner in (dict(b=1), dict(g=1), dict(p=1), dict(d=1), dict(j=1), dict(e=1), '
+        'dict(b=0), dict(p=64)',
+    ),
+    Pitfall(
+        'normalisation in place', 'the backward pass breaks', 'tests/test_routing.py', 'test_em'
+    ),
+    Pitfall(
+        'Sinkhorn on the kernel, not on logarithms',
+        'underflow, NaN in gradients of l2 on raw features',
+        'tests/test_transport.py',
+        'test_finite_on_raw_features',
+    ),
+)
 
 # %% ../../nbs/study/20_evidence.ipynb #fdd3538e
-def lost_tests(pitfalls: Iterable[Pitfall],
-               read: Callable[[str], str],  # a file's text by its path from the root; raises OSError
-              ) -> list[str]:               # empty if every pitfall has its test
+def _without_layout(code: str) -> str:
+    "Code as it is however its lines are broken."
+    joined = ''.join(code.split())
+    return re.sub(r',(?=[)\]}])', '', joined)
+
+
+def _test_statements(notebook: str) -> Iterator[str]:
+    "Every statement of a notebook's cells that are not exported, without layout."
+    for cell in json.loads(notebook)['cells']:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] != 'code' or '#| export' in source:
+            continue
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.stmt):
+                yield _without_layout(ast.get_source_segment(source, node))
+
+
+def lost_tests(
+    pitfalls: Iterable[Pitfall],
+    read: Callable[[str], str],  # a file's text by its path from the root; raises OSError
+) -> list[str]:  # empty if every pitfall has its test
     "A line about each pitfall whose test is not where it is said to be."
     lost = []
     for pitfall in pitfalls:
-        try: text = read(pitfall.file)
-        except OSError: text = ""
-        if pitfall.file.endswith(".ipynb") and text:
-            cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
-            sources = ["".join(cell["source"]) for cell in cells]
-            there = any(line.strip().startswith(pitfall.test) for source in sources if "#| export" not in source for line in source.split("\n"))
-        else: there = bool(re.search(rf"^def {re.escape(pitfall.test)}\(", text, re.MULTILINE))
-        if not there: lost.append(f"{pitfall.what}: {pitfall.file} has no test {pitfall.test!r}")
+        try:
+            text = read(pitfall.file)
+        except OSError:
+            text = ''
+        if pitfall.file.endswith('.ipynb') and text:
+            there = any(
+                statement.startswith(_without_layout(pitfall.test))
+                for statement in _test_statements(text)
+            )
+        else:
+            there = bool(re.search(rf'^def {re.escape(pitfall.test)}\(', text, re.MULTILINE))
+        if not there:
+            lost.append(f'{pitfall.what}: {pitfall.file} has no test {pitfall.test!r}')
     return lost
+
 
 def repository_file(root: str | Path) -> Callable[[str], str]:
     "A reader of files below the root of a clone."
-    return lambda path: (Path(root)/path).read_text(encoding="utf-8")
+    return lambda path: (Path(root) / path).read_text(encoding='utf-8')

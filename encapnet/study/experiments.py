@@ -7,8 +7,19 @@ from __future__ import annotations
 from typing import Literal
 from ..errors import UsageError, nearest
 from encapnet.study.config import (
-    SMALL, CapNetConfig, EncapNetConfig, FeedbackConfig, NetworkConfig, Positive, ResNetConfig,
-    SixLayerEncapNetConfig, Strict, TorchvisionConfig, VanillaCNNConfig, is_own, own_parts,
+    SMALL,
+    CapNetConfig,
+    EncapNetConfig,
+    FeedbackConfig,
+    NetworkConfig,
+    Positive,
+    ResNetConfig,
+    SixLayerEncapNetConfig,
+    Strict,
+    TorchvisionConfig,
+    VanillaCNNConfig,
+    is_own,
+    own_parts,
 )
 
 # %% auto #0
@@ -17,116 +28,265 @@ __all__ = ['TABLE1', 'TABLE1_VARIANTS', 'EXPERIMENTS', 'SOFTMAX_AXIS', 'Row', 'f
 # %% ../../nbs/study/01_experiments.ipynb #7dfe6312
 class Row(Strict):
     "One line of a table: what is trained, and what the paper calls it."
+
     name: str
     title: str
     network: NetworkConfig
-    loss: Literal["margin", "spread", "cross_entropy"] = "margin"
-    augmentation: Literal["none", "mild", "strong"] = "none"
+    loss: Literal['margin', 'spread', 'cross_entropy'] = 'margin'
+    augmentation: Literal['none', 'mild', 'strong'] = 'none'
     feedback: FeedbackConfig | None = None
     test_crops: Literal[1, 10] = 1
-    batch: Positive | None = None   # None: the profile's
-    data: tuple[str, ...] = ()      # the only data sets that it is for; (): any
-    extra: bool = False        # not in the paper
-    home: str = ""             # the experiment whose run it is, where that is another
+    batch: Positive | None = None  # None: the profile's
+    data: tuple[str, ...] = ()  # the only data sets that it is for; (): any
+    extra: bool = False  # not in the paper
+    home: str = ''  # the experiment whose run it is, where that is another
 
-def _row(name, title, network, **more): return Row(name=name, title=title, network=network, **more)
 
+def _row(name, title, network, **more):
+    return Row(name=name, title=title, network=network, **more)
+
+# %% ../../nbs/study/01_experiments.ipynb #4c3a1ac1
 TABLE1 = (
-    _row("a_dynamic", "CapNet, dynamic", CapNetConfig(), augmentation="mild"),
-    _row("b_em", "CapNet, EM", CapNetConfig(routing="em"), augmentation="mild"),
-    _row("c_cnn_shape", "vanilla CNN, same shape", VanillaCNNConfig(), augmentation="mild"),
-    _row("d_cnn_parameters", "vanilla CNN, similar param", VanillaCNNConfig(match="parameters"), augmentation="mild"),
-    _row("e_master", "EncapNet, master", SixLayerEncapNetConfig(coefficients="master"), augmentation="mild"),
-    _row("f_master_aide", "EncapNet, master/aide", SixLayerEncapNetConfig(), augmentation="mild"),
-    _row("a512_dynamic", "CapNet, dynamic, J = 512", CapNetConfig(stride=2), augmentation="mild", extra=True),
-    _row("b512_em", "CapNet, EM, J = 512", CapNetConfig(routing="em", stride=2), augmentation="mild", extra=True),
+    _row('a_dynamic', 'CapNet, dynamic', CapNetConfig(), augmentation='mild'),
+    _row('b_em', 'CapNet, EM', CapNetConfig(routing='em'), augmentation='mild'),
+    _row('c_cnn_shape', 'vanilla CNN, same shape', VanillaCNNConfig(), augmentation='mild'),
+    _row(
+        'd_cnn_parameters',
+        'vanilla CNN, similar param',
+        VanillaCNNConfig(match='parameters'),
+        augmentation='mild',
+    ),
+    _row(
+        'e_master',
+        'EncapNet, master',
+        SixLayerEncapNetConfig(coefficients='master'),
+        augmentation='mild',
+    ),
+    _row('f_master_aide', 'EncapNet, master/aide', SixLayerEncapNetConfig(), augmentation='mild'),
+    _row(
+        'a512_dynamic',
+        'CapNet, dynamic, J = 512',
+        CapNetConfig(stride=2),
+        augmentation='mild',
+        extra=True,
+    ),
+    _row(
+        'b512_em',
+        'CapNet, EM, J = 512',
+        CapNetConfig(routing='em', stride=2),
+        augmentation='mild',
+        extra=True,
+    ),
 )
 TABLE1_VARIANTS = (
-    _row("aplain_dynamic", "CapNet, dynamic, primary capsules not squashed", CapNetConfig(primary="plain"), augmentation="mild", extra=True),
-    _row("b512length_em", "CapNet, EM, J = 512, class score |μ|", CapNetConfig(routing="em", stride=2, score="length"), augmentation="mild",
-         extra=True),
+    _row(
+        'aplain_dynamic',
+        'CapNet, dynamic, primary capsules not squashed',
+        CapNetConfig(primary='plain'),
+        augmentation='mild',
+        extra=True,
+    ),
+    _row(
+        'b512length_em',
+        'CapNet, EM, J = 512, class score |μ|',
+        CapNetConfig(routing='em', stride=2, score='length'),
+        augmentation='mild',
+        extra=True,
+    ),
 )
-EXPERIMENTS = {"table1": {row.name: row for row in (*TABLE1, *TABLE1_VARIANTS)}}
+EXPERIMENTS = {'table1': {row.name: row for row in (*TABLE1, *TABLE1_VARIANTS)}}
 
 # %% ../../nbs/study/01_experiments.ipynb #63f5fcfd
-SOFTMAX_AXIS = tuple(_row(name, title, CapNetConfig(normalize=normalize, initialization=initialization), augmentation="mild", extra=True)
-                     for name, title, normalize, initialization in (
-    ("higher_scaled", "scaled over higher", "higher", "scaled"),
-    ("lower_scaled", "scaled over lower", "lower", "scaled"),
-    ("higher_released", "released over higher", "higher", "released"),
-    ("lower_released", "released over lower", "lower", "released"),
-    ("higher_full_length", "full length over higher", "higher", "full_length"),
-))
-EXPERIMENTS["softmax_axis"] = {row.name: row for row in SOFTMAX_AXIS}
+SOFTMAX_AXIS = tuple(
+    _row(
+        name,
+        title,
+        CapNetConfig(normalize=normalize, initialization=initialization),
+        augmentation='mild',
+        extra=True,
+    )
+    for name, title, normalize, initialization in (
+        ('higher_scaled', 'scaled over higher', 'higher', 'scaled'),
+        ('lower_scaled', 'scaled over lower', 'lower', 'scaled'),
+        ('higher_released', 'released over higher', 'higher', 'released'),
+        ('lower_released', 'released over lower', 'lower', 'released'),
+        ('higher_full_length', 'full length over higher', 'higher', 'full_length'),
+    )
+)
+EXPERIMENTS['softmax_axis'] = {row.name: row for row in SOFTMAX_AXIS}
 
 # %% ../../nbs/study/01_experiments.ipynb #1762924d
-def _experiment(*rows: Row) -> dict[str, Row]: return {row.name: row for row in rows}
+def _experiment(*rows: Row) -> dict[str, Row]:
+    return {row.name: row for row in rows}
+
+
 def _at_home(experiment: str, name: str, title: str) -> Row:
     return EXPERIMENTS[experiment][name].model_copy(update=dict(home=experiment, title=title))
 
-EXPERIMENTS["fig2"] = _experiment(_at_home("table1", "a_dynamic", "dynamic"), _at_home("table1", "b_em", "EM"),
-                                  _at_home("softmax_axis", "lower_scaled", "dynamic, softmax over lower"))
-EXPERIMENTS["polarisation"] = _experiment(_at_home("table1", "a512_dynamic", "dynamic"), _at_home("table1", "b512_em", "EM"))
-EXPERIMENTS["table3_left"] = _experiment(
-    _row("1_master", "master (baseline)", EncapNetConfig(coefficients="master")),
-    *(_row(f"{number}_aide_{source}", f"master/aide, {source}", EncapNetConfig(coefficients=source))
-      for number, source in enumerate(("v1", "v2", "v3"), 2)),
-    *(_row(f"{number}_skip_{skip}", f"(4) with {words}", EncapNetConfig(skip=skip)) for number, (skip, words) in enumerate(
-        (("type1", "skip on Type I"), ("type2", "skip on Type II"), ("both", "both skips")), 5)),
-    _row("8_two_ots", "(7) with two OTs", EncapNetConfig(skip="both"), feedback=FeedbackConfig(connectivity="two")),
-    _row("4remaining_aide_v3", "(4) with the aide over the remaining channels", EncapNetConfig(scope="remaining"), extra=True))
 
+EXPERIMENTS['fig2'] = _experiment(
+    _at_home('table1', 'a_dynamic', 'dynamic'),
+    _at_home('table1', 'b_em', 'EM'),
+    _at_home('softmax_axis', 'lower_scaled', 'dynamic, softmax over lower'),
+)
+EXPERIMENTS['polarisation'] = _experiment(
+    _at_home('table1', 'a512_dynamic', 'dynamic'), _at_home('table1', 'b512_em', 'EM')
+)
+EXPERIMENTS['table3_left'] = _experiment(
+    _row('1_master', 'master (baseline)', EncapNetConfig(coefficients='master')),
+    *(
+        _row(
+            f'{number}_aide_{source}', f'master/aide, {source}', EncapNetConfig(coefficients=source)
+        )
+        for number, source in enumerate(('v1', 'v2', 'v3'), 2)
+    ),
+    *(
+        _row(f'{number}_skip_{skip}', f'(4) with {words}', EncapNetConfig(skip=skip))
+        for number, (skip, words) in enumerate(
+            (('type1', 'skip on Type I'), ('type2', 'skip on Type II'), ('both', 'both skips')), 5
+        )
+    ),
+    _row(
+        '8_two_ots',
+        '(7) with two OTs',
+        EncapNetConfig(skip='both'),
+        feedback=FeedbackConfig(connectivity='two'),
+    ),
+    _row(
+        '4remaining_aide_v3',
+        '(4) with the aide over the remaining channels',
+        EncapNetConfig(scope='remaining'),
+        extra=True,
+    ),
+)
+
+# %% ../../nbs/study/01_experiments.ipynb #043bf9dc
 def _fed(name, title, network=None, extra=False, **feedback):
-    return _row(name, title, network or EncapNetConfig(skip="both"), feedback=FeedbackConfig(**feedback), extra=extra)
+    return _row(
+        name,
+        title,
+        network or EncapNetConfig(skip='both'),
+        feedback=FeedbackConfig(**feedback),
+        extra=extra,
+    )
 
-EXPERIMENTS["table3_right"] = _experiment(
-    _at_home("table3_left", "7_skip_both", "EncapNet with both skips (baseline)"),
-    _fed("b_encapnet_kl", "EncapNet, KL loss", measure="kl"), _fed("c_encapnet_ot", "EncapNet, OT loss"),
-    _fed("d1_no_bias_fix", "(c) without bias fix", bias_fix=False), _fed("d2_through_plan", "(c) with gradients through P", through_plan=True),
-    _fed("d3_no_extractor", "(c) without extractor", extractor=False),
-    _fed("d4_vanilla_generator", "(c) with a vanilla generator", generator="vanilla"),
-    _fed("d5_l2", "(c) with l2 in Q", cost="l2"), _fed("l2_raw", "(c) with l2 and without extractor", cost="l2", extractor=False, extra=True),
-    _fed("c_eps_tenth", "(c) with ε = 0.1", eps=0.1, extra=True),
-    _at_home("table3_left", "8_two_ots", "(c) twice in each module"), _row("a_resnet", "ResNet", ResNetConfig()),
-    _fed("b_resnet_kl", "ResNet, KL loss", ResNetConfig(), measure="kl"), _fed("c_resnet_ot", "ResNet, OT loss", ResNetConfig()))
-EXPERIMENTS["fig4"] = _experiment(_at_home("table3_left", "7_skip_both", "EncapNet"), *(_at_home("table3_right", name, title) for name, title in (
-    ("c_encapnet_ot", "EncapNet, OT"), ("a_resnet", "ResNet"), ("c_resnet_ot", "ResNet, OT"))))
+
+EXPERIMENTS['table3_right'] = _experiment(
+    _at_home('table3_left', '7_skip_both', 'EncapNet with both skips (baseline)'),
+    _fed('b_encapnet_kl', 'EncapNet, KL loss', measure='kl'),
+    _fed('c_encapnet_ot', 'EncapNet, OT loss'),
+    _fed('d1_no_bias_fix', '(c) without bias fix', bias_fix=False),
+    _fed('d2_through_plan', '(c) with gradients through P', through_plan=True),
+    _fed('d3_no_extractor', '(c) without extractor', extractor=False),
+    _fed('d4_vanilla_generator', '(c) with a vanilla generator', generator='vanilla'),
+    _fed('d5_l2', '(c) with l2 in Q', cost='l2'),
+    _fed('l2_raw', '(c) with l2 and without extractor', cost='l2', extractor=False, extra=True),
+    _fed('c_eps_tenth', '(c) with ε = 0.1', eps=0.1, extra=True),
+    _at_home('table3_left', '8_two_ots', '(c) twice in each module'),
+    _row('a_resnet', 'ResNet', ResNetConfig()),
+    _fed('b_resnet_kl', 'ResNet, KL loss', ResNetConfig(), measure='kl'),
+    _fed('c_resnet_ot', 'ResNet, OT loss', ResNetConfig()),
+)
+EXPERIMENTS['fig4'] = _experiment(
+    _at_home('table3_left', '7_skip_both', 'EncapNet'),
+    *(
+        _at_home('table3_right', name, title)
+        for name, title in (
+            ('c_encapnet_ot', 'EncapNet, OT'),
+            ('a_resnet', 'ResNet'),
+            ('c_resnet_ot', 'ResNet, OT'),
+        )
+    ),
+)
 
 # %% ../../nbs/study/01_experiments.ipynb #b8c0b90a
-_DEEP = dict(depths=(8, 11, 68, 8), master_modules=2)                           # 101 layers
+_DEEP = dict(depths=(8, 11, 68, 8), master_modules=2)  # 101 layers
+
 
 def _best(name, title, augmentation, data=SMALL, test_crops=1, batch=None, **network):
     "Table 3 (8), on other data."
-    return _row(name, title, EncapNetConfig(skip="both", **network), feedback=FeedbackConfig(connectivity="two"), augmentation=augmentation,
-                test_crops=test_crops, data=data, batch=batch)
+    return _row(
+        name,
+        title,
+        EncapNetConfig(skip='both', **network),
+        feedback=FeedbackConfig(connectivity='two'),
+        augmentation=augmentation,
+        test_crops=test_crops,
+        data=data,
+        batch=batch,
+    )
 
-def _large(name, title, augmentation, data="himagenet", **more): return _best(name, title, augmentation, (data,), batch=256, **more)
+
+def _large(name, title, augmentation, data='himagenet', **more):
+    return _best(name, title, augmentation, (data,), batch=256, **more)
+
 
 def _rival(architecture, title):
-    return _row(architecture, title, TorchvisionConfig(architecture=architecture), loss="cross_entropy", augmentation="strong",
-                data=("himagenet",), batch=256)
+    return _row(
+        architecture,
+        title,
+        TorchvisionConfig(architecture=architecture),
+        loss='cross_entropy',
+        augmentation='strong',
+        data=('himagenet',),
+        batch=256,
+    )
 
-EXPERIMENTS["table4"] = _experiment(
-    _at_home("table3_left", "8_two_ots", "EncapNet").model_copy(update=dict(data=SMALL)),
-    _best("encapnet_mild", "EncapNet+", "mild", test_crops=10), _best("encapnet_strong", "EncapNet++", "strong", test_crops=10),
-    _large("v1", "EncapNet.v1", "none", "himagenet32"), _large("v2", "EncapNet.v2", "none", "himagenet32", **_DEEP),
-    *(_large(name, title, augmentation, size=64, **_DEEP) for name, title, augmentation in (
-        ("v3", "EncapNet.v3", "none"), ("v3_mild", "EncapNet.v3+", "mild"), ("v3_strong", "EncapNet.v3++", "strong"))),
-    *(_rival(architecture, title) for architecture, title in (
-        ("wide_resnet50_2", "WRN"), ("resnet101", "ResNet-101"), ("vgg16", "VGG"), ("googlenet", "GoogLeNet"))),
-    _row("resnet18", "ResNet-18", ResNetConfig(), loss="cross_entropy", data=("himagenet32",), batch=256),
-    _large("imagenet_18", "EncapNet-18, complete ImageNet", "strong", "imagenet", size=64, test_crops=10))
+# %% ../../nbs/study/01_experiments.ipynb #bf9b8414
+EXPERIMENTS['table4'] = _experiment(
+    _at_home('table3_left', '8_two_ots', 'EncapNet').model_copy(update=dict(data=SMALL)),
+    _best('encapnet_mild', 'EncapNet+', 'mild', test_crops=10),
+    _best('encapnet_strong', 'EncapNet++', 'strong', test_crops=10),
+    _large('v1', 'EncapNet.v1', 'none', 'himagenet32'),
+    _large('v2', 'EncapNet.v2', 'none', 'himagenet32', **_DEEP),
+    *(
+        _large(name, title, augmentation, size=64, **_DEEP)
+        for name, title, augmentation in (
+            ('v3', 'EncapNet.v3', 'none'),
+            ('v3_mild', 'EncapNet.v3+', 'mild'),
+            ('v3_strong', 'EncapNet.v3++', 'strong'),
+        )
+    ),
+    *(
+        _rival(architecture, title)
+        for architecture, title in (
+            ('wide_resnet50_2', 'WRN'),
+            ('resnet101', 'ResNet-101'),
+            ('vgg16', 'VGG'),
+            ('googlenet', 'GoogLeNet'),
+        )
+    ),
+    _row(
+        'resnet18',
+        'ResNet-18',
+        ResNetConfig(),
+        loss='cross_entropy',
+        data=('himagenet32',),
+        batch=256,
+    ),
+    _large(
+        'imagenet_18',
+        'EncapNet-18, complete ImageNet',
+        'strong',
+        'imagenet',
+        size=64,
+        test_crops=10,
+    ),
+)
 
 # %% ../../nbs/study/01_experiments.ipynb #79460e14
 def find_row(experiment: str, row: str) -> Row:
     "Look a row up by its names, or say which names there are."
     if experiment not in EXPERIMENTS:
-        raise UsageError(f"no experiment {experiment!r}; {nearest(experiment, EXPERIMENTS)}")
+        raise UsageError(f'no experiment {experiment!r}; {nearest(experiment, EXPERIMENTS)}')
     if row not in (rows := EXPERIMENTS[experiment]):
-        raise UsageError(f"no row {row!r} in {experiment}; {nearest(row, rows)}")
+        raise UsageError(f'no row {row!r} in {experiment}; {nearest(row, rows)}')
     return rows[row]
 
+
 def suits(row: Row, name: str) -> bool:
-    "Whether a row is for a data set: one that it names, or one of the user's own with images of the same size."
-    if not row.data or not is_own(name): return not row.data or name in row.data
-    return own_parts(name)[1] == (64 if {"himagenet", "imagenet"} & {*row.data} else 32)
+    """Whether a row is for a data set: one that it names, or one of the user's own with images of
+    the same size."""
+    if not row.data or not is_own(name):
+        return not row.data or name in row.data
+    return own_parts(name)[1] == (64 if {'himagenet', 'imagenet'} & {*row.data} else 32)

@@ -23,45 +23,54 @@ __all__ = ['LEFT_OUT', 'ABSENT', 'Place', 'Definition', 'Code', 'code_closure', 
 # %% ../../nbs/study/05_freshness.ipynb #718766d8
 class Place(NamedTuple):
     "Where a definition of the package stands."
+
     module: str
     symbol: str
 
+
 class _Imports(NamedTuple):
     "What a module's names stand for, wherever in it they are imported."
-    definitions: dict[str, Place]   # of our package
-    modules: dict[str, str]         # of our package
-    others: dict[str, str]          # name -> dotted path in another library
+
+    definitions: dict[str, Place]  # of our package
+    modules: dict[str, str]  # of our package
+    others: dict[str, str]  # name -> dotted path in another library
+
 
 def _imports(tree: ast.AST, module: str) -> _Imports:
     "The imports of a module, those inside functions too."
     known = _Imports({}, {}, {})
-    package = module.split(".")[0]
+    package = module.split('.')[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                name = alias.asname or alias.name.split(".")[0]
+                name = alias.asname or alias.name.split('.')[0]
                 path = alias.name if alias.asname else name
-                kind = known.modules if path.split(".")[0] == package else known.others
+                kind = known.modules if path.split('.')[0] == package else known.others
                 kind[name] = path
         elif isinstance(node, ast.ImportFrom):
-            parents = module.split(".")[:-node.level] if node.level else []
-            source = ".".join(part for part in (*parents, node.module) if part)
+            parents = module.split('.')[: -node.level] if node.level else []
+            source = '.'.join(part for part in (*parents, node.module) if part)
             for alias in node.names:
                 name = alias.asname or alias.name
-                whole = f"{source}.{alias.name}"
-                if source.split(".")[0] != package: known.others[name] = whole
-                elif _file(whole): known.modules[name] = whole
-                else: known.definitions[name] = Place(source, alias.name)
+                whole = f'{source}.{alias.name}'
+                if source.split('.')[0] != package:
+                    known.others[name] = whole
+                elif _file(whole):
+                    known.modules[name] = whole
+                else:
+                    known.definitions[name] = Place(source, alias.name)
     return known
 
 # %% ../../nbs/study/05_freshness.ipynb #f4df8fbb
 def _file(module: str) -> Path | None:
-    "Where a module's text stands, found without importing the packages around it; None if there is no such module."
-    package, *parts = module.split(".")
+    """Where a module's text stands, found without importing the packages around it; None if there
+    is no such module."""
+    package, *parts = module.split('.')
     spec = importlib.util.find_spec(package)
-    if spec is None or not spec.origin: return None
+    if spec is None or not spec.origin:
+        return None
     path = Path(spec.origin).parent.joinpath(*parts)
-    files = [path/"__init__.py", path.with_suffix(".py")] if parts else [path/"__init__.py"]
+    files = [path / '__init__.py', path.with_suffix('.py')] if parts else [path / '__init__.py']
     return next((file for file in files if file.is_file()), None)
 
 # %% ../../nbs/study/05_freshness.ipynb #a6611c45
@@ -69,41 +78,71 @@ _FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef
 _COMPREHENSIONS = ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp
 _CAPTURES = ast.ExceptHandler, ast.MatchAs, ast.MatchStar
 
+
 class _Scope:
     "Names that a function, a class or a comprehension binds."
+
     def __init__(self, bound: set[str], kept: set[str] = frozenset(), is_class: bool = False):
         self.bound = bound | kept
-        self.kept = kept               # of these, the ones that are known by name: parameters
-        self.is_class = is_class       # whose names are attributes: all kept, and unseen by its methods
+        self.kept = kept  # of these, the ones that are known by name: parameters
+        # whose names are attributes: all kept, and unseen by its methods
+        self.is_class = is_class
         self.numbers: dict[str, int] = {}
 
+
 def _bound_by(nodes: Iterable[ast.AST]) -> set[str]:
-    "The names that statements bind where they stand, not what is bound inside of the functions among them."
+    """The names that statements bind where they stand, not what is bound inside of the functions
+    among them."""
     names, declared, todo = set(), set(), list(nodes)
     while todo:
         node = todo.pop()
-        if isinstance(node, (ast.Global, ast.Nonlocal)): declared |= set(node.names)
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load): names.add(node.id)
-        if isinstance(node, _CAPTURES) and node.name: names.add(node.name)
-        if isinstance(node, ast.MatchMapping) and node.rest: names.add(node.rest)
-        if isinstance(node, (*_FUNCTIONS, ast.ClassDef)): names.add(node.name)
-        elif isinstance(node, _COMPREHENSIONS): todo += [part for part in ast.walk(node) if isinstance(part, ast.NamedExpr)]
-        elif not isinstance(node, ast.Lambda): todo += ast.iter_child_nodes(node)
+        if isinstance(node, (ast.Global, ast.Nonlocal)):
+            declared |= set(node.names)
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            names.add(node.id)
+        if isinstance(node, _CAPTURES) and node.name:
+            names.add(node.name)
+        if isinstance(node, ast.MatchMapping) and node.rest:
+            names.add(node.rest)
+        if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, _COMPREHENSIONS):
+            todo += [part for part in ast.walk(node) if isinstance(part, ast.NamedExpr)]
+        elif not isinstance(node, ast.Lambda):
+            todo += ast.iter_child_nodes(node)
     return names - declared
 
-def _looks_at_locals(node: ast.AST) -> bool:
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name): return False
-    if node.func.id in ("eval", "exec", "locals"): return True
-    return node.func.id in ("vars", "dir") and not node.args
 
+def _looks_at_locals(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        return False
+    if node.func.id in ('eval', 'exec', 'locals'):
+        return True
+    return node.func.id in ('vars', 'dir') and not node.args
+
+# %% ../../nbs/study/05_freshness.ipynb #eab1e92f
 def _parameters(arguments: ast.arguments) -> set[str]:
-    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    every = [
+        *arguments.posonlyargs,
+        *arguments.args,
+        *arguments.kwonlyargs,
+        arguments.vararg,
+        arguments.kwarg,
+    ]
     return {argument.arg for argument in every if argument}
 
 # %% ../../nbs/study/05_freshness.ipynb #f35f134c
 class _Reading:
     "Where in a definition its reader is, and what it has come across."
-    def __init__(self, module: str, symbol: str, defined: Iterable[str], imports: _Imports, keeps_locals: bool):
+
+    def __init__(
+        self,
+        module: str,
+        symbol: str,
+        defined: Iterable[str],
+        imports: _Imports,
+        keeps_locals: bool,
+    ):
         self.module, self.symbol, self.defined, self.imports = module, symbol, defined, imports
         self.keeps_locals = keeps_locals
         self.scopes: list[_Scope] = []
@@ -120,59 +159,83 @@ class _Reading:
         "What a name stands for."
         for scope in reversed(self.scopes):
             hidden = scope.is_class and scope is not self.scopes[-1]
-            if hidden or name not in scope.bound: continue
-            if name in scope.kept or scope.is_class or self.keeps_locals: return ["name", name]
-            if name not in scope.numbers: scope.numbers[name] = next(self.numbers)
-            return ["local", scope.numbers[name]]
-        if name in self.defined: return self.mention(Place(self.module, name))
-        if name in self.imports.definitions: return self.mention(self.imports.definitions[name])
-        if name in self.imports.others: return ["other", self.imports.others[name]]
-        if name in self.imports.modules: return ["module", self.imports.modules[name]]
-        return ["name", name]
+            if hidden or name not in scope.bound:
+                continue
+            if name in scope.kept or scope.is_class or self.keeps_locals:
+                return ['name', name]
+            if name not in scope.numbers:
+                scope.numbers[name] = next(self.numbers)
+            return ['local', scope.numbers[name]]
+        if name in self.defined:
+            return self.mention(Place(self.module, name))
+        if name in self.imports.definitions:
+            return self.mention(self.imports.definitions[name])
+        if name in self.imports.others:
+            return ['other', self.imports.others[name]]
+        if name in self.imports.modules:
+            return ['module', self.imports.modules[name]]
+        return ['name', name]
 
     def mention(self, place: Place) -> list:
         self.mentions.append(place)
-        return ["ours"]
+        return ['ours']
 
 # %% ../../nbs/study/05_freshness.ipynb #d4c85c66
-_UNSAID = "ctx", "kind", "type_comment", "annotation", "returns", "simple"    # fields from which nothing is computed
+# fields from which nothing is computed
+_UNSAID = 'ctx', 'kind', 'type_comment', 'annotation', 'returns', 'simple'
+
 
 @singledispatch
 def _reduced(node: Any, at: _Reading) -> Any:
-    "A part of a syntax tree without what does not count; None for a statement that computes nothing."
-    if not isinstance(node, ast.AST): return repr(node)
-    fields = [(name, _reduced(value, at)) for name, value in sorted(ast.iter_fields(node)) if name not in _UNSAID and value is not None]
+    """A part of a syntax tree without what does not count; None for a statement that computes
+    nothing."""
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [
+        (name, _reduced(value, at))
+        for name, value in sorted(ast.iter_fields(node))
+        if name not in _UNSAID and value is not None
+    ]
     return [type(node).__name__, *([name, value] for name, value in fields if value != [])]
+
 
 @_reduced.register
 def _(nodes: list, at: _Reading) -> list:
     return [part for node in nodes if (part := _reduced(node, at)) is not None]
+
 
 @_reduced.register(ast.Import)
 @_reduced.register(ast.ImportFrom)
 @_reduced.register(ast.Pass)
 @_reduced.register(ast.Global)
 @_reduced.register(ast.Nonlocal)
-def _(node: ast.stmt, at: _Reading) -> None: return None
+def _(node: ast.stmt, at: _Reading) -> None:
+    return None
+
 
 @_reduced.register
 def _(node: ast.Expr, at: _Reading) -> list | None:
     is_docstring = isinstance(node.value, ast.Constant)
-    return None if is_docstring else ["Expr", _reduced(node.value, at)]
+    return None if is_docstring else ['Expr', _reduced(node.value, at)]
+
 
 @_reduced.register
 def _(node: ast.Name, at: _Reading) -> list:
     is_defined_here = not at.scopes and not isinstance(node.ctx, ast.Load)
-    if not is_defined_here: return at.named(node.id)
-    return ["own"] if node.id == at.symbol else ["another"]
+    if not is_defined_here:
+        return at.named(node.id)
+    return ['own'] if node.id == at.symbol else ['another']
 
+# %% ../../nbs/study/05_freshness.ipynb #78131e35
 @_reduced.register
 def _(node: ast.Attribute, at: _Reading) -> list:
     owner = _reduced(node.value, at)
-    if owner[0] == "other": return ["other", f"{owner[1]}.{node.attr}"]
-    if owner[0] != "module": return ["attribute", owner, node.attr]
-    whole = f"{owner[1]}.{node.attr}"
-    return ["module", whole] if _file(whole) else at.mention(Place(owner[1], node.attr))
+    if owner[0] == 'other':
+        return ['other', f'{owner[1]}.{node.attr}']
+    if owner[0] != 'module':
+        return ['attribute', owner, node.attr]
+    whole = f'{owner[1]}.{node.attr}'
+    return ['module', whole] if _file(whole) else at.mention(Place(owner[1], node.attr))
 
 # %% ../../nbs/study/05_freshness.ipynb #b0d0492a
 def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, at: _Reading) -> list:
@@ -180,27 +243,40 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, at: _Reading) -> lis
     with at.inside(_Scope(_bound_by(node.body), _parameters(node.args))):
         return [type(node).__name__, outside, _reduced(node.args, at), _reduced(node.body, at)]
 
+
 def _class(node: ast.ClassDef, at: _Reading) -> list:
     "The methods in the order of their names."
     outside = _reduced([node.bases, node.keywords, node.decorator_list], at)
-    methods = sorted((part for part in node.body if isinstance(part, _FUNCTIONS)), key=lambda method: method.name)
+    methods = sorted(
+        (part for part in node.body if isinstance(part, _FUNCTIONS)), key=lambda method: method.name
+    )
     fields = [part for part in node.body if not isinstance(part, _FUNCTIONS)]
     with at.inside(_Scope(_bound_by(node.body), is_class=True)):
-        return ["ClassDef", outside, _reduced(fields, at), [[method.name, _function(method, at)] for method in methods]]
+        return [
+            'ClassDef',
+            outside,
+            _reduced(fields, at),
+            [[method.name, _function(method, at)] for method in methods],
+        ]
 
 # %% ../../nbs/study/05_freshness.ipynb #b47daf1d
 @_reduced.register(ast.FunctionDef)
 @_reduced.register(ast.AsyncFunctionDef)
-def _(node: ast.stmt, at: _Reading) -> list: return [at.named(node.name) if at.scopes else ["own"], _function(node, at)]
+def _(node: ast.stmt, at: _Reading) -> list:
+    return [at.named(node.name) if at.scopes else ['own'], _function(node, at)]
+
 
 @_reduced.register
-def _(node: ast.ClassDef, at: _Reading) -> list: return [at.named(node.name) if at.scopes else ["own"], _class(node, at)]
+def _(node: ast.ClassDef, at: _Reading) -> list:
+    return [at.named(node.name) if at.scopes else ['own'], _class(node, at)]
+
 
 @_reduced.register
 def _(node: ast.Lambda, at: _Reading) -> list:
     outside = _reduced([node.args.defaults, node.args.kw_defaults], at)
     with at.inside(_Scope(_bound_by([node.body]) | _parameters(node.args))):
-        return ["Lambda", outside, _reduced(node.args, at), _reduced(node.body, at)]
+        return ['Lambda', outside, _reduced(node.args, at), _reduced(node.body, at)]
+
 
 @_reduced.register
 def _(node: ast.arguments, at: _Reading) -> list:
@@ -215,8 +291,13 @@ def _(node: ast.arguments, at: _Reading) -> list:
 def _(node: ast.expr, at: _Reading) -> list:
     "The first iterable belongs to where the comprehension stands, all else is inside."
     first = _reduced(node.generators[0].iter, at)
-    targets = {part.id for loop in node.generators for part in ast.walk(loop.target) if isinstance(part, ast.Name)}
-    made = [getattr(node, field) for field in ("key", "value", "elt") if hasattr(node, field)]
+    targets = {
+        part.id
+        for loop in node.generators
+        for part in ast.walk(loop.target)
+        if isinstance(part, ast.Name)
+    }
+    made = [getattr(node, field) for field in ('key', 'value', 'elt') if hasattr(node, field)]
     with at.inside(_Scope(targets)):
         loops = []
         for loop in node.generators:
@@ -224,28 +305,39 @@ def _(node: ast.expr, at: _Reading) -> list:
             loops.append([source, _reduced([loop.target, loop.ifs], at), loop.is_async])
         return [type(node).__name__, loops, _reduced(made, at)]
 
+
 @_reduced.register
 def _(node: ast.Raise, at: _Reading) -> list:
     "Which error, not in which words."
     error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
-    return ["Raise", _reduced(error, at)]
+    return ['Raise', _reduced(error, at)]
+
 
 @_reduced.register
 def _(node: ast.AnnAssign, at: _Reading) -> list | None:
     "Without a value it declares a field of a class, and nothing elsewhere."
     is_field = bool(at.scopes) and at.scopes[-1].is_class
-    if node.value is None and not is_field: return None
-    return ["Field" if is_field else "Assign", ["targets", _reduced([node.target], at)], ["value", _reduced(node.value, at)]]
+    if node.value is None and not is_field:
+        return None
+    return [
+        'Field' if is_field else 'Assign',
+        ['targets', _reduced([node.target], at)],
+        ['value', _reduced(node.value, at)],
+    ]
 
+# %% ../../nbs/study/05_freshness.ipynb #44d33470
 @_reduced.register
 def _(node: ast.JoinedStr, at: _Reading) -> list:
-    "An f-string with its text in one piece: some releases leave empty pieces (Python 3.12.1), or cut where a line ends."
+    """An f-string with its text in one piece: some releases leave empty pieces (Python 3.12.1),
+    or cut where a line ends."""
     parts: list[ast.expr] = []
     for value in node.values:
         is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
-        if is_text and parts and isinstance(parts[-1], ast.Constant): parts[-1] = ast.Constant(parts[-1].value + value.value)
-        elif not is_text or value.value: parts.append(value)
-    return ["JoinedStr", _reduced(parts, at)]
+        if is_text and parts and isinstance(parts[-1], ast.Constant):
+            parts[-1] = ast.Constant(parts[-1].value + value.value)
+        elif not is_text or value.value:
+            parts.append(value)
+    return ['JoinedStr', _reduced(parts, at)]
 
 # %% ../../nbs/study/05_freshness.ipynb #49dce719
 @_reduced.register(ast.ExceptHandler)
@@ -255,111 +347,162 @@ def _(node: ast.JoinedStr, at: _Reading) -> list:
 def _(node: ast.AST, at: _Reading) -> list:
     "What binds a name without saying so by a Name."
     fields = dict(ast.iter_fields(node))
-    bound = fields.pop("rest" if isinstance(node, ast.MatchMapping) else "name")
+    bound = fields.pop('rest' if isinstance(node, ast.MatchMapping) else 'name')
     name = None if bound is None else at.named(bound)
-    return [type(node).__name__, name, *([field, _reduced(value, at)] for field, value in sorted(fields.items()))]
+    return [
+        type(node).__name__,
+        name,
+        *([field, _reduced(value, at)] for field, value in sorted(fields.items())),
+    ]
 
 # %% ../../nbs/study/05_freshness.ipynb #c4733b88
 class Definition(NamedTuple):
     "What a definition computes."
-    digits: str                   # eight, of its reduced tree
-    mentions: tuple[Place, ...]   # in the order in which they occur
+
+    digits: str  # eight, of its reduced tree
+    mentions: tuple[Place, ...]  # in the order in which they occur
 
 # %% ../../nbs/study/05_freshness.ipynb #6168a923
 class _Module:
     "A module's definitions by name."
+
     def __init__(self, name: str, source: str):
-        try: tree = ast.parse(source)
-        # Python 3.11 miscounts its depth when a garbage collection parses too (gh-106905); once more, it counts right.
-        except SystemError: tree = ast.parse(source)
+        try:
+            tree = ast.parse(source)
+        # Python 3.11 miscounts its depth when a garbage collection parses too (gh-106905); once
+        # more, it counts right.
+        except SystemError:
+            tree = ast.parse(source)
         self.name, self.imports = name, _imports(tree, name)
         self.nodes: dict[str, list[ast.stmt]] = {}
         self.definitions: dict[str, Definition] = {}
         for node in tree.body:
-            if isinstance(node, (*_FUNCTIONS, ast.ClassDef)): symbols = [node.name]
+            if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
+                symbols = [node.name]
             elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                symbols = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
-            else: continue
-            for symbol in symbols: self.nodes.setdefault(symbol, []).append(node)
+                symbols = [
+                    part.id
+                    for target in targets
+                    for part in ast.walk(target)
+                    if isinstance(part, ast.Name)
+                ]
+            else:
+                continue
+            for symbol in symbols:
+                self.nodes.setdefault(symbol, []).append(node)
 
     def definition(self, symbol: str) -> Definition:
-        if symbol not in self.definitions: self.definitions[symbol] = self.reduce(self.nodes[symbol], symbol)
+        if symbol not in self.definitions:
+            self.definitions[symbol] = self.reduce(self.nodes[symbol], symbol)
         return self.definitions[symbol]
 
     def reduce(self, nodes: Sequence[ast.AST], symbol: str) -> Definition:
         parts = [part for node in nodes for part in ast.walk(node)]
-        at = _Reading(self.name, symbol, self.nodes.keys(), self.imports, keeps_locals=any(map(_looks_at_locals, parts)))
+        at = _Reading(
+            self.name,
+            symbol,
+            self.nodes.keys(),
+            self.imports,
+            keeps_locals=any(map(_looks_at_locals, parts)),
+        )
         tree = json.dumps(_reduced(list(nodes), at))
         return Definition(hashlib.sha256(tree.encode()).hexdigest()[:8], tuple(at.mentions))
 
 # %% ../../nbs/study/05_freshness.ipynb #5677127c
 _module = lru_cache(256)(_Module)
 
+
 def _source(module: str) -> str:
     file = _file(module)
-    if file is None: raise StudyError(f"no source for module {module}")
-    return file.read_text(encoding="utf-8")
+    if file is None:
+        raise StudyError(f'no source for module {module}')
+    return file.read_text(encoding='utf-8')
+
 
 def _of_text(source: str) -> Definition:
     "What code outside of any module computes: a notebook's cells."
     body = ast.parse(source).body
     bound = _bound_by(body)
-    at = _Reading("encapnet.notebook", "", (), _imports(ast.Module(body), "encapnet.notebook"), keeps_locals=True)
-    with at.inside(_Scope(bound, kept=bound)): tree = json.dumps(_reduced(body, at))
+    at = _Reading(
+        'encapnet.notebook',
+        '',
+        (),
+        _imports(ast.Module(body), 'encapnet.notebook'),
+        keeps_locals=True,
+    )
+    with at.inside(_Scope(bound, kept=bound)):
+        tree = json.dumps(_reduced(body, at))
     return Definition(hashlib.sha256(tree.encode()).hexdigest()[:8], tuple(at.mentions))
 
 # %% ../../nbs/study/05_freshness.ipynb #f0909470
 class Code(NamedTuple):
     "The definitions behind a result."
-    digest: str                   # twelve digits that stand for all of them
-    definitions: dict[str, str]   # "module:symbol" -> eight digits of what it computes
 
-LEFT_OUT = "encapnet.study", "encapnet.errors", "encapnet.files"     # they keep the books, and are not followed
+    digest: str  # twelve digits that stand for all of them
+    definitions: dict[str, str]  # "module:symbol" -> eight digits of what it computes
+
+
+# they keep the books, and are not followed
+LEFT_OUT = 'encapnet.study', 'encapnet.errors', 'encapnet.files'
 
 # %% ../../nbs/study/05_freshness.ipynb #461546f8
-ABSENT = "absent: "
+ABSENT = 'absent: '
+
 
 class _Package:
     "The modules of the package as they stand now, each read once."
+
     def __init__(self, leave_out: Sequence[str]):
-        self.leave_out = tuple(f"{module}." for module in leave_out)
+        self.leave_out = tuple(f'{module}.' for module in leave_out)
         self.modules: dict[str, _Module] = {}
 
     def module(self, name: str) -> _Module:
-        if name not in self.modules: self.modules[name] = _module(name, _source(name))
+        if name not in self.modules:
+            self.modules[name] = _module(name, _source(name))
         return self.modules[name]
 
     def resolve(self, place: Place) -> Place:
-        "Where a name is defined, through all who only pass it on; what is no definition of ours has no module."
-        if f"{place.module}.".startswith(self.leave_out): return Place("", "left out")
+        """Where a name is defined, through all who only pass it on; what is no definition of ours
+        has no module."""
+        if f'{place.module}.'.startswith(self.leave_out):
+            return Place('', 'left out')
         module, symbol = self.module(place.module), place.symbol
-        if symbol in module.nodes: return place
-        if symbol in module.imports.definitions: return self.resolve(module.imports.definitions[symbol])
+        if symbol in module.nodes:
+            return place
+        if symbol in module.imports.definitions:
+            return self.resolve(module.imports.definitions[symbol])
         elsewhere = module.imports.others.get(symbol) or module.imports.modules.get(symbol)
-        return Place("", elsewhere or ABSENT + symbol)
+        return Place('', elsewhere or ABSENT + symbol)
 
 # %% ../../nbs/study/05_freshness.ipynb #de185253
-def code_closure(roots: Sequence[str],                   # "package.module:symbol"
-                 leave_out: Sequence[str] = LEFT_OUT,    # modules that are not followed, with all below them
-                 source: str = "",                       # code that is in no module, a notebook's: a root as well
-                ) -> Code:
-    "Every definition that the roots can reach, and what it computes. Raises StudyError where a root is no definition."
+def code_closure(
+    roots: Sequence[str],  # "package.module:symbol"
+    leave_out: Sequence[str] = LEFT_OUT,  # modules that are not followed, with all below them
+    source: str = '',  # code that is in no module, a notebook's: a root as well
+) -> Code:
+    """Every definition that the roots can reach, and what it computes. Raises StudyError where a
+    root is no definition."""
     package = _Package(leave_out)
-    begins = [package.resolve(Place(*root.split(":"))) for root in roots]
+    begins = [package.resolve(Place(*root.split(':'))) for root in roots]
     for root, begin in zip(roots, begins):
-        if begin.symbol.startswith(ABSENT): raise StudyError("{} defines no {!r}".format(*root.split(":")))
+        if begin.symbol.startswith(ABSENT):
+            raise StudyError('{} defines no {!r}'.format(*root.split(':')))
     text = _of_text(source)
     order = list(dict.fromkeys([*begins, *map(package.resolve, text.mentions)]))
     numbers = {place: number for number, place in enumerate(order)}
-    content: list[Any] = [text.digits, [numbers[begin] for begin in begins], [numbers[package.resolve(place)] for place in text.mentions]]
+    content: list[Any] = [
+        text.digits,
+        [numbers[begin] for begin in begins],
+        [numbers[package.resolve(place)] for place in text.mentions],
+    ]
     definitions = {}
-    for place in order:                                # grows while it is gone through
+    for place in order:  # grows while it is gone through
         if not place.module:
             content.append(place.symbol)
             continue
         definition = package.module(place.module).definition(place.symbol)
-        definitions[":".join(place)] = definition.digits
+        definitions[':'.join(place)] = definition.digits
         mentioned = [package.resolve(mention) for mention in definition.mentions]
         for mention in mentioned:
             if mention not in numbers:
@@ -373,14 +516,25 @@ def code_closure(roots: Sequence[str],                   # "package.module:symbo
 def roots(config: Identified) -> list[str]:
     "Where a configuration's code begins."
     # bench_routing is measured by a function of that name in encapnet.bench.routing, and so on
-    if isinstance(config, BenchConfig): return [f"encapnet.bench.{config.experiment.removeprefix('bench_')}:{config.experiment}"]
-    network = f"encapnet.nn.networks:{config.network.kind}"
-    if isinstance(config, MeasureConfig): return [network, "encapnet.bench.costs:measure"]
-    begins = [network, f"encapnet.nn.losses:{config.loss}_loss", "encapnet.training:Trainer", "encapnet.training:diagnose"]
-    if config.feedback: begins.append("encapnet.nn.networks:with_feedback")
-    if config.divided: begins.append("encapnet.distributed:DistributedTrainer")
-    if config.network.kind == "CapNet": begins.append("encapnet.training:agree")
-    if config.data.test_crops == 10: begins.append("encapnet.training:evaluate_ten_crop")
+    if isinstance(config, BenchConfig):
+        return [f'encapnet.bench.{config.experiment.removeprefix("bench_")}:{config.experiment}']
+    network = f'encapnet.nn.networks:{config.network.kind}'
+    if isinstance(config, MeasureConfig):
+        return [network, 'encapnet.bench.costs:measure']
+    begins = [
+        network,
+        f'encapnet.nn.losses:{config.loss}_loss',
+        'encapnet.training:Trainer',
+        'encapnet.training:diagnose',
+    ]
+    if config.feedback:
+        begins.append('encapnet.nn.networks:with_feedback')
+    if config.divided:
+        begins.append('encapnet.distributed:DistributedTrainer')
+    if config.network.kind == 'CapNet':
+        begins.append('encapnet.training:agree')
+    if config.data.test_crops == 10:
+        begins.append('encapnet.training:evaluate_ten_crop')
     return begins
 
 # %% ../../nbs/study/05_freshness.ipynb #128e56dc
@@ -388,25 +542,40 @@ def code_of(config: Identified) -> Code:
     "Today's definitions behind a configuration's result."
     return _code_of(tuple(roots(config)), _stamp())
 
+
 @lru_cache(64)
-def _code_of(begins: tuple[str, ...], stamp: tuple) -> Code: return code_closure(begins)
+def _code_of(begins: tuple[str, ...], stamp: tuple) -> Code:
+    return code_closure(begins)
+
 
 def _stamp() -> tuple:
     "Another one as soon as a source file is: a notebook that stays open sees what its editor does."
-    sources = sorted(_file("encapnet").parent.rglob("*.py"))
-    return tuple((str(path), status.st_mtime_ns, status.st_size) for path in sources for status in [path.stat()])
+    sources = sorted(_file('encapnet').parent.rglob('*.py'))
+    return tuple(
+        (str(path), status.st_mtime_ns, status.st_size)
+        for path in sources
+        for status in [path.stat()]
+    )
 
-def changes(stamp: dict[str, Any],   # `code`, `definitions`, and `certificates` where there are any
-            config: Identified,
-           ) -> str:                 # in words; empty where today's code computes the same, or is certified to
+
+def changes(
+    stamp: dict[str, Any],  # `code`, `definitions`, and `certificates` where there are any
+    config: Identified,
+) -> str:  # in words; empty where today's code computes the same, or is certified to
     "How today's code differs from the one behind a stamp."
-    then, now = stamp.get("definitions") or {}, code_of(config)
-    vouched = [stamp.get("code"), *(certificate["code"] for certificate in stamp.get("certificates", []))]
-    if now.digest in vouched: return ""
-    if not then: return "made by other code"
+    then, now = stamp.get('definitions') or {}, code_of(config)
+    vouched = [
+        stamp.get('code'),
+        *(certificate['code'] for certificate in stamp.get('certificates', [])),
+    ]
+    if now.digest in vouched:
+        return ''
+    if not then:
+        return 'made by other code'
     gone = {name for name, digits in then.items() if digits not in now.definitions.values()}
     new = {name for name, digits in now.definitions.items() if digits not in then.values()}
-    shown = [name.removeprefix("encapnet.").replace(":", ".") for name in sorted(gone | new)]
-    if not shown: return "the same definitions, put together in another way"
-    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-    return f"changed since: {', '.join(shown[:3])}{more}"
+    shown = [name.removeprefix('encapnet.').replace(':', '.') for name in sorted(gone | new)]
+    if not shown:
+        return 'the same definitions, put together in another way'
+    more = f' and {len(shown) - 3} more' if len(shown) > 3 else ''
+    return f'changed since: {", ".join(shown[:3])}{more}'

@@ -25,14 +25,17 @@ __all__ = ['SCHEMA', 'COSTS', 'Percent', 'Count', 'UnknownSchema', 'Record', 'se
            'config_of', 'changed_code', 'read_ledger', 'Ledger', 'counted']
 
 # %% ../../nbs/study/07_ledger.ipynb #38373054
-SCHEMA = 1         # of records, manifests and checkpoints
-COSTS = "table1_cost"   # the experiment of the measurements
+SCHEMA = 1  # of records, manifests and checkpoints
+COSTS = 'table1_cost'  # the experiment of the measurements
+
 
 class UnknownSchema(StudyError):
     "A file of another version's making: neither damaged nor ours to judge, so it is left alone."
 
+
 class Record(Strict):
     "What a finished run leaves behind."
+
     schema_version: Literal[1] = 1
     key: str
     experiment: str
@@ -44,58 +47,87 @@ class Record(Strict):
     @property
     def identity(self) -> tuple[str, str, str]:
         "Records that agree on this say the same thing; the later one counts."
-        return self.key, self.provenance.get("code", ""), self.provenance.get("device", "")
+        return self.key, self.provenance.get('code', ''), self.provenance.get('device', '')
 
 # %% ../../nbs/study/07_ledger.ipynb #8eee75c0
 def _record(text: str | bytes) -> Record:
     "A record from its JSON, which may bear a seal. Raises StudyError with what is wrong."
-    try: fields = json.loads(text if isinstance(text, str) else text.decode())
-    except UnicodeDecodeError: raise StudyError("no text in UTF-8") from None
-    except (ValueError, RecursionError): raise StudyError("not a record (torn, or no JSON)") from None
-    seal = fields.pop("seal", None) if isinstance(fields, dict) else None
-    try: record = Record.model_validate(fields)
+    try:
+        fields = json.loads(text if isinstance(text, str) else text.decode())
+    except UnicodeDecodeError:
+        raise StudyError('no text in UTF-8') from None
+    except (ValueError, RecursionError):
+        raise StudyError('not a record (torn, or no JSON)') from None
+    seal = fields.pop('seal', None) if isinstance(fields, dict) else None
+    try:
+        record = Record.model_validate(fields)
     except ValidationError as error:
-        schema = [e["input"] for e in error.errors() if e["loc"] == ("schema_version",)]
-        if schema: raise UnknownSchema(f"schema version {schema[0]!r}, this version of encapnet reads {SCHEMA}") from None
-        raise StudyError(f"not a record ({_first(error)})") from None
-    if seal not in (None, _seal(fields)): raise StudyError("not as it was written: its seal does not match")
+        schema = [e['input'] for e in error.errors() if e['loc'] == ('schema_version',)]
+        if schema:
+            raise UnknownSchema(
+                f'schema version {schema[0]!r}, this version of encapnet reads {SCHEMA}'
+            ) from None
+        raise StudyError(f'not a record ({_first(error)})') from None
+    if seal not in (None, _seal(fields)):
+        raise StudyError('not as it was written: its seal does not match')
     return record
+
 
 def seal_of(record: Record) -> str:
     "Sixteen digits that stand for all that a record says."
-    return _seal(record.model_dump(mode="json"))
+    return _seal(record.model_dump(mode='json'))
 
-def _seal(fields: dict) -> str: return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+def _seal(fields: dict) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
 
 def _first(error: ValidationError) -> str:
     first = error.errors()[0]
-    return ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
+    return ': '.join(part for part in ('.'.join(map(str, first['loc'])), first['msg']) if part)
 
 # %% ../../nbs/study/07_ledger.ipynb #b4f1b2d4
 def append_ledger(path: str | Path, record: Record):
-    "Add a record to a ledger, in place of one with the same identity; unreadable lines are left as they are."
-    path = Path(os.path.realpath(path))          # whoever comes by another link takes the same lock
+    """Add a record to a ledger, in place of one with the same identity; unreadable lines are left
+    as they are."""
+    path = Path(os.path.realpath(path))  # whoever comes by another link takes the same lock
     with held_alone(path):
         sweep(path.parent, path.name)
-        try: lines = path.read_bytes().split(b"\n") if path.exists() else []
-        except OSError as error: raise StudyError(f"cannot read {path}: {error.strerror or error}") from error
+        try:
+            lines = path.read_bytes().split(b'\n') if path.exists() else []
+        except OSError as error:
+            raise StudyError(f'cannot read {path}: {error.strerror or error}') from error
+
         def kept(line):
-            try: other = _record(line)
-            except StudyError: return line
-            return b"" if other.identity == record.identity else line if b'"seal"' in line else _sealed(other)
+            try:
+                other = _record(line)
+            except StudyError:
+                return line
+            return (
+                b''
+                if other.identity == record.identity
+                else line
+                if b'"seal"' in line
+                else _sealed(other)
+            )
+
         lines = [line for line in map(kept, lines) if line.strip()] + [_sealed(record)]
-        write_atomic(path, b"\n".join(lines) + b"\n")
+        write_atomic(path, b'\n'.join(lines) + b'\n')
+
 
 def _sealed(record: Record) -> bytes:
-    fields = record.model_dump(mode="json")
+    fields = record.model_dump(mode='json')
     return json.dumps(fields | dict(seal=_seal(fields)), sort_keys=True).encode()
 
 # %% ../../nbs/study/07_ledger.ipynb #dc48ea5a
 Percent, Count = Annotated[float, Field(ge=0, le=100)], Annotated[int, Field(ge=0)]
 
+
 class _Said(BaseModel):
     "What may be relied on; more may be there."
+
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
 
 class _Trained(_Said):
     error: Percent
@@ -111,16 +143,18 @@ class _Trained(_Said):
     divergences: list[float] | None = None
     agreement: dict[str, list[int] | dict[str, list[list[float]]]] | None = None
     diagnostics: dict[str, list[int] | dict[str, list[float]]] | None = None
-    weights: list[str] | None = None          # digests, after the first epoch and the last
-    mistakes: str | None = None               # one bit for each test image; older records have none
-    error_one_crop: Percent | None = None     # of the same network, where `error` is that on ten crops
+    weights: list[str] | None = None  # digests, after the first epoch and the last
+    mistakes: str | None = None  # one bit for each test image; older records have none
+    error_one_crop: Percent | None = None  # of the same network, where `error` is that on ten crops
     mistakes_one_crop: str | None = None
 
-    @model_validator(mode="after")
+    @model_validator(mode='after')
     def _answers_fit(self):
-        if self.mistakes is not None: unpack_mistakes(self.mistakes, self.test_images, self.error)
+        if self.mistakes is not None:
+            unpack_mistakes(self.mistakes, self.test_images, self.error)
         if self.mistakes_one_crop is not None:
-            if self.error_one_crop is None: raise ValueError("answers on one crop, and no error_one_crop")
+            if self.error_one_crop is None:
+                raise ValueError('answers on one crop, and no error_one_crop')
             unpack_mistakes(self.mistakes_one_crop, self.test_images, self.error_one_crop)
         return self
 
@@ -132,6 +166,7 @@ class _Measured(_Said):
     seconds: dict[str, list[float]]
     median_seconds: dict[str, float]
 
+
 class _Timed(_Said):
     median: float | None
     low: float | None
@@ -142,157 +177,292 @@ class _Timed(_Said):
     accounted: float | None = None
     operations: float | None = None
 
+
 class _Certificate(_Said):
     code: str
     device: str
     git: str | None = None
+
 
 class _Stamp(_Said):
     code: str
     device: str
     definitions: dict[str, str] = {}
     git: str | None = None
-    dirty: bool | None = None     # None: nobody knows
+    dirty: bool | None = None  # None: nobody knows
     versions: dict[str, str] = {}
     seconds: float | None = None
     certificates: list[_Certificate] = []
 
 # %% ../../nbs/study/07_ledger.ipynb #5c0eda0d
 def known_rows(experiment: str) -> list[str]:
-    "The rows whose records are at home in an experiment's ledger; none for an experiment that there is not."
-    if experiment == COSTS: return [config.row for config in measurements("")]
-    if experiment in BENCHES: return list(dict.fromkeys(config.row for cuda in (False, True) for config in BENCHES[experiment][1]("", cuda=cuda)))
+    """The rows whose records are at home in an experiment's ledger; none for an experiment that
+    there is not."""
+    if experiment == COSTS:
+        return [config.row for config in measurements('')]
+    if experiment in BENCHES:
+        return list(
+            dict.fromkeys(
+                config.row
+                for cuda in (False, True)
+                for config in BENCHES[experiment][1]('', cuda=cuda)
+            )
+        )
     return [name for name, row in EXPERIMENTS.get(experiment, {}).items() if not row.home]
 
+
 def config_of(record: Record) -> Identified:
-    "A record's configuration, checked. Raises StudyError if it is none of its row's, or not the one that its key stands for."
-    kind = MeasureConfig if record.experiment == COSTS else BENCHES.get(record.experiment, (RunConfig, None))[0]
-    try: config = kind.model_validate_json(json.dumps(record.config))
-    except ValidationError as error: raise StudyError(f"its configuration is none of this version's ({_first(error)})") from None
+    """A record's configuration, checked. Raises StudyError if it is none of its row's, or not the
+    one that its key stands for."""
+    kind = (
+        MeasureConfig
+        if record.experiment == COSTS
+        else BENCHES.get(record.experiment, (RunConfig, None))[0]
+    )
+    try:
+        config = kind.model_validate_json(json.dumps(record.config))
+    except ValidationError as error:
+        raise StudyError(f"its configuration is none of this version's ({_first(error)})") from None
     if (config.experiment, config.row) != (record.experiment, record.row):
-        raise StudyError(f"says {record.experiment}/{record.row}, its configuration says {config.experiment}/{config.row}")
-    if config.key != record.key: raise StudyError(f"its key {record.key} is not that of its configuration, {config.key}")
+        raise StudyError(
+            f'says {record.experiment}/{record.row}, its configuration says '
+            f'{config.experiment}/{config.row}'
+        )
+    if config.key != record.key:
+        raise StudyError(f'its key {record.key} is not that of its configuration, {config.key}')
     return config
 
+# %% ../../nbs/study/07_ledger.ipynb #d425a8f3
 def _check(record: Record, home: str):
     "Raise StudyError if a record cannot count in the ledger of an experiment."
-    if not (rows := known_rows(record.experiment)): raise StudyError(f"unknown experiment {record.experiment!r}")
-    if record.row not in rows: raise StudyError(f"unknown row {record.row!r} of {record.experiment}")
-    if record.experiment != home: raise StudyError(f"a record of {record.experiment}, which is at home in {record.experiment}.jsonl")
+    if not (rows := known_rows(record.experiment)):
+        raise StudyError(f'unknown experiment {record.experiment!r}')
+    if record.row not in rows:
+        raise StudyError(f'unknown row {record.row!r} of {record.experiment}')
+    if record.experiment != home:
+        raise StudyError(
+            f'a record of {record.experiment}, which is at home in {record.experiment}.jsonl'
+        )
     config = config_of(record)
-    if isinstance(config, RunConfig) and config.profile not in PROFILES: raise StudyError(f"unknown profile {config.profile!r}")
-    kind = _Trained if isinstance(config, RunConfig) else _Measured if isinstance(config, MeasureConfig) else _Timed
-    try: said, _ = kind.model_validate(record.outcome), _Stamp.model_validate(record.provenance)
-    except ValidationError as error: raise StudyError(f"lacks what a report needs ({_first(error)})") from None
-    if isinstance(said, _Trained) and not len(said.errors) == len(said.losses) == len(said.divergences or said.losses) == config.schedule.epochs:
-        raise StudyError(f"lacks what a report needs (curves of {config.schedule.epochs} epochs, here of {len(said.errors)} and {len(said.losses)})")
+    if isinstance(config, RunConfig) and config.profile not in PROFILES:
+        raise StudyError(f'unknown profile {config.profile!r}')
+    kind = (
+        _Trained
+        if isinstance(config, RunConfig)
+        else _Measured
+        if isinstance(config, MeasureConfig)
+        else _Timed
+    )
+    try:
+        said, _ = kind.model_validate(record.outcome), _Stamp.model_validate(record.provenance)
+    except ValidationError as error:
+        raise StudyError(f'lacks what a report needs ({_first(error)})') from None
+    if (
+        isinstance(said, _Trained)
+        and not len(said.errors)
+        == len(said.losses)
+        == len(said.divergences or said.losses)
+        == config.schedule.epochs
+    ):
+        raise StudyError(
+            f'lacks what a report needs (curves of {config.schedule.epochs} epochs, here of '
+            f'{len(said.errors)} and {len(said.losses)})'
+        )
+
 
 def changed_code(record: Record, config: Identified) -> str:
     "Why a record is stale, in words; empty if it is not."
     return freshness.changes(record.provenance, config)
 
-
 # %% ../../nbs/study/07_ledger.ipynb #82b8e310
 def _numbered(path: Path) -> tuple[dict[tuple, tuple[int, Record]], list[str]]:
     "Records with their lines, by identity, and a sentence about each line that is left out."
     found, problems = {}, []
-    try: lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")      # some editors begin a file with a mark
-    except FileNotFoundError: return found, problems
-    except OSError as error: return found, [f"{path.name} cannot be read: {error.strerror or error}"]
+    # some editors begin a file with a mark
+    try:
+        lines = path.read_bytes().removeprefix(b'\xef\xbb\xbf').split(b'\n')
+    except FileNotFoundError:
+        return found, problems
+    except OSError as error:
+        return found, [f'{path.name} cannot be read: {error.strerror or error}']
     for number, line in enumerate(lines, 1):
-        if not line.strip(): continue
-        try: _check(record := _record(line), path.stem)
-        except StudyError as error: problems.append(f"{path.name}, line {number}: {error}; the line is left out")
+        if not line.strip():
+            continue
+        try:
+            _check(record := _record(line), path.stem)
+        except StudyError as error:
+            problems.append(f'{path.name}, line {number}: {error}; the line is left out')
         else:
             if said := found.pop(record.identity, None):
-                problems.append(f"{path.name}, line {said[0]}: the same as line {number}, which counts; the line is left out")
+                problems.append(
+                    f'{path.name}, line {said[0]}: the same as line {number}, which counts; the '
+                    'line is left out'
+                )
             found[record.identity] = number, record
     return found, problems
 
-def read_ledger(path: str | Path) -> tuple[list[Record], list[str]]:  # records, and a line about each line that is left out
-    "Read a ledger; of lines that agree on run, code and device the last one counts. Never raises for what the file holds."
+
+def read_ledger(
+    path: str | Path,
+) -> tuple[list[Record], list[str]]:  # records, and a line about each line that is left out
+    """Read a ledger; of lines that agree on run, code and device the last one counts. Never
+    raises for what the file holds."""
     found, problems = _numbered(Path(path))
     return [record for _, record in found.values()], problems
 
 # %% ../../nbs/study/07_ledger.ipynb #5dab73b2
 class Ledger(NamedTuple):
     "What of the ledger a report rests on."
+
     records: list[Record]
-    notes: list[str]      # what does not count, and why
+    notes: list[str]  # what does not count, and why
 
-def counted(reports: str | Path,     # the folder that holds ledger/
-            experiment: str,         # or "table1_cost", or a bench
-            profile: str = "",       # "": timings, of one machine; "*": of every profile, or timings of every machine
-           ) -> Ledger:
-    "The records of an experiment that count, row by row, from the ledgers where its rows are at home."
-    folder = resolve(reports)/"ledger"
+
+def counted(
+    reports: str | Path,  # the folder that holds ledger/
+    experiment: str,  # or "table1_cost", or a bench
+    profile: str = '',  # "": timings, of one machine; "*": of every profile, or timings of every machine
+) -> Ledger:
+    """The records of an experiment that count, row by row, from the ledgers where its rows are at
+    home."""
+    folder = resolve(reports) / 'ledger'
     if experiment not in EXPERIMENTS:
-        every = _once(folder/f"{experiment}.jsonl")
-        return every if profile == "*" else _of_one_machine(every)
-    if profile == "*":
+        every = _once(folder / f'{experiment}.jsonl')
+        return every if profile == '*' else _of_one_machine(every)
+    if profile == '*':
         parts = [counted(reports, experiment, name) for name in PROFILES]
-        return Ledger([record for part in parts for record in part.records], list(dict.fromkeys(note for part in parts for note in part.notes)))
+        return Ledger(
+            [record for part in parts for record in part.records],
+            list(dict.fromkeys(note for part in parts for note in part.notes)),
+        )
     rows = EXPERIMENTS[experiment]
-    homes = {home: _once(folder/f"{home}.jsonl", profile) for home in dict.fromkeys(row.home or experiment for row in rows.values())}
-    return Ledger([record for name, row in rows.items() for record in homes[row.home or experiment].records if record.row == name],
-                  [note for home in homes.values() for note in home.notes])
+    homes = {
+        home: _once(folder / f'{home}.jsonl', profile)
+        for home in dict.fromkeys(row.home or experiment for row in rows.values())
+    }
+    return Ledger(
+        [
+            record
+            for name, row in rows.items()
+            for record in homes[row.home or experiment].records
+            if record.row == name
+        ],
+        [note for home in homes.values() for note in home.notes],
+    )
 
+# %% ../../nbs/study/07_ledger.ipynb #0811c2aa
 def _off_plan(config: RunConfig) -> str:
     "Why a run is none of today's plan; empty if it is."
-    planned = plan(config.experiment, config.profile, {config.data.name: config.data.sha256}, 1, [config.row])
-    if not planned: return f"is not planned on {config.data.name}"
-    if (wanted := planned[0].model_copy(update=dict(seed=config.seed))).key == config.key: return ""
+    planned = plan(
+        config.experiment, config.profile, {config.data.name: config.data.sha256}, 1, [config.row]
+    )
+    if not planned:
+        return f'is not planned on {config.data.name}'
+    if (wanted := planned[0].model_copy(update=dict(seed=config.seed))).key == config.key:
+        return ''
     ours, theirs = wanted.model_dump(), config.model_dump()
-    return f"is not what profile {config.profile} plans (other: {', '.join(name for name in ours if ours[name] != theirs[name])})"
+    return (
+        f'is not what profile {config.profile} plans (other: '
+        f'{", ".join(name for name in ours if ours[name] != theirs[name])})'
+    )
 
 # %% ../../nbs/study/07_ledger.ipynb #ad306c28
-def _of_same_images(lines: list[tuple]) -> tuple[list[tuple], list[tuple[int, Record, int]]]:     # (run, fresh, number, record); number, record, runs
-    "The lines that count, and those of other images under the same name beside how many runs do: the most decide, of equals the later."
-    names: dict[str, dict[str, list[tuple]]] = {}       # name -> content -> lines
+def _of_same_images(
+    lines: list[tuple],
+) -> tuple[
+    list[tuple], list[tuple[int, Record, int]]
+]:  # (run, fresh, number, record); number, record, runs
+    """The lines that count, and those of other images under the same name beside how many runs
+    do: the most decide, of equals the later."""
+    names: dict[str, dict[str, list[tuple]]] = {}  # name -> content -> lines
     for line in lines:
-        images = line[3].config.get("data", {})
-        names.setdefault(images.get("name", ""), {}).setdefault(images.get("sha256", ""), []).append(line)
+        images = line[3].config.get('data', {})
+        names.setdefault(images.get('name', ''), {}).setdefault(
+            images.get('sha256', ''), []
+        ).append(line)
     kept, strange = [], []
     for contents in names.values():
-        def runs(found): return len({run for run, *_ in found})
+
+        def runs(found):
+            return len({run for run, *_ in found})
+
         counting = max(contents.values(), key=lambda found: (runs(found), found[-1][2]))
         kept += counting
-        strange += [(number, record, runs(counting)) for found in contents.values() if found is not counting for _, _, number, record in found]
+        strange += [
+            (number, record, runs(counting))
+            for found in contents.values()
+            if found is not counting
+            for _, _, number, record in found
+        ]
     return kept, strange
 
 # %% ../../nbs/study/07_ledger.ipynb #11fb9d38
-def _once(path: Path, profile: str = "") -> Ledger:
+def _once(path: Path, profile: str = '') -> Ledger:
     "Each run of a ledger once; training runs of one profile."
     (found, notes), same = _numbered(path), {}
-    lines = []      # run, fresh, number, record
+    lines = []  # run, fresh, number, record
     for number, record in found.values():
         config, run = config_of(record), (record.key,)
         if isinstance(config, RunConfig):
-            if config.profile != profile: continue
+            if config.profile != profile:
+                continue
             if why := _off_plan(config):
-                notes.append(f"{path.name}, line {number}: {record.experiment}/{record.row} {why}; the line is left out")
+                notes.append(
+                    f'{path.name}, line {number}: {record.experiment}/{record.row} {why}; the '
+                    'line is left out'
+                )
                 continue
             run = record.row, config.data.name, config.seed
         lines.append((run, not changed_code(record, config), number, record))
     kept, strange = _of_same_images(lines)
     for number, record, count in strange:
-        images = record.config["data"]
-        notes.append(f"{path.name}, line {number}: {record.experiment}/{record.row} was trained on other images called {images['name']} "
-                     f"(sha256 {images['sha256'][:12]}) than {count} run(s) of this name that count; the line is left out")
-    for run, fresh, number, record in kept: same.setdefault(run, []).append((fresh, number, record))
+        images = record.config['data']
+        notes.append(
+            f'{path.name}, line {number}: {record.experiment}/{record.row} was trained on other '
+            f'images called {images["name"]} '
+            f'(sha256 {images["sha256"][:12]}) than {count} run(s) of this name that count; the '
+            'line is left out'
+        )
+    for run, fresh, number, record in kept:
+        same.setdefault(run, []).append((fresh, number, record))
     chosen = []
     for candidates in same.values():
         *others, best = sorted(candidates, key=lambda one: one[:2])
         chosen.append(best)
-        notes += [f"{path.name}, line {number}: {record.experiment}/{record.row} on {record.provenance['device']} is the same run as line {best[1]}, "
-                  f"on {best[2].provenance['device']}, which counts; the line is left out" for _, number, record in others]
-    order = [(record.config.get("data", {}).get("name", ""), record.config.get("seed", 0), number, record) for _, number, record in chosen]
+        notes += [
+            f'{path.name}, line {number}: {record.experiment}/{record.row} on '
+            f'{record.provenance["device"]} is the same run as line {best[1]}, '
+            f'on {best[2].provenance["device"]}, which counts; the line is left out'
+            for _, number, record in others
+        ]
+    order = [
+        (
+            record.config.get('data', {}).get('name', ''),
+            record.config.get('seed', 0),
+            number,
+            record,
+        )
+        for _, number, record in chosen
+    ]
     return Ledger([record for *_, record in sorted(order, key=lambda one: one[:3])], notes)
 
+# %% ../../nbs/study/07_ledger.ipynb #9d7d66f2
 def _of_one_machine(ledger: Ledger) -> Ledger:
     "Timings of the machine that measured last."
     records, notes = ledger
-    ours = [record for record in records if record.provenance["device"] == records[-1].provenance["device"]]
-    left = sorted({record.provenance["device"] for record in records} - {record.provenance["device"] for record in ours})
-    said = f"{records[-1].experiment}.jsonl: {len(records) - len(ours)} timings of another machine ({'; '.join(left)}) are left out" if left else ""
+    ours = [
+        record
+        for record in records
+        if record.provenance['device'] == records[-1].provenance['device']
+    ]
+    left = sorted(
+        {record.provenance['device'] for record in records}
+        - {record.provenance['device'] for record in ours}
+    )
+    said = (
+        f'{records[-1].experiment}.jsonl: {len(records) - len(ours)} timings of another machine '
+        f'({"; ".join(left)}) are left out'
+        if left
+        else ''
+    )
     return Ledger(ours, [*notes, *[said] * bool(said)])

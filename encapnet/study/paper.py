@@ -18,23 +18,25 @@ __all__ = ['TABLE1', 'TRANSFORM', 'COEFFICIENTS', 'SPATIAL', 'LOWER_DIM', 'HIGHE
 # %% ../../nbs/study/13_paper.ipynb #7b4c6883
 class Table1Row(NamedTuple):
     "One printed row of Table 1, and the exact parameter count behind it."
+
     label: str
     parameters_mb: float
     memory_mb: int
     memory_batch: int
     seconds: float
-    seconds_batch: int       # by the authors' logs; the paper does not say
+    seconds_batch: int  # by the authors' logs; the paper does not say
     cifar10: float
     mnist: float
     parameters: int
 
+
 TABLE1 = dict(
-    a_dynamic=Table1Row("(a)", 151.24, 3961, 8, 0.444, 2, 14.28, 0.37, 9_913_600),
-    b_em=Table1Row("(b)", 152.44, 10078, 4, 0.957, 2, 12.66, 0.31, 9_991_540),
-    c_cnn_shape=Table1Row("(c)", 24.44, 1652, 128, 0.026, 128, 14.43, 0.38, 1_575_690),
-    d_cnn_parameters=Table1Row("(d)", 146.88, 2420, 128, 0.146, 128, 12.09, 0.33, 9_624_782),
-    e_master=Table1Row("(e)", 25.76, 1433, 128, 0.039, 128, 13.87, 0.31, 1_689_856),
-    f_master_aide=Table1Row("(f)", 60.68, 1755, 128, 0.061, 128, 11.93, 0.25, 8_124_224),
+    a_dynamic=Table1Row('(a)', 151.24, 3961, 8, 0.444, 2, 14.28, 0.37, 9_913_600),
+    b_em=Table1Row('(b)', 152.44, 10078, 4, 0.957, 2, 12.66, 0.31, 9_991_540),
+    c_cnn_shape=Table1Row('(c)', 24.44, 1652, 128, 0.026, 128, 14.43, 0.38, 1_575_690),
+    d_cnn_parameters=Table1Row('(d)', 146.88, 2420, 128, 0.146, 128, 12.09, 0.33, 9_624_782),
+    e_master=Table1Row('(e)', 25.76, 1433, 128, 0.039, 128, 13.87, 0.31, 1_689_856),
+    f_master_aide=Table1Row('(f)', 60.68, 1755, 128, 0.061, 128, 11.93, 0.25, 8_124_224),
 )
 
 # %% ../../nbs/study/13_paper.ipynb #ee1862a8
@@ -43,119 +45,245 @@ def mib(parameters: int) -> float:
     return parameters * 4 / 2**20
 
 # %% ../../nbs/study/13_paper.ipynb #2388ec5d
-TRANSFORM, COEFFICIENTS = 8_388_608, 4_194_304        # as printed in Sec. 3.1 and Table 1's discussion
+# as printed in Sec. 3.1 and Table 1's discussion
+TRANSFORM, COEFFICIENTS = 8_388_608, 4_194_304
 SPATIAL, LOWER_DIM, HIGHER_DIM, HIGHER = 8, 8, 16, 2048
+
 
 def reduction_factors() -> tuple[float, float]:
     "Sec. 3.1's algebra: n2 / 2 and S^4 / d2."
     return HIGHER / 2, SPATIAL**4 / HIGHER_DIM
 
-GROUPS, MASTER, AIDE, COEFFICIENT = 32, 3, 7, 3       # capsule channels, and kernels of row (f)'s convolutions
+
+# capsule channels, and kernels of row (f)'s convolutions
+GROUPS, MASTER, AIDE, COEFFICIENT = 32, 3, 7, 3
+
 
 def built_factors() -> tuple[float, float]:
-    "The same two factors of row (f) as built: CapNet's weights over those of the convolutions that stand in for them."
+    """The same two factors of row (f) as built: CapNet's weights over those of the convolutions
+    that stand in for them."""
     lower, higher = GROUPS * LOWER_DIM, GROUPS * HIGHER_DIM
-    master = lower // GROUPS * higher * MASTER**2     # grouped: each capsule channel on its own
-    aide = lower * higher * AIDE**2                   # all channels together
-    coefficients = 2 * higher * COEFFICIENT**2        # from each channel's sixteen components one map, twice
+    master = lower // GROUPS * higher * MASTER**2  # grouped: each capsule channel on its own
+    aide = lower * higher * AIDE**2  # all channels together
+    # from each channel's sixteen components one map, twice
+    coefficients = 2 * higher * COEFFICIENT**2
     return TRANSFORM / (master + aide), COEFFICIENTS / coefficients
 
 # %% ../../nbs/study/13_paper.ipynb #8b528781
 class Table3Row(NamedTuple):
     "One printed error of Table 3."
+
     label: str
     cifar10: float
 
-TABLE3 = {row: Table3Row(label, error) for row, label, error in (
-    ("1_master", "(1)", 9.83), ("2_aide_v1", "(2)", 8.05), ("3_aide_v2", "(3)", 9.11), ("4_aide_v3", "(4)", 7.41), ("5_skip_type1", "(5)", 6.81),
-    ("6_skip_type2", "(6)", 6.75), ("7_skip_both", "(7) (a)", 5.82), ("8_two_ots", "(8)", 4.55), ("b_encapnet_kl", "(b)", 5.31),
-    ("c_encapnet_ot", "(c)", 4.58), ("d1_no_bias_fix", "(d1)", 4.71), ("d2_through_plan", "(d2)", 4.77), ("d3_no_extractor", "(d3)", 5.79),
-    ("d4_vanilla_generator", "(d4)", 5.01), ("d5_l2", "(d5)", 4.90), ("a_resnet", "ResNet (a)", 8.03), ("b_resnet_kl", "ResNet (b)", 7.72),
-    ("c_resnet_ot", "ResNet (c)", 7.67))}
-REDUCTIONS = dict(EncapNet=("7_skip_both", "c_encapnet_ot", 21.0), ResNet=("a_resnet", "c_resnet_ot", 4.0))   # rows, and percent as printed
+
+TABLE3 = {
+    row: Table3Row(label, error)
+    for row, label, error in (
+        ('1_master', '(1)', 9.83),
+        ('2_aide_v1', '(2)', 8.05),
+        ('3_aide_v2', '(3)', 9.11),
+        ('4_aide_v3', '(4)', 7.41),
+        ('5_skip_type1', '(5)', 6.81),
+        ('6_skip_type2', '(6)', 6.75),
+        ('7_skip_both', '(7) (a)', 5.82),
+        ('8_two_ots', '(8)', 4.55),
+        ('b_encapnet_kl', '(b)', 5.31),
+        ('c_encapnet_ot', '(c)', 4.58),
+        ('d1_no_bias_fix', '(d1)', 4.71),
+        ('d2_through_plan', '(d2)', 4.77),
+        ('d3_no_extractor', '(d3)', 5.79),
+        ('d4_vanilla_generator', '(d4)', 5.01),
+        ('d5_l2', '(d5)', 4.90),
+        ('a_resnet', 'ResNet (a)', 8.03),
+        ('b_resnet_kl', 'ResNet (b)', 7.72),
+        ('c_resnet_ot', 'ResNet (c)', 7.67),
+    )
+}
+# rows, and percent as printed
+REDUCTIONS = dict(
+    EncapNet=('7_skip_both', 'c_encapnet_ot', 21.0), ResNet=('a_resnet', 'c_resnet_ot', 4.0)
+)
 
 # %% ../../nbs/study/13_paper.ipynb #7167f63c
 class Table4Row(NamedTuple):
-    "A printed line: whose it is, and its errors by data set; `means` and `deviations` where several runs are told of."
+    """A printed line: whose it is, and its errors by data set; `means` and `deviations` where
+    several runs are told of."""
+
     title: str
     errors: dict[str, float]
-    quoted: bool = False                                     # from another paper, which was not trained again
+    quoted: bool = False  # from another paper, which was not trained again
     means: dict[str, tuple[float, float]] = {}
 
-def _small(title: str, *errors: float | None, quoted: bool = True, **means: tuple[float, float]) -> Table4Row:
-    return Table4Row(title, {name: error for name, error in zip(("cifar10", "cifar100", "svhn"), errors) if error is not None}, quoted, means)
 
-def _large(title: str, error: float, dataset: str = "himagenet") -> Table4Row: return Table4Row(title, {dataset: error})
+def _small(
+    title: str, *errors: float | None, quoted: bool = True, **means: tuple[float, float]
+) -> Table4Row:
+    return Table4Row(
+        title,
+        {
+            name: error
+            for name, error in zip(('cifar10', 'cifar100', 'svhn'), errors)
+            if error is not None
+        },
+        quoted,
+        means,
+    )
 
+
+def _large(title: str, error: float, dataset: str = 'himagenet') -> Table4Row:
+    return Table4Row(title, {dataset: error})
+
+# %% ../../nbs/study/13_paper.ipynb #85a52bb7
 TABLE4: dict[str, Table4Row] = {
-    "8_two_ots": _small("EncapNet", 4.55, 26.77, 2.01, quoted=False),
-    "encapnet_mild": _small("EncapNet+", 3.13, 24.01, 1.64, quoted=False, cifar100=(24.85, 0.11)),
-    "encapnet_strong": _small("EncapNet++", 3.10, 24.18, 1.52, quoted=False, cifar10=(3.56, 0.12), svhn=(1.87, 0.11)),
-    "goodinit": _small("GoodInit", 5.84, 27.66), "bayesnet": _small("BayesNet", 6.37, 27.40), "resnet": _small("ResNet", 6.43),
-    "elu": _small("ELU", 6.55, 24.28), "batch_nin": _small("Batch NIN", 6.75, 28.86, 1.81), "rec_cnn": _small("Rec-CNN", 7.09, 31.75, 1.77),
-    "piecewise": _small("Piecewise", 7.51, 30.83), "dsn": _small("DSN", 8.22, 34.57, 1.92), "nin": _small("NIN", 8.80, 35.68, 2.35),
-    "dasnet": _small("dasNet", 9.22, 33.78), "maxout": _small("Maxout", 9.35, 38.57, 2.47), "alexnet": _small("AlexNet", 11.00),
-    "v1": _large("EncapNet.v1", 48.23, "himagenet32"), "v2": _large("EncapNet.v2", 43.15, "himagenet32"), "v3": _large("EncapNet.v3", 42.76),
-    "v3_mild": _large("EncapNet.v3+", 40.18), "v3_strong": _large("EncapNet.v3++", 40.05), "wide_resnet50_2": _large("WRN", 42.51),
-    "resnet101": _large("ResNet-101", 44.13), "vgg16": _large("VGG", 55.76), "googlenet": _large("GoogLeNet", 60.18),
-    "resnet18": _large("ResNet-18", 58.17, "himagenet32"),        # Sec. 5, as a top-1 accuracy of 41.83 %
-    "imagenet_18": _large("EncapNet-18", 7.51, "imagenet"),
-    **{f"imagenet_{name}": Table4Row(title, dict(imagenet=error), quoted=True)
-       for name, title, error in (("googlenet", "GoogLeNet", 7.89), ("vgg", "VGG", 8.43), ("resnet101", "ResNet-101", 6.21))}}
+    '8_two_ots': _small('EncapNet', 4.55, 26.77, 2.01, quoted=False),
+    'encapnet_mild': _small('EncapNet+', 3.13, 24.01, 1.64, quoted=False, cifar100=(24.85, 0.11)),
+    'encapnet_strong': _small(
+        'EncapNet++', 3.10, 24.18, 1.52, quoted=False, cifar10=(3.56, 0.12), svhn=(1.87, 0.11)
+    ),
+    'goodinit': _small('GoodInit', 5.84, 27.66),
+    'bayesnet': _small('BayesNet', 6.37, 27.40),
+    'resnet': _small('ResNet', 6.43),
+    'elu': _small('ELU', 6.55, 24.28),
+    'batch_nin': _small('Batch NIN', 6.75, 28.86, 1.81),
+    'rec_cnn': _small('Rec-CNN', 7.09, 31.75, 1.77),
+    'piecewise': _small('Piecewise', 7.51, 30.83),
+    'dsn': _small('DSN', 8.22, 34.57, 1.92),
+    'nin': _small('NIN', 8.80, 35.68, 2.35),
+    'dasnet': _small('dasNet', 9.22, 33.78),
+    'maxout': _small('Maxout', 9.35, 38.57, 2.47),
+    'alexnet': _small('AlexNet', 11.00),
+    'v1': _large('EncapNet.v1', 48.23, 'himagenet32'),
+    'v2': _large('EncapNet.v2', 43.15, 'himagenet32'),
+    'v3': _large('EncapNet.v3', 42.76),
+    'v3_mild': _large('EncapNet.v3+', 40.18),
+    'v3_strong': _large('EncapNet.v3++', 40.05),
+    'wide_resnet50_2': _large('WRN', 42.51),
+    'resnet101': _large('ResNet-101', 44.13),
+    'vgg16': _large('VGG', 55.76),
+    'googlenet': _large('GoogLeNet', 60.18),
+    'resnet18': _large('ResNet-18', 58.17, 'himagenet32'),  # Sec. 5, as a top-1 accuracy of 41.83 %
+    'imagenet_18': _large('EncapNet-18', 7.51, 'imagenet'),
+    **{
+        f'imagenet_{name}': Table4Row(title, dict(imagenet=error), quoted=True)
+        for name, title, error in (
+            ('googlenet', 'GoogLeNet', 7.89),
+            ('vgg', 'VGG', 8.43),
+            ('resnet101', 'ResNet-101', 6.21),
+        )
+    },
+}
 
 # %% ../../nbs/study/13_paper.ipynb #0e2c3681
-FIG2_EPOCHS = (1, 20, 80, 200)            # of the figure's columns
-FIG2_PRINTED = dict(dissimilar=dict(dynamic=37.0, em=20.0), similar_length=dict(dynamic=0.01, em=0.02))   # percent; |V_ij|
+FIG2_EPOCHS = (1, 20, 80, 200)  # of the figure's columns
+# percent; |V_ij|
+FIG2_PRINTED = dict(
+    dissimilar=dict(dynamic=37.0, em=20.0), similar_length=dict(dynamic=0.01, em=0.02)
+)
+
 
 class AuthorsBin(NamedTuple):
     "One bar of the authors' own histograms of dynamic routing."
-    higher: str     # target_j: the capsule of the true class; non_target: another one
+
+    higher: str  # target_j: the capsule of the true class; non_target: another one
     epoch: int
-    left: float     # the bin's lower edge, a cosine; bins are 0.1 wide
-    share: float    # of the lower capsules, in percent
-    length: float   # mean |V_ij|; 0 in an empty bin
+    left: float  # the bin's lower edge, a cosine; bins are 0.1 wide
+    share: float  # of the lower capsules, in percent
+    length: float  # mean |V_ij|; 0 in an empty bin
+
 
 @cache
 def fig2_authors() -> tuple[AuthorsBin, ...]:
-    "Figure 2's dynamic row. Source: public history of the authors' repository hli2020/nn_encapsulation, re-binned to the figure's 21 bins."
-    with resources.files("encapnet.study").joinpath("fig2_authors.csv").open(encoding="utf-8", newline="") as file:
+    """Figure 2's dynamic row. Source: public history of the authors' repository
+    hli2020/nn_encapsulation, re-binned to the figure's 21 bins."""
+    with (
+        resources.files('encapnet.study')
+        .joinpath('fig2_authors.csv')
+        .open(encoding='utf-8', newline='') as file
+    ):
         rows = csv.DictReader(file)
-        return tuple(AuthorsBin(row["higher_capsule"], int(row["epoch"]), float(row["cosine_bin_left"]), float(row["share_percent"]),
-                                float(row["mean_vote_length"])) for row in rows)
+        return tuple(
+            AuthorsBin(
+                row['higher_capsule'],
+                int(row['epoch']),
+                float(row['cosine_bin_left']),
+                float(row['share_percent']),
+                float(row['mean_vote_length']),
+            )
+            for row in rows
+        )
 
-def authors_histogram(higher: str = "target_j", epoch: int = 200) -> list[AuthorsBin]:
+
+def authors_histogram(higher: str = 'target_j', epoch: int = 200) -> list[AuthorsBin]:
     "One panel, lowest bin first. Raises KeyError if the authors have none."
     found = [one for one in fig2_authors() if (one.higher, one.epoch) == (higher, epoch)]
-    if not found: raise KeyError(f"no histogram of {higher!r} at epoch {epoch}: {sorted({(one.higher, one.epoch) for one in fig2_authors()})}")
+    if not found:
+        raise KeyError(
+            f'no histogram of {higher!r} at epoch {epoch}: '
+            f'{sorted({(one.higher, one.epoch) for one in fig2_authors()})}'
+        )
     return found
 
 # %% ../../nbs/study/13_paper.ipynb #93141953
-def histogram_statistics(shares: list[float],    # of all votes, a bin each, lowest cosine first, from -1 to 1
-                         lengths: list[float],   # mean |V_ij| in each bin
-                        ) -> dict[str, float]:   # what there are no votes for is left out
-    "What a panel of Figure 2 says beside its ends: lengths in units of the mean length of all votes."
+def histogram_statistics(
+    shares: list[float],  # of all votes, a bin each, lowest cosine first, from -1 to 1
+    lengths: list[float],  # mean |V_ij| in each bin
+) -> dict[str, float]:  # what there are no votes for is left out
+    """What a panel of Figure 2 says beside its ends: lengths in units of the mean length of all
+    votes."""
     step = 2 / len(shares)
-    bars = [(round(-1 + step * place, 9), share, length) for place, (share, length) in enumerate(zip(shares, lengths))]
+    bars = [
+        (round(-1 + step * place, 9), share, length)
+        for place, (share, length) in enumerate(zip(shares, lengths))
+    ]
+
     def mean_length(chosen):
         share = sum(share for _, share, _ in chosen)
         return sum(share * length for _, share, length in chosen) / share if share else None
-    # Edges are rounded, so that a bin belongs to one side of a limit whatever its floating-point neighbour.
-    near, similar = [bar for bar in bars if -0.2 <= bar[0] < 0.2], [bar for bar in bars if bar[0] >= 0.9]
+
+    # Edges are rounded, so that a bin belongs to one side of a limit whatever its floating-point
+    # neighbour.
+    near, similar = (
+        [bar for bar in bars if -0.2 <= bar[0] < 0.2],
+        [bar for bar in bars if bar[0] >= 0.9],
+    )
     middle, right, ends, mean = map(mean_length, (near, similar, [bars[0], *similar], bars))
-    if not mean: return {}
-    scatter = sum(share * (length - mean)**2 for _, share, length in bars) / sum(share for _, share, _ in bars)
+    if not mean:
+        return {}
+    scatter = sum(share * (length - mean) ** 2 for _, share, length in bars) / sum(
+        share for _, share, _ in bars
+    )
     found = dict(near_zero=sum(share for _, share, _ in near), unequal_lengths=scatter**0.5 / mean)
-    if middle: found["near_zero_relative_length"] = middle / mean
-    if right: found["similar_relative_length"] = right / mean
-    if middle and ends: found["ends_over_near_zero"] = ends / middle
+    if middle:
+        found['near_zero_relative_length'] = middle / mean
+    if right:
+        found['similar_relative_length'] = right / mean
+    if middle and ends:
+        found['ends_over_near_zero'] = ends / middle
     return found
 
 # %% ../../nbs/study/13_paper.ipynb #b1c91815
-def authors_statistics(higher: str = "target_j", epoch: int = 200, dim: int = HIGHER_DIM) -> dict[str, float]:
-    "Polarisation at the middles of the bins, share (%) and length of the end bins, the highest of them below 1, and `histogram_statistics`."
+def authors_statistics(
+    higher: str = 'target_j', epoch: int = 200, dim: int = HIGHER_DIM
+) -> dict[str, float]:
+    """Polarisation at the middles of the bins, share (%) and length of the end bins, the highest
+    of them below 1, and `histogram_statistics`."""
     bars = authors_histogram(higher, epoch)
-    square = sum(one.share * min(one.left + 0.05, 1.0)**2 for one in bars) / sum(one.share for one in bars)
+    square = sum(one.share * min(one.left + 0.05, 1.0) ** 2 for one in bars) / sum(
+        one.share for one in bars
+    )
     low, high = bars[0], bars[-2]
-    more = histogram_statistics([one.share / 100 for one in bars[:-1]], [one.length for one in bars[:-1]])
-    return dict(polarisation=(square - 1 / dim) / (1 - 1 / dim), dissimilar=low.share, similar=high.share, dissimilar_length=low.length,
-                similar_length=high.length) | more | dict(near_zero=100 * more["near_zero"])
+    more = histogram_statistics(
+        [one.share / 100 for one in bars[:-1]], [one.length for one in bars[:-1]]
+    )
+    return (
+        dict(
+            polarisation=(square - 1 / dim) / (1 - 1 / dim),
+            dissimilar=low.share,
+            similar=high.share,
+            dissimilar_length=low.length,
+            similar_length=high.length,
+        )
+        | more
+        | dict(near_zero=100 * more['near_zero'])
+    )

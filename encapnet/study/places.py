@@ -15,41 +15,72 @@ __all__ = ['is_clone', 'package_clone', 'surrounding_clone', 'clone', 'resolve']
 # %% ../../nbs/study/04_places.ipynb #e326702e
 def is_clone(folder: Path) -> bool:
     "Whether a folder is the root of this project's repository."
-    file = folder/"settings.ini"
-    try: return _is_ours(file, file.stat().st_mtime_ns) and (folder/"nbs").is_dir()
-    except OSError: return False
+    file = folder / 'settings.ini'
+    try:
+        return _is_ours(file, file.stat().st_mtime_ns) and (folder / 'nbs').is_dir()
+    except OSError:
+        return False
 
-@lru_cache(64)                      # asked of every folder that is named, and parsing takes a millisecond
+
+# asked of every folder that is named, and parsing takes a millisecond
+@lru_cache(64)
 def _is_ours(file: Path, changed: int) -> bool:
     settings = configparser.ConfigParser(interpolation=None)
-    try: settings.read(file, encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError): return False
-    return settings.get("DEFAULT", "lib_name", fallback="") == "encapnet"
+    try:
+        settings.read(file, encoding='utf-8')
+    except (configparser.Error, UnicodeDecodeError):
+        return False
+    return settings.get('DEFAULT', 'lib_name', fallback='') == 'encapnet'
+
 
 def package_clone() -> Path | None:
-    "The root of the clone that this package is imported from; None where it was installed, without its notebooks."
-    root = Path(importlib.util.find_spec("encapnet").origin).resolve().parents[1]
+    """The root of the clone that this package is imported from; None where it was installed,
+    without its notebooks."""
+    root = Path(importlib.util.find_spec('encapnet').origin).resolve().parents[1]
     return root if is_clone(root) else None
+
 
 def surrounding_clone() -> Path | None:
     "The root of the clone that one is in; None outside of one."
-    try: here = Path.cwd()
-    except FileNotFoundError: raise UsageError("the folder that this was started in is gone; expected one that exists") from None
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise UsageError(
+            'the folder that this was started in is gone; expected one that exists'
+        ) from None
     return next((folder for folder in (here, *here.parents) if is_clone(folder)), None)
+
 
 def clone() -> Path:
     "The clone that one is in, else that of the package. Raises UsageError where there is neither."
-    if found := surrounding_clone() or package_clone(): return found
-    raise UsageError("no notebooks here: run encapnet in a clone of its repository, which holds nbs/ and settings.ini")
+    if found := surrounding_clone() or package_clone():
+        return found
+    raise UsageError(
+        'no notebooks here: run encapnet in a clone of its repository, which holds nbs/ and '
+        'settings.ini'
+    )
 
 # %% ../../nbs/study/04_places.ipynb #19ccb4f7
 def resolve(folder: str | os.PathLike) -> Path:
-    "A folder or file as it was named, `~` read and a relative one from the clone's root. Raises UsageError for the home of nobody."
+    """A folder or file as it was named, `~` read and a relative one from the clone's root. Raises
+    UsageError for the home of nobody."""
     text = os.fspath(folder)
-    try: path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
     except RuntimeError:
         named = Path(text).parts[0]
-        raise UsageError(f"{text}: nobody knows the home folder that {named} stands for; expected the folder written out") from None
-    if path.is_absolute() or not text or (root := surrounding_clone()) is None or root == Path.cwd(): return path
-    if text.partition("/")[0] == ".": return Path.cwd()/path        # absolute: without its dot it would start at the root the next time
-    return path if text.partition("/")[0] == ".." else Path(os.path.relpath(root/path))
+        raise UsageError(
+            f'{text}: nobody knows the home folder that {named} stands for; expected the folder '
+            'written out'
+        ) from None
+    if (
+        path.is_absolute()
+        or not text
+        or (root := surrounding_clone()) is None
+        or root == Path.cwd()
+    ):
+        return path
+    # absolute: without its dot it would start at the root the next time
+    if text.partition('/')[0] == '.':
+        return Path.cwd() / path
+    return path if text.partition('/')[0] == '..' else Path(os.path.relpath(root / path))

@@ -7,7 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ..errors import UsageError
 from encapnet.study.config import (
-    CapConvBenchConfig, CapNetConfig, DataBenchConfig, DataConfig, MeasureConfig, RoutingBenchConfig, RunConfig,
+    CapConvBenchConfig,
+    CapNetConfig,
+    DataBenchConfig,
+    DataConfig,
+    MeasureConfig,
+    RoutingBenchConfig,
+    RunConfig,
     TransportBenchConfig,
 )
 from .experiments import EXPERIMENTS, TABLE1, find_row, suits
@@ -17,78 +23,189 @@ from .profiles import find_profile
 __all__ = ['BENCHES', 'plan', 'measurements', 'routing_benches', 'transport_benches', 'capconv_benches', 'data_benches']
 
 # %% ../../nbs/study/03_planning.ipynb #4fea35f5
-def plan(experiment: str,            # "table1"
-         profile: str,               # "quick"
-         hashes: dict[str, str],     # data set -> sha256 of its content
-         seeds: int | None = None,   # how many, from 0 up; None: the profile's own number
-         rows: Iterable[str] = (),   # some rows only
-        ) -> list[RunConfig]:        # data set by data set, row by row, seed by seed
+def plan(
+    experiment: str,  # "table1"
+    profile: str,  # "quick"
+    hashes: dict[str, str],  # data set -> sha256 of its content
+    seeds: int | None = None,  # how many, from 0 up; None: the profile's own number
+    rows: Iterable[str] = (),  # some rows only
+) -> list[RunConfig]:  # data set by data set, row by row, seed by seed
     "Every run that a report rests on, in the order in which it should be trained."
     chosen, settings = find_profile(profile), [find_row(experiment, row) for row in rows]
-    if not settings: settings = [find_row(experiment, row) for row in EXPERIMENTS.get(experiment, [""])]
+    if not settings:
+        settings = [find_row(experiment, row) for row in EXPERIMENTS.get(experiment, [''])]
     count = chosen.seeds if seeds is None else seeds
-    if count < 1: raise UsageError(f"seeds must be at least 1, got {count}")
+    if count < 1:
+        raise UsageError(f'seeds must be at least 1, got {count}')
+
     def run(row, name, sha256, seed):
-        effort, width = chosen.effort(row.network), dict(groups=chosen.groups) if hasattr(row.network, "groups") else {}
+        effort, width = (
+            chosen.effort(row.network),
+            dict(groups=chosen.groups) if hasattr(row.network, 'groups') else {},
+        )
         schedule = effort.schedule.model_copy(update=dict(batch=row.batch) if row.batch else {})
-        return RunConfig(experiment=row.home or experiment, row=row.name, profile=profile, loss=row.loss, seed=seed, schedule=schedule,
-                         statistics=chosen.statistics, network=row.network.model_copy(update=width), feedback=row.feedback,
-                         data=DataConfig(name=name, sha256=sha256, augmentation=row.augmentation, test_crops=row.test_crops,
-                                         train_images=effort.train_images, test_images=chosen.test_images))
-    return [run(row, name, sha256, seed) for name, sha256 in hashes.items() for seed in range(count) for row in settings
-            if suits(row, name)]
+        return RunConfig(
+            experiment=row.home or experiment,
+            row=row.name,
+            profile=profile,
+            loss=row.loss,
+            seed=seed,
+            schedule=schedule,
+            statistics=chosen.statistics,
+            network=row.network.model_copy(update=width),
+            feedback=row.feedback,
+            data=DataConfig(
+                name=name,
+                sha256=sha256,
+                augmentation=row.augmentation,
+                test_crops=row.test_crops,
+                train_images=effort.train_images,
+                test_images=chosen.test_images,
+            ),
+        )
+
+    return [
+        run(row, name, sha256, seed)
+        for name, sha256 in hashes.items()
+        for seed in range(count)
+        for row in settings
+        if suits(row, name)
+    ]
 
 # %% ../../nbs/study/03_planning.ipynb #e1390f4b
-def measurements(hardware: str,       # what they are taken on
-                 groups: int = 32,    # width G
-                ) -> list[MeasureConfig]:  # "table1_cost", in the table's order
+def measurements(
+    hardware: str,  # what they are taken on
+    groups: int = 32,  # width G
+) -> list[MeasureConfig]:  # "table1_cost", in the table's order
     "One measurement per row of Table 1, and one more for each CapNet with its votes formed."
     planned = []
     for row in TABLE1:
         network = row.network.model_copy(update=dict(groups=groups))
-        planned.append(MeasureConfig(experiment="table1_cost", row=row.name, network=network, hardware=hardware))
+        planned.append(
+            MeasureConfig(
+                experiment='table1_cost', row=row.name, network=network, hardware=hardware
+            )
+        )
         if isinstance(network, CapNetConfig):
-            votes = network.model_copy(update=dict(backend="reference"))
-            planned.append(MeasureConfig(experiment="table1_cost", row=f"{row.name}_votes", network=votes, hardware=hardware))
+            votes = network.model_copy(update=dict(backend='reference'))
+            planned.append(
+                MeasureConfig(
+                    experiment='table1_cost',
+                    row=f'{row.name}_votes',
+                    network=votes,
+                    hardware=hardware,
+                )
+            )
     return planned
 
 # %% ../../nbs/study/03_planning.ipynb #5adf8b2a
-def routing_benches(hardware: str,       # what they are taken on
-                    groups: int = 32,    # width G of Table 1's layer
-                    cuda: bool = False,
-                    rounds: int = 2,
-                   ) -> list[RoutingBenchConfig]:
+def routing_benches(
+    hardware: str,  # what they are taken on
+    groups: int = 32,  # width G of Table 1's layer
+    cuda: bool = False,
+    rounds: int = 2,
+) -> list[RoutingBenchConfig]:
     "Every candidate, in the order of its turn."
-    full, free = 64 * groups, ("chunked", "triton") if cuda else ("chunked",)
-    sizes = [("dynamic", 4, j * groups // 32) for j in (128, 512, 2048, 8192)] + [("em", 4, j) for j in (full // 4, full)]
-    sizes += [("dynamic", batch, full) for batch in ((1, 8, 32, 128) if cuda else (1, 16, 128))] + [("em", 128, full)] * cuda
-    layer = dict(groups=groups, positions=64, dim=8, higher_dim=16, hardware=hardware, rounds=rounds, trial=groups != 32)
-    chosen = [RoutingBenchConfig(row=f"{routing}_{backend}_j{higher}_b{batch}", routing=routing, backend=backend, higher=higher, batch=batch, **layer)
-              for routing, batch, higher in sizes for backend in ("reference", *free)]
+    full, free = 64 * groups, ('chunked', 'triton') if cuda else ('chunked',)
+    sizes = [('dynamic', 4, j * groups // 32) for j in (128, 512, 2048, 8192)] + [
+        ('em', 4, j) for j in (full // 4, full)
+    ]
+    sizes += [('dynamic', batch, full) for batch in ((1, 8, 32, 128) if cuda else (1, 16, 128))] + [
+        ('em', 128, full)
+    ] * cuda
+    layer = dict(
+        groups=groups,
+        positions=64,
+        dim=8,
+        higher_dim=16,
+        hardware=hardware,
+        rounds=rounds,
+        trial=groups != 32,
+    )
+    chosen = [
+        RoutingBenchConfig(
+            row=f'{routing}_{backend}_j{higher}_b{batch}',
+            routing=routing,
+            backend=backend,
+            higher=higher,
+            batch=batch,
+            **layer,
+        )
+        for routing, batch, higher in sizes
+        for backend in ('reference', *free)
+    ]
     digits = dict(layer, groups=36 * groups, positions=1, higher=10, batch=4 * groups)
-    return chosen + [RoutingBenchConfig(row=f"digitcaps_{backend}", backend=backend, **digits) for backend in ("textbook", *free)]
+    return chosen + [
+        RoutingBenchConfig(row=f'digitcaps_{backend}', backend=backend, **digits)
+        for backend in ('textbook', *free)
+    ]
 
 # %% ../../nbs/study/03_planning.ipynb #04880019
-def transport_benches(hardware: str, groups: int = 32, cuda: bool = False, rounds: int = 2) -> list[TransportBenchConfig]:
+def transport_benches(
+    hardware: str, groups: int = 32, cuda: bool = False, rounds: int = 2
+) -> list[TransportBenchConfig]:
     "Every candidate, in the order of its turn."
-    sizes = dict(batch=4 * groups, dim=2 * groups, hardware=hardware, rounds=rounds, trial=groups != 32)
-    return [TransportBenchConfig(row=f"{backend}_l{iterations}", backend=backend, iterations=iterations, **sizes)
-            for iterations in (10, 100) for backend in ("ours", "textbook", "pot", "geomloss")]
+    sizes = dict(
+        batch=4 * groups, dim=2 * groups, hardware=hardware, rounds=rounds, trial=groups != 32
+    )
+    return [
+        TransportBenchConfig(
+            row=f'{backend}_l{iterations}', backend=backend, iterations=iterations, **sizes
+        )
+        for iterations in (10, 100)
+        for backend in ('ours', 'textbook', 'pot', 'geomloss')
+    ]
 
-def capconv_benches(hardware: str, groups: int = 32, cuda: bool = False, rounds: int = 2) -> list[CapConvBenchConfig]:
+
+def capconv_benches(
+    hardware: str, groups: int = 32, cuda: bool = False, rounds: int = 2
+) -> list[CapConvBenchConfig]:
     "Every candidate, in the order of its turn."
-    return [CapConvBenchConfig(row=backend, backend=backend, groups=groups, batch=groups, hardware=hardware, trial=groups != 32,
-                               rounds=1 if backend == "compiled" else rounds) for backend in ("ours", "textbook", "compiled")]
+    return [
+        CapConvBenchConfig(
+            row=backend,
+            backend=backend,
+            groups=groups,
+            batch=groups,
+            hardware=hardware,
+            trial=groups != 32,
+            rounds=1 if backend == 'compiled' else rounds,
+        )
+        for backend in ('ours', 'textbook', 'compiled')
+    ]
 
-def data_benches(hardware: str, groups: int = 32, cuda: bool = False, rounds: int = 2) -> list[DataBenchConfig]:
-    "Every candidate, in the order of its turn: the loaders, and the steps at the width of measurements and at an eighth of it."
+# %% ../../nbs/study/03_planning.ipynb #09dd753d
+def data_benches(
+    hardware: str, groups: int = 32, cuda: bool = False, rounds: int = 2
+) -> list[DataBenchConfig]:
+    """Every candidate, in the order of its turn: the loaders, and the steps at the width of
+    measurements and at an eighth of it."""
     every = dict(batch=groups, hardware=hardware, rounds=rounds, trial=groups != 32)
-    loaders = [DataBenchConfig(row=f"{loader}_{side}", loader=loader, side=side, **every)
-               for side in (32, 64) for loader in ("none", "mild", "strong")]
-    steps = [("VanillaCNN", groups, 32), ("SixLayerEncapNet", groups, 32), ("EncapNet", groups, 32), ("EncapNet", groups, 64)]
-    steps += [("VanillaCNN", groups // 8, 32), ("SixLayerEncapNet", groups // 8, 32)] * (groups >= 8)
-    return loaders + [DataBenchConfig(row=f"{network.lower()}_g{width}_{side}", step=network, groups=width, side=side, **every)
-                      for network, width, side in steps]
+    loaders = [
+        DataBenchConfig(row=f'{loader}_{side}', loader=loader, side=side, **every)
+        for side in (32, 64)
+        for loader in ('none', 'mild', 'strong')
+    ]
+    steps = [
+        ('VanillaCNN', groups, 32),
+        ('SixLayerEncapNet', groups, 32),
+        ('EncapNet', groups, 32),
+        ('EncapNet', groups, 64),
+    ]
+    steps += [('VanillaCNN', groups // 8, 32), ('SixLayerEncapNet', groups // 8, 32)] * (
+        groups >= 8
+    )
+    return loaders + [
+        DataBenchConfig(
+            row=f'{network.lower()}_g{width}_{side}', step=network, groups=width, side=side, **every
+        )
+        for network, width, side in steps
+    ]
 
-BENCHES = dict(bench_routing=(RoutingBenchConfig, routing_benches), bench_transport=(TransportBenchConfig, transport_benches),
-               bench_capconv=(CapConvBenchConfig, capconv_benches), bench_data=(DataBenchConfig, data_benches))
+
+BENCHES = dict(
+    bench_routing=(RoutingBenchConfig, routing_benches),
+    bench_transport=(TransportBenchConfig, transport_benches),
+    bench_capconv=(CapConvBenchConfig, capconv_benches),
+    bench_data=(DataBenchConfig, data_benches),
+)

@@ -14,56 +14,126 @@ __all__ = ['PROFILES', 'Effort', 'Profile', 'find_profile']
 # %% ../../nbs/study/02_profiles.ipynb #c199b4a0
 class Effort(Strict):
     "What Table 2's deep networks get, where a profile gives them less."
+
     schedule: Schedule
     train_images: Positive
 
+
 class Profile(Strict):
     "How much of the paper's effort a run makes."
+
     name: str
     about: str
-    datasets: tuple[str, ...]          # what is trained on when no data root says otherwise
-    groups: Positive                   # width G of the trained networks; the paper's is 32
+    datasets: tuple[str, ...]  # what is trained on when no data root says otherwise
+    groups: Positive  # width G of the trained networks; the paper's is 32
     schedule: Schedule
-    seeds: Positive                    # how many a report takes unless told
+    seeds: Positive  # how many a report takes unless told
     train_images: Positive | None = None
     test_images: Positive | None = None
-    in_ledger: bool = True             # whether its runs are results to keep
-    cost_groups: Positive = 32         # width at which parameters, memory and time are measured
-    deep: Effort | None = None         # None: as all others
-    statistics: Literal["running", "recomputed"] = "recomputed"     # of batch normalisation, in evaluation
+    in_ledger: bool = True  # whether its runs are results to keep
+    cost_groups: Positive = 32  # width at which parameters, memory and time are measured
+    deep: Effort | None = None  # None: as all others
+    statistics: Literal['running', 'recomputed'] = (
+        'recomputed'  # of batch normalisation, in evaluation
+    )
 
     def effort(self, network: NetworkConfig):  # has a schedule and a number of training images
         "What a network gets."
-        return self.deep if self.deep and network.kind in ("EncapNet", "ResNet") else self
+        return self.deep if self.deep and network.kind in ('EncapNet', 'ResNet') else self
 
 # %% ../../nbs/study/02_profiles.ipynb #cc8665a2
 def _scaled(epochs, rate, batch):
-    return Schedule(epochs=epochs, learning_rate=rate, batch=batch,
-                    milestones=tuple(sorted({m for share in (2, 3, 4) if 0 < (m := round(epochs * share / 6)) < epochs})))
+    return Schedule(
+        epochs=epochs,
+        learning_rate=rate,
+        batch=batch,
+        milestones=tuple(
+            sorted({m for share in (2, 3, 4) if 0 < (m := round(epochs * share / 6)) < epochs})
+        ),
+    )
+
 
 def _annealed(epochs, rate, images, **more):
-    "Few steps: the rate rises in a seventh of them, then falls along a cosine; an epoch is a part of a pass over all images."
-    return Schedule(epochs=epochs, learning_rate=rate, decay="cosine", warmup=0.15, batch=32, epoch_images=images, **more)
+    """Few steps: the rate rises in a seventh of them, then falls along a cosine; an epoch is a
+    part of a pass over all images."""
+    return Schedule(
+        epochs=epochs,
+        learning_rate=rate,
+        decay='cosine',
+        warmup=0.15,
+        batch=32,
+        epoch_images=images,
+        **more,
+    )
 
-PROFILES = {profile.name: profile for profile in (
-    Profile(name="smoke", about="synthetic images, seconds: does it run?", datasets=("synthetic",), groups=2,
-            schedule=Schedule(epochs=2, learning_rate=2e-3, batch=32), seeds=1, train_images=128, test_images=64, in_ledger=False,
-            cost_groups=2, deep=Effort(schedule=Schedule(epochs=2, learning_rate=2e-3, batch=16), train_images=32)),
-    Profile(name="quick", about="real digits (4,000), two CPU cores, minutes", datasets=("digits",), groups=4,
-            schedule=Schedule(epochs=5, learning_rate=4e-3, milestones=(4,), batch=32), seeds=1, train_images=4000, test_images=1000,
-            deep=Effort(schedule=_annealed(6, 8e-3, 1000, interim_images=250), train_images=4000)),
-    Profile(name="long", about="MNIST in full, two CPU cores, a quarter of an hour a run and more", datasets=("mnist",), groups=8,
-            schedule=_scaled(10, 1e-3, 128), seeds=3, statistics="running"),
-    Profile(name="night", about="CIFAR-10 on two CPU cores while one sleeps, 25 minutes a run of 18 layers", datasets=("cifar10",), groups=4,
-            schedule=_annealed(10, 8e-3, 10_000, interim_images=1000), seeds=3),
-    Profile(name="short", about="CIFAR-10 on one data-centre GPU, half an hour", datasets=("cifar10",), groups=32,
-            schedule=_scaled(30, 1e-3, 128), seeds=1),
-    Profile(name="paper", about="the paper's settings: 600 epochs", datasets=("cifar10", "mnist"), groups=32,
-            schedule=_scaled(600, 1e-4, 128), seeds=3, statistics="running"),
-)}
+# %% ../../nbs/study/02_profiles.ipynb #0fd27b9c
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            name='smoke',
+            about='synthetic images, seconds: does it run?',
+            datasets=('synthetic',),
+            groups=2,
+            schedule=Schedule(epochs=2, learning_rate=2e-3, batch=32),
+            seeds=1,
+            train_images=128,
+            test_images=64,
+            in_ledger=False,
+            cost_groups=2,
+            deep=Effort(schedule=Schedule(epochs=2, learning_rate=2e-3, batch=16), train_images=32),
+        ),
+        Profile(
+            name='quick',
+            about='real digits (4,000), two CPU cores, minutes',
+            datasets=('digits',),
+            groups=4,
+            schedule=Schedule(epochs=5, learning_rate=4e-3, milestones=(4,), batch=32),
+            seeds=1,
+            train_images=4000,
+            test_images=1000,
+            deep=Effort(schedule=_annealed(6, 8e-3, 1000, interim_images=250), train_images=4000),
+        ),
+        Profile(
+            name='long',
+            about='MNIST in full, two CPU cores, a quarter of an hour a run and more',
+            datasets=('mnist',),
+            groups=8,
+            schedule=_scaled(10, 1e-3, 128),
+            seeds=3,
+            statistics='running',
+        ),
+        Profile(
+            name='night',
+            about='CIFAR-10 on two CPU cores while one sleeps, 25 minutes a run of 18 layers',
+            datasets=('cifar10',),
+            groups=4,
+            schedule=_annealed(10, 8e-3, 10_000, interim_images=1000),
+            seeds=3,
+        ),
+        Profile(
+            name='short',
+            about='CIFAR-10 on one data-centre GPU, half an hour',
+            datasets=('cifar10',),
+            groups=32,
+            schedule=_scaled(30, 1e-3, 128),
+            seeds=1,
+        ),
+        Profile(
+            name='paper',
+            about="the paper's settings: 600 epochs",
+            datasets=('cifar10', 'mnist'),
+            groups=32,
+            schedule=_scaled(600, 1e-4, 128),
+            seeds=3,
+            statistics='running',
+        ),
+    )
+}
 
 # %% ../../nbs/study/02_profiles.ipynb #205decbb
 def find_profile(name: str) -> Profile:
     "Look a profile up by its name, or say which there are."
-    if name not in PROFILES: raise UsageError(f"no profile {name!r}; {nearest(name, PROFILES)}")
+    if name not in PROFILES:
+        raise UsageError(f'no profile {name!r}; {nearest(name, PROFILES)}')
     return PROFILES[name]

@@ -17,37 +17,65 @@ from .places import package_clone
 __all__ = ['revision', 'processor', 'own_versions', 'provenance']
 
 # %% ../../nbs/study/06_provenance.ipynb #26579161
-def _git(root: Path, *arguments: str) -> str | None:  # None: git is not there, or does not trust the folder
+def _git(
+    root: Path, *arguments: str
+) -> str | None:  # None: git is not there, or does not trust the folder
     # A hook of another repository sets GIT_DIR and the like for all that it starts.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name == "GIT_CONFIG_GLOBAL"}
-    command = ["git", "-C", str(root), "--no-optional-locks", *arguments]
-    try: done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired, ValueError): return None
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith('GIT_') or name == 'GIT_CONFIG_GLOBAL'
+    }
+    command = ['git', '-C', str(root), '--no-optional-locks', *arguments]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
+
 def revision() -> tuple[str | None, bool | None]:
-    "The commit that the code is of, and whether package or notebooks have changed since; None for each where nobody knows."
-    if (root := package_clone()) is None: return None, None
-    top = _git(root, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != root: return None, None        # no repository, or another project's around ours
-    changed = _git(root, "status", "--porcelain", "--untracked-files=normal", "--", "encapnet", "nbs")
-    return _git(root, "rev-parse", "--verify", "HEAD"), None if changed is None else bool(changed)
+    """The commit that the code is of, and whether package or notebooks have changed since; None
+    for each where nobody knows."""
+    if (root := package_clone()) is None:
+        return None, None
+    top = _git(root, 'rev-parse', '--show-toplevel')
+    # no repository, or another project's around ours
+    if top is None or Path(top).resolve() != root:
+        return None, None
+    changed = _git(
+        root, 'status', '--porcelain', '--untracked-files=normal', '--', 'encapnet', 'nbs'
+    )
+    return _git(root, 'rev-parse', '--verify', 'HEAD'), None if changed is None else bool(changed)
 
 # %% ../../nbs/study/06_provenance.ipynb #14dd1de1
 @lru_cache(1)
 def processor() -> str:
     "The processor's name, as far as the system tells."
-    try: lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError: lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
     return names[0] if names else platform.processor() or platform.machine()
+
 
 def own_versions() -> dict[str, str]:
     "Versions of what computes."
-    return {name: importlib.metadata.version(name) for name in ("encapnet", "torch", "torchvision", "numpy")}
+    return {
+        name: importlib.metadata.version(name)
+        for name in ('encapnet', 'torch', 'torchvision', 'numpy')
+    }
+
 
 def provenance() -> dict[str, Any]:
     "Revision, versions and processor behind a result. The device is the trainer's to add."
     commit, changed = revision()
-    return dict(git=commit, dirty=changed, python=platform.python_version(), system=platform.system(),
-                processor=processor(), versions=own_versions())
+    return dict(
+        git=commit,
+        dirty=changed,
+        python=platform.python_version(),
+        system=platform.system(),
+        processor=processor(),
+        versions=own_versions(),
+    )

@@ -11,43 +11,73 @@ from .claims import CLAIMS, Claim, Computed, Fits, Ordered, Reaches
 from ..errors import UsageError, nearest
 from .experiments import EXPERIMENTS, suits
 from .judging import LOOKS, boundary
-from .verdicts import CONFIRMING, Gap, Place, Result, Seen, gaps, judge_all, missing, rows_at, seen_at, too_early
+from encapnet.study.verdicts import (
+    CONFIRMING,
+    Gap,
+    Place,
+    Result,
+    Seen,
+    gaps,
+    judge_all,
+    missing,
+    rows_at,
+    seen_at,
+    too_early,
+)
 
 # %% auto #0
 __all__ = ['outlook', 'Prospect', 'prospects', 'Step', 'steps']
 
 # %% ../../nbs/study/19_resolving.ipynb #0e06bf35
-def outlook(gap: Gap,
-            seeds: int,     # that each row is to have: 3, 5, 8 or 12
-           ) -> tuple[float, float]:
-    "How likely a gap is found above zero, and below, at a later look. A single seed's scatter is taken to be as large as the images'."
+def outlook(
+    gap: Gap,
+    seeds: int,  # that each row is to have: 3, 5, 8 or 12
+) -> tuple[float, float]:
+    """How likely a gap is found above zero, and below, at a later look. A single seed's scatter
+    is taken to be as large as the images'."""
     from scipy import stats
+
     interval, images = gap.interval, gap.images**2
-    known = ((interval.high - interval.low) / 2 / stats.norm.ppf(0.975))**2
-    if not math.isfinite(known): return 0.0, 0.0
+    known = ((interval.high - interval.low) / 2 / stats.norm.ppf(0.975)) ** 2
+    if not math.isfinite(known):
+        return 0.0, 0.0
     scatter = images if interval.seeds == 1 else max(known - images, 0.0)
     now, then = images + scatter, images + scatter * interval.seeds / seeds
-    edge, moves = float(stats.norm.ppf(1 - boundary(seeds) / 2)) * math.sqrt(then), math.sqrt(max(now - then, 1e-12))
-    return float(stats.norm.sf((edge - interval.value) / moves)), float(stats.norm.cdf((-edge - interval.value) / moves))
+    edge, moves = (
+        float(stats.norm.ppf(1 - boundary(seeds) / 2)) * math.sqrt(then),
+        math.sqrt(max(now - then, 1e-12)),
+    )
+    return float(stats.norm.sf((edge - interval.value) / moves)), float(
+        stats.norm.cdf((-edge - interval.value) / moves)
+    )
 
 # %% ../../nbs/study/19_resolving.ipynb #bd83b1d2
 class Prospect(NamedTuple):
     "What one more look at a claim would need, and might bring."
-    claim: str
-    seeds: int                            # that each of its rows is to have
-    runs: frozenset[tuple[str, int]]      # experiment/row and seed of those that are not there
-    chance: float                         # of a verdict, one way or the other
 
-def prospects(found: Sequence[Result],
-              place: Place,                    # profile and data set
-              claims: Iterable[str] = (),      # (): all
-             ) -> list[Prospect]:
-    "Every look that could still decide a claim at a place. Raises UsageError for a claim that there is not."
+    claim: str
+    seeds: int  # that each of its rows is to have
+    runs: frozenset[tuple[str, int]]  # experiment/row and seed of those that are not there
+    chance: float  # of a verdict, one way or the other
+
+
+def prospects(
+    found: Sequence[Result],
+    place: Place,  # profile and data set
+    claims: Iterable[str] = (),  # (): all
+) -> list[Prospect]:
+    """Every look that could still decide a claim at a place. Raises UsageError for a claim that
+    there is not."""
     for name in (chosen := list(claims)):
-        if name not in CLAIMS: raise UsageError(f"no claim {name!r}; {nearest(name, CLAIMS)}")
+        if name not in CLAIMS:
+            raise UsageError(f'no claim {name!r}; {nearest(name, CLAIMS)}')
     seen = seen_at(found).get(place, Seen())
     here = [run for run in found if (run.profile, run.dataset) == place[:2]]
-    open_ = {one.id for one in judge_all(here) if one.verdict.startswith(("unresolvable", "not attempted"))}
+    open_ = {
+        one.id
+        for one in judge_all(here)
+        if one.verdict.startswith(('unresolvable', 'not attempted'))
+    }
     made = (_looks(CLAIMS[name], seen, place) for name in chosen or CLAIMS if name in open_)
     return [one for looks in made for one in looks]
 
@@ -55,48 +85,95 @@ def prospects(found: Sequence[Result],
 def _looks(claim: Claim, seen: Seen, place: Place) -> list[Prospect]:
     rules = [rule for rule in claim.rules if not isinstance(rule, Computed)]
     rows = dict.fromkeys(row for rule in rules for row in rows_at(rule, place))
-    if not rows or any(isinstance(rule, Fits | Ordered) or isinstance(rule, Reaches) and place.profile != CONFIRMING for rule in rules): return []
-    if not all(_trainable(row, place.dataset) for row in rows): return []
-    told = [(gaps(rule, seen) if all(seen.get(row) for row in rows_at(rule, place)) else None, rule) for rule in rules]
-    for found, rule in told:                     # what more seeds do not mend
-        if found is not None and (missing(rule, seen, place) or not found or too_early(rule, seen, place, found)[0]): return []
+    if not rows or any(
+        isinstance(rule, Fits | Ordered)
+        or isinstance(rule, Reaches)
+        and place.profile != CONFIRMING
+        for rule in rules
+    ):
+        return []
+    if not all(_trainable(row, place.dataset) for row in rows):
+        return []
+    told = [
+        (gaps(rule, seen) if all(seen.get(row) for row in rows_at(rule, place)) else None, rule)
+        for rule in rules
+    ]
+    for found, rule in told:  # what more seeds do not mend
+        if found is not None and (
+            missing(rule, seen, place) or not found or too_early(rule, seen, place, found)[0]
+        ):
+            return []
     looks = []
     for seeds in LOOKS:
-        runs = frozenset((row, seed) for row in rows for seed in range(seeds) if seed not in seen.get(row, {}))
-        if runs: looks.append(Prospect(claim.id, seeds, runs, _chance([found for found, _ in told], seeds)))
+        runs = frozenset(
+            (row, seed) for row in rows for seed in range(seeds) if seed not in seen.get(row, {})
+        )
+        if runs:
+            looks.append(
+                Prospect(claim.id, seeds, runs, _chance([found for found, _ in told], seeds))
+            )
     return looks
 
+
 def _trainable(row: str, dataset: str) -> bool:
-    experiment, _, name = row.partition("/")
+    experiment, _, name = row.partition('/')
     return experiment in EXPERIMENTS and suits(EXPERIMENTS[experiment][name], dataset)
 
+
 def _chance(found: Sequence[list[Gap] | None], seeds: int) -> float:
-    ways = [way for gaps_ in found for way in ([(0.25, 0.25)] if gaps_ is None else [outlook(gap, seeds) for gap in gaps_])]
+    ways = [
+        way
+        for gaps_ in found
+        for way in ([(0.25, 0.25)] if gaps_ is None else [outlook(gap, seeds) for gap in gaps_])
+    ]
     return math.prod(good for good, _ in ways) + 1 - math.prod(1 - bad for _, bad in ways)
 
 # %% ../../nbs/study/19_resolving.ipynb #0f339356
 class Step(NamedTuple):
     "Runs to make next, and what for."
-    claims: tuple[str, ...]                 # the one that asked for them, then those that get their look with them
-    seeds: int
-    runs: tuple[tuple[str, int], ...]       # experiment/row and seed
-    minutes: float
-    chance: float                           # that the first of the claims is decided
 
-def steps(found: Iterable[Prospect],
-          minutes: Callable[[str], float],  # that a run of experiment/row takes
-          budget: float = math.inf,         # in minutes
-         ) -> list[Step]:
+    claims: tuple[str, ...]  # the one that asked for them, then those that get their look with them
+    seeds: int
+    runs: tuple[tuple[str, int], ...]  # experiment/row and seed
+    minutes: float
+    chance: float  # that the first of the claims is decided
+
+
+def steps(
+    found: Iterable[Prospect],
+    minutes: Callable[[str], float],  # that a run of experiment/row takes
+    budget: float = math.inf,  # in minutes
+) -> list[Step]:
     "What to train, best chance per minute first, as far as the time goes."
     left, had, made, spent, chosen = list(found), {}, set(), 0.0, []
-    def cost(one): return sum(minutes(row) for row, seed in one.runs - made)
-    def worth(one): return (one.chance - had.get(one.claim, 0.0)) / max(cost(one), 1e-6)
-    while left := [one for one in left if one.chance - had.get(one.claim, 0.0) > 0.01 and spent + cost(one) <= budget]:
+
+    def cost(one):
+        return sum(minutes(row) for row, seed in one.runs - made)
+
+    def worth(one):
+        return (one.chance - had.get(one.claim, 0.0)) / max(cost(one), 1e-6)
+
+    while left := [
+        one
+        for one in left
+        if one.chance - had.get(one.claim, 0.0) > 0.01 and spent + cost(one) <= budget
+    ]:
         best = max(left, key=worth)
         runs, took = tuple(sorted(best.runs - made, key=lambda run: (run[1], run[0]))), cost(best)
         made |= best.runs
-        also = [one for one in left if one is not best and one.claim != best.claim and one.runs <= made]
-        for one in (best, *also): had[one.claim] = max(had.get(one.claim, 0.0), one.chance)
-        chosen.append(Step(tuple(dict.fromkeys(one.claim for one in (best, *also))), best.seeds, runs, took, best.chance))
+        also = [
+            one for one in left if one is not best and one.claim != best.claim and one.runs <= made
+        ]
+        for one in (best, *also):
+            had[one.claim] = max(had.get(one.claim, 0.0), one.chance)
+        chosen.append(
+            Step(
+                tuple(dict.fromkeys(one.claim for one in (best, *also))),
+                best.seeds,
+                runs,
+                took,
+                best.chance,
+            )
+        )
         spent += took
     return chosen

@@ -16,135 +16,190 @@ __all__ = ['Interval', 'mean_interval', 'error_interval', 'bootstrap_interval', 
 # %% ../../nbs/study/15_stats.ipynb #27e7377c
 class Interval(NamedTuple):
     "A value and the 95 % interval around it."
+
     value: float
     low: float
     high: float
     seeds: int
-    source: str           # "seeds" or "test images"
-    p: float = math.nan   # of the hypothesis that it is 0, two-sided; of differences
+    source: str  # "seeds" or "test images"
+    p: float = math.nan  # of the hypothesis that it is 0, two-sided; of differences
 
-def mean_interval(values: Sequence[float],    # of any statistic, one per seed
-                  error: float = math.nan,    # standard error over test images, which a single seed goes by
-                  confidence: float = 0.95,
-                 ) -> Interval:
-    "Mean with its interval: Student's t over seeds, the normal distribution over test images for a single seed."
+
+def mean_interval(
+    values: Sequence[float],  # of any statistic, one per seed
+    error: float = math.nan,  # standard error over test images, which a single seed goes by
+    confidence: float = 0.95,
+) -> Interval:
+    """Mean with its interval: Student's t over seeds, the normal distribution over test images
+    for a single seed."""
     from scipy import stats
-    if not values: raise ValueError("an interval needs at least one value")
+
+    if not values:
+        raise ValueError('an interval needs at least one value')
     n, mean = len(values), sum(values) / len(values)
     if n == 1:
         half = error * stats.norm.ppf((1 + confidence) / 2)
-        return Interval(mean, mean - half, mean + half, 1, "test images")
-    spread = math.sqrt(sum((value - mean)**2 for value in values) / (n - 1) / n)
+        return Interval(mean, mean - half, mean + half, 1, 'test images')
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
     half = spread * stats.t.ppf((1 + confidence) / 2, n - 1)
-    return Interval(mean, mean - half, mean + half, n, "seeds")
+    return Interval(mean, mean - half, mean + half, n, 'seeds')
 
-def error_interval(errors: Sequence[float],   # one error in percent per seed
-                   images: int,               # size of the test set
-                   confidence: float = 0.95,
-                  ) -> Interval:              # all in percent
-    "Mean error with its interval: Student's t over seeds, Wilson over test images for a single seed."
+
+def error_interval(
+    errors: Sequence[float],  # one error in percent per seed
+    images: int,  # size of the test set
+    confidence: float = 0.95,
+) -> Interval:  # all in percent
+    """Mean error with its interval: Student's t over seeds, Wilson over test images for a single
+    seed."""
     from scipy import stats
-    if not errors or images < 1: raise ValueError("an interval needs at least one error and one test image")
-    if len(errors) > 1: return mean_interval(errors, confidence=confidence)
+
+    if not errors or images < 1:
+        raise ValueError('an interval needs at least one error and one test image')
+    if len(errors) > 1:
+        return mean_interval(errors, confidence=confidence)
     wrong = round(errors[0] * images / 100)
-    low, high = stats.binomtest(wrong, images).proportion_ci(confidence, method="wilson")
-    return Interval(errors[0], 100 * low, 100 * high, 1, "test images")
+    low, high = stats.binomtest(wrong, images).proportion_ci(confidence, method='wilson')
+    return Interval(errors[0], 100 * low, 100 * high, 1, 'test images')
 
 # %% ../../nbs/study/15_stats.ipynb #f9161e09
-def bootstrap_interval(values: Sequence[float],   # one for each test image
-                       confidence: float = 0.95,
-                       draws: int = 2000,
-                       seed: int = 0,
-                      ) -> Interval:
-    "The mean over test images of a single network with its percentile bootstrap interval. For many values: below 20 it is too narrow."
+def bootstrap_interval(
+    values: Sequence[float],  # one for each test image
+    confidence: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """The mean over test images of a single network with its percentile bootstrap interval. For
+    many values: below 20 it is too narrow."""
     import numpy as np
     from scipy import stats
-    if len(values) < 2: raise ValueError(f"a bootstrap needs at least two values, got {len(values)}")
-    found = stats.bootstrap((np.asarray(values, float),), np.mean, n_resamples=draws, confidence_level=confidence, method="percentile",
-                            rng=np.random.default_rng(seed)).confidence_interval
-    return Interval(float(np.mean(values)), float(found.low), float(found.high), 1, "test images")
+
+    if len(values) < 2:
+        raise ValueError(f'a bootstrap needs at least two values, got {len(values)}')
+    found = stats.bootstrap(
+        (np.asarray(values, float),),
+        np.mean,
+        n_resamples=draws,
+        confidence_level=confidence,
+        method='percentile',
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(float(np.mean(values)), float(found.low), float(found.high), 1, 'test images')
 
 # %% ../../nbs/study/15_stats.ipynb #83aa6ecf
 class Part(NamedTuple):
     "One mean in a weighted sum."
-    weight: float
-    values: Sequence[float]   # one per seed
-    error: float = 0.0        # standard error over test images, the same for all seeds
 
-def contrast(*parts: Part,
-             value: float | None = None,   # what the parts' uncertainty belongs to; None: their weighted sum
-             confidence: float = 0.95,
-            ) -> Interval:
-    "A weighted sum of means with its interval: Welch over seeds, and what other test images could do."
+    weight: float
+    values: Sequence[float]  # one per seed
+    error: float = 0.0  # standard error over test images, the same for all seeds
+
+
+def contrast(
+    *parts: Part,
+    value: float | None = None,  # what the parts' uncertainty belongs to; None: their weighted sum
+    confidence: float = 0.95,
+) -> Interval:
+    """A weighted sum of means with its interval: Welch over seeds, and what other test images
+    could do."""
     from scipy import stats
-    if not parts or not all(len(part.values) for part in parts): raise ValueError("a contrast needs at least one value in each part")
-    if value is None: value = sum(part.weight * sum(part.values) / len(part.values) for part in parts)
+
+    if not parts or not all(len(part.values) for part in parts):
+        raise ValueError('a contrast needs at least one value in each part')
+    if value is None:
+        value = sum(part.weight * sum(part.values) / len(part.values) for part in parts)
     n = min(len(part.values) for part in parts)
     scatter = [part.weight**2 * _variance_of_mean(part.values) for part in parts] if n > 1 else []
     spread = math.hypot(*(part.weight * part.error for part in parts), *map(math.sqrt, scatter))
     known = sum(one**2 / (len(part.values) - 1) for one, part in zip(scatter, parts))
     freedom = spread**4 / known if known > 0 else math.inf
     half = spread * float(stats.t.ppf((1 + confidence) / 2, freedom))
-    if n == 1: return Interval(value, value - half, value + half, 1, "test images")
+    if n == 1:
+        return Interval(value, value - half, value + half, 1, 'test images')
     p = 2 * stats.t.sf(abs(value) / spread, freedom) if spread else float(not value)
-    return Interval(value, value - half, value + half, n, "seeds", float(p))
+    return Interval(value, value - half, value + half, n, 'seeds', float(p))
+
 
 def _variance_of_mean(values: Sequence[float]) -> float:
     mean = sum(values) / len(values)
-    return sum((value - mean)**2 for value in values) / (len(values) - 1) / len(values)
+    return sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
 
-def binomial_error(errors: Sequence[float],   # in percent, one per seed
-                   images: int,               # size of the test set
-                  ) -> float:                 # in points
+
+def binomial_error(
+    errors: Sequence[float],  # in percent, one per seed
+    images: int,  # size of the test set
+) -> float:  # in points
     "Standard error of an error rate for the choice of test images."
-    share = max(sum(errors) / len(errors) / 100, 0.5 / images)             # half an error where there is none
+    # half an error where there is none
+    share = max(sum(errors) / len(errors) / 100, 0.5 / images)
     return 100 * math.sqrt(share * (1 - share) / images)
 
 # %% ../../nbs/study/15_stats.ipynb #9b278d15
-def difference(better: Sequence[float],  # errors in percent, one per seed
-               worse: Sequence[float],
-               images: int,              # size of the test set
-               confidence: float = 0.95,
-               margin: float = 0.0,      # by which share of worse's error `better` may lie above it
-              ) -> Interval:             # of worse - better, in points
-    "The difference of two error rates with its interval over seeds and test images; over test images for single seeds."
+def difference(
+    better: Sequence[float],  # errors in percent, one per seed
+    worse: Sequence[float],
+    images: int,  # size of the test set
+    confidence: float = 0.95,
+    margin: float = 0.0,  # by which share of worse's error `better` may lie above it
+) -> Interval:  # of worse - better, in points
+    """The difference of two error rates with its interval over seeds and test images; over test
+    images for single seeds."""
     return contrast(*apart(better, worse, images, margin), confidence=confidence)
 
-def apart(better: Sequence[float], worse: Sequence[float], images: int, margin: float = 0.0) -> tuple[Part, Part]:
-    "The two parts of a difference of error rates."
-    return Part(1 + margin, worse, binomial_error(worse, images)), Part(-1, better, binomial_error(better, images))
 
-def paired_difference(less: Mapping[int, float],  # by seed
-                      more: Mapping[int, float],
-                      error: float = 0.0,         # standard error over test images
-                     ) -> Interval | None:        # of more - less; None without a common seed
-    "The difference of a statistic between two sides of the same seeds, with its interval (paired t): what both share cancels."
+def apart(
+    better: Sequence[float], worse: Sequence[float], images: int, margin: float = 0.0
+) -> tuple[Part, Part]:
+    "The two parts of a difference of error rates."
+    return Part(1 + margin, worse, binomial_error(worse, images)), Part(
+        -1, better, binomial_error(better, images)
+    )
+
+
+def paired_difference(
+    less: Mapping[int, float],  # by seed
+    more: Mapping[int, float],
+    error: float = 0.0,  # standard error over test images
+) -> Interval | None:  # of more - less; None without a common seed
+    """The difference of a statistic between two sides of the same seeds, with its interval
+    (paired t): what both share cancels."""
     shared = sorted(less.keys() & more.keys())
-    return contrast(Part(1, [more[seed] - less[seed] for seed in shared], error)) if shared else None
+    return (
+        contrast(Part(1, [more[seed] - less[seed] for seed in shared], error)) if shared else None
+    )
 
 # %% ../../nbs/study/15_stats.ipynb #247e98a3
-def binomial_floor(errors: Sequence[float],   # the two rates in percent
-                   images: int,               # size of the test set
-                   confidence: float = 0.95,
-                  ) -> float:                 # in points
+def binomial_floor(
+    errors: Sequence[float],  # the two rates in percent
+    images: int,  # size of the test set
+    confidence: float = 0.95,
+) -> float:  # in points
     "How far apart two error rates may lie for no other reason than which images were tested."
     from scipy import stats
-    return float(stats.norm.ppf((1 + confidence) / 2)) * math.hypot(*(binomial_error([error], images) for error in errors))
 
-def resolvable_gap(seeds: int,            # of each side, 2 or more
-                   spread: float,         # standard deviation over seeds, in points
-                   error: float,          # about how much is misread, in percent
-                   images: int,           # size of the test set
-                   power: float = 0.8,    # how often a gap of this size is found
-                   comparisons: int = 1,  # that are judged together
-                   draws: int = 10_000,
-                  ) -> float:             # in points
+    return float(stats.norm.ppf((1 + confidence) / 2)) * math.hypot(
+        *(binomial_error([error], images) for error in errors)
+    )
+
+
+def resolvable_gap(
+    seeds: int,  # of each side, 2 or more
+    spread: float,  # standard deviation over seeds, in points
+    error: float,  # about how much is misread, in percent
+    images: int,  # size of the test set
+    power: float = 0.8,  # how often a gap of this size is found
+    comparisons: int = 1,  # that are judged together
+    draws: int = 10_000,
+) -> float:  # in points
     "The difference between two error rates that a study of this size can find."
     import numpy as np
     from scipy import stats
-    if seeds < 2: raise ValueError(f"what can be resolved is known from 2 seeds on, got {seeds}")
-    dice, known = np.random.default_rng(0), 2 * binomial_error([error], images)**2
-    scatter = spread**2 / seeds * dice.chisquare(seeds - 1, (2, draws)) / (seeds - 1)         # of both means, as it looks
+
+    if seeds < 2:
+        raise ValueError(f'what can be resolved is known from 2 seeds on, got {seeds}')
+    dice, known = np.random.default_rng(0), 2 * binomial_error([error], images) ** 2
+    # of both means, as it looks
+    scatter = spread**2 / seeds * dice.chisquare(seeds - 1, (2, draws)) / (seeds - 1)
     half = np.sqrt(scatter.sum(0) + known)
     freedom = np.minimum(half**4 / np.maximum((scatter**2).sum(0) / (seeds - 1), 1e-300), 1e6)
     noise = math.sqrt(2 * spread**2 / seeds + known) * dice.standard_normal(draws)
@@ -154,49 +209,76 @@ def resolvable_gap(seeds: int,            # of each side, 2 or more
 def adjusted(p: Sequence[float]) -> list[float]:
     "Values of p for many comparisons judged together (Benjamini and Hochberg); NaN stays."
     from scipy import stats
+
     known = [value for value in p if not math.isnan(value)]
     found = iter(stats.false_discovery_control(known) if known else ())
     return [value if math.isnan(value) else float(next(found)) for value in p]
 
-def direction(gap: Interval,
-              p: float | None = None,    # adjusted; None: the gap's own
-             ) -> str:
+
+def direction(
+    gap: Interval,
+    p: float | None = None,  # adjusted; None: the gap's own
+) -> str:
     "What a difference says of a claim that it is positive."
     p = gap.p if p is None else p
     if gap.seeds >= 2 and p < 0.05:
-        if gap.low > 0: return "direction agrees"
-        if gap.high < 0: return "direction disagrees"
+        if gap.low > 0:
+            return 'direction agrees'
+        if gap.high < 0:
+            return 'direction disagrees'
     return unresolvable(gap.seeds)
 
-def unresolvable(seeds: int) -> str: return f"unresolvable at {seeds} seed" + "s" * (seeds != 1)
+
+def unresolvable(seeds: int) -> str:
+    return f'unresolvable at {seeds} seed' + 's' * (seeds != 1)
 
 # %% ../../nbs/study/15_stats.ipynb #01ca134d
-def _share(before: Sequence[float], after: Sequence[float], images: int) -> tuple[float, list[Part]]:
-    "The share that is taken away, in percent, and the weighted sum that stands for its uncertainty."
-    if not before or not after or images < 1: raise ValueError("a reduction needs errors before and after, and test images")
-    first, last = (max(sum(errors) / len(errors), 50 / images) for errors in (before, after))       # half an error where there is none
-    return 100 * (1 - last / first), [Part(100 * last / first**2, before, binomial_error(before, images)),
-                                      Part(-100 / first, after, binomial_error(after, images))]
+def _share(
+    before: Sequence[float], after: Sequence[float], images: int
+) -> tuple[float, list[Part]]:
+    """The share that is taken away, in percent, and the weighted sum that stands for its
+    uncertainty."""
+    if not before or not after or images < 1:
+        raise ValueError('a reduction needs errors before and after, and test images')
+    # half an error where there is none
+    first, last = (max(sum(errors) / len(errors), 50 / images) for errors in (before, after))
+    return 100 * (1 - last / first), [
+        Part(100 * last / first**2, before, binomial_error(before, images)),
+        Part(-100 / first, after, binomial_error(after, images)),
+    ]
 
-def reduction(before: Sequence[float],   # errors in percent, one per seed
-              after: Sequence[float],
-              images: int,               # size of the test set
-              confidence: float = 0.95,
-             ) -> Interval:              # in percent of the error before
+
+def reduction(
+    before: Sequence[float],  # errors in percent, one per seed
+    after: Sequence[float],
+    images: int,  # size of the test set
+    confidence: float = 0.95,
+) -> Interval:  # in percent of the error before
     "The share of an error that is taken away, with its interval."
     value, parts = _share(before, after, images)
     return contrast(*parts, value=value, confidence=confidence)
 
-def reduction_gap(more: tuple[Sequence[float], Sequence[float]],   # errors before and after
-                  less: tuple[Sequence[float], Sequence[float]],
-                  images: int,
-                 ) -> Interval:                                    # in percent of the errors before
+
+def reduction_gap(
+    more: tuple[Sequence[float], Sequence[float]],  # errors before and after
+    less: tuple[Sequence[float], Sequence[float]],
+    images: int,
+) -> Interval:  # in percent of the errors before
     "By how much one share that is taken away exceeds another."
     (one, parts), (other, others) = _share(*more, images), _share(*less, images)
-    return contrast(*parts, *(part._replace(weight=-part.weight) for part in others), value=one - other)
+    return contrast(
+        *parts, *(part._replace(weight=-part.weight) for part in others), value=one - other
+    )
+
 
 def exceeds(one: Interval, other: Interval) -> Interval:
     "By how much one of two independent values exceeds the other; the half-widths add in squares."
     half = math.hypot((one.high - one.low) / 2, (other.high - other.low) / 2)
     value = one.value - other.value
-    return Interval(value, value - half, value + half, min(one.seeds, other.seeds), one.source if one.seeds <= other.seeds else other.source)
+    return Interval(
+        value,
+        value - half,
+        value + half,
+        min(one.seeds, other.seeds),
+        one.source if one.seeds <= other.seeds else other.source,
+    )

@@ -10,16 +10,48 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 from .answers import answers_of
-from .claims import (CLAIMS, CONVERGED, GROUPS, ROUTED, ROUTING, Below, Claim, Computed, Crops, Differs, Diverges, Fits, Level,
-                                   Ordered, Reaches, Reduces, Rule, Trend, best_constant_loss, label, printed_error, routings, rows_of)
+from encapnet.study.claims import (
+    CLAIMS,
+    CONVERGED,
+    GROUPS,
+    ROUTED,
+    ROUTING,
+    Below,
+    Claim,
+    Computed,
+    Crops,
+    Differs,
+    Diverges,
+    Fits,
+    Level,
+    Ordered,
+    Reaches,
+    Reduces,
+    Rule,
+    Trend,
+    best_constant_loss,
+    label,
+    printed_error,
+    routings,
+    rows_of,
+)
 from .config import is_own
 from .experiments import EXPERIMENTS
 from .profiles import PROFILES
-from .judging import (LOOKS, Row, Table, boundary, distance_gap, look, paired, reduction, reduction_gap, smallest_effect, spent_p,
-                                    steady_error)
-from .paper import FIG2_PRINTED, TABLE1, histogram_statistics
-from .ledger import COSTS, Record, changed_code, config_of, counted
-from .stats import Interval, Part, adjusted, contrast, direction, paired_difference, unresolvable
+from encapnet.study.judging import (
+    LOOKS,
+    Row,
+    Table,
+    boundary,
+    distance_gap,
+    look,
+    paired,
+    reduction,
+    reduction_gap,
+    smallest_effect,
+    spent_p,
+    steady_error,
+)
 
 # %% auto #0
 __all__ = ['CONFIRMING', 'VERDICTS', 'LEARNED', 'Result', 'results', 'Seen', 'statistic', 'records_hold', 'Gap', 'gaps',
@@ -28,54 +60,96 @@ __all__ = ['CONFIRMING', 'VERDICTS', 'LEARNED', 'Result', 'results', 'Seen', 'st
            'curves_of', 'resolvable', 'power_text', 'judge', 'family', 'adjust', 'judge_all', 'ledger_results',
            'judge_ledger']
 
+# %% ../../nbs/study/18_verdicts.ipynb #43350f6f
+from .paper import FIG2_PRINTED, TABLE1, histogram_statistics
+from .ledger import COSTS, Record, changed_code, config_of, counted
+from encapnet.study.stats import (
+    Interval,
+    Part,
+    adjusted,
+    contrast,
+    direction,
+    paired_difference,
+    unresolvable,
+)
+
 # %% ../../nbs/study/18_verdicts.ipynb #da84337f
 class Result(NamedTuple):
     "One run, as a rule sees it."
-    row: str                          # experiment/row
+
+    row: str  # experiment/row
     profile: str
     dataset: str
     seed: int
-    error: float                      # in percent
-    images: int                       # of the test set
+    error: float  # in percent
+    images: int  # of the test set
     effort: tuple[int, int] = (0, 0)  # training images, epochs
-    losses: tuple[float, ...] = ()    # training loss of the task after each epoch
-    agreement: dict | None = None     # Figure 2's statistics
-    stale: str = ""                   # what has changed in the code since
-    errors: tuple[float, ...] = ()    # after each epoch, in percent; () where a record does not say
-    constant_error: float | None = None   # of the best constant answer, in percent
-    one_crop: float | None = None     # the last error on one crop, where `error` is that on ten
-    loss: str = "margin"
-    source: str = ""                  # of the images
-    mistakes: str = ""                # one bit for each test image, as `answers.pack_mistakes` writes them; "" in older records
-    mistakes_one_crop: str = ""
+    losses: tuple[float, ...] = ()  # training loss of the task after each epoch
+    agreement: dict | None = None  # Figure 2's statistics
+    stale: str = ''  # what has changed in the code since
+    errors: tuple[float, ...] = ()  # after each epoch, in percent; () where a record does not say
+    constant_error: float | None = None  # of the best constant answer, in percent
+    one_crop: float | None = None  # the last error on one crop, where `error` is that on ten
+    loss: str = 'margin'
+    source: str = ''  # of the images
+    mistakes: str = ''  # one bit for each test image, as `answers.pack_mistakes` writes them; "" in older records
+    mistakes_one_crop: str = ''
 
+# %% ../../nbs/study/18_verdicts.ipynb #79d01d6f
 def results(records: Iterable[Record]) -> list[Result]:
     "The training runs among records; of several with one key, or one seed, the last."
     found = {}
     for record in records:
-        if "schedule" not in record.config or record.config["profile"] not in PROFILES: continue
+        if 'schedule' not in record.config or record.config['profile'] not in PROFILES:
+            continue
         config, outcome = config_of(record), record.outcome
-        if config.divided: continue
+        if config.divided:
+            continue
         # Of complete ImageNet the paper tells the top-5 error.
-        error = outcome.get("error_top5", outcome["error"]) if config.data.name == "imagenet" else outcome["error"]
-        result = Result(f"{config.experiment}/{config.row}", config.profile, config.data.name, config.seed, error, outcome["test_images"],
-                        (outcome.get("train_images", 0), config.schedule.epochs), tuple(outcome["losses"]), outcome.get("agreement"),
-                        changed_code(record, config), tuple(outcome.get("errors", ())), outcome.get("constant_error"),
-                        outcome.get("error_one_crop"), config.loss, outcome.get("source", ""),
-                        outcome.get("mistakes") or "", outcome.get("mistakes_one_crop") or "")
+        error = (
+            outcome.get('error_top5', outcome['error'])
+            if config.data.name == 'imagenet'
+            else outcome['error']
+        )
+        result = Result(
+            f'{config.experiment}/{config.row}',
+            config.profile,
+            config.data.name,
+            config.seed,
+            error,
+            outcome['test_images'],
+            (outcome.get('train_images', 0), config.schedule.epochs),
+            tuple(outcome['losses']),
+            outcome.get('agreement'),
+            changed_code(record, config),
+            tuple(outcome.get('errors', ())),
+            outcome.get('constant_error'),
+            outcome.get('error_one_crop'),
+            config.loss,
+            outcome.get('source', ''),
+            outcome.get('mistakes') or '',
+            outcome.get('mistakes_one_crop') or '',
+        )
         found[result[:4]] = result
     return list(found.values())
 
 # %% ../../nbs/study/18_verdicts.ipynb #a687af25
 class Seen(dict[str, dict[int, Result]]):
     "The results of one profile and data set: experiment/row -> seed -> result."
+
     @cached_property
-    def told(self) -> dict[tuple, list[Gap]]: return {}      # what `gaps` found, for many ask
+    def told(self) -> dict[tuple, list[Gap]]:
+        return {}  # what `gaps` found, for many ask
 
     @cached_property
     def looked_at(self) -> Seen:
         "The same with the seeds that count: of each row the first 3, 5, 8 or 12."
-        return Seen({row: {seed: runs[seed] for seed in sorted(runs)[:look(len(runs)) or len(runs)]} for row, runs in self.items()})
+        return Seen(
+            {
+                row: {seed: runs[seed] for seed in sorted(runs)[: look(len(runs)) or len(runs)]}
+                for row, runs in self.items()
+            }
+        )
 
     @cached_property
     def tables(self) -> list[Table]:
@@ -84,594 +158,1115 @@ class Seen(dict[str, dict[int, Result]]):
         for row, runs in self.items():
             one = next(iter(runs.values()))
             alike.setdefault((one.dataset, one.images), {})[row] = list(runs.values())
-        return [Table({row: _answered(runs, len({run.source for one in rows.values() for run in one}) == 1) for row, runs in rows.items()})
-                for rows in alike.values()]
+        return [
+            Table(
+                {
+                    row: _answered(
+                        runs, len({run.source for one in rows.values() for run in one}) == 1
+                    )
+                    for row, runs in rows.items()
+                }
+            )
+            for rows in alike.values()
+        ]
 
     def table(self, rows: Iterable[str]) -> Table | None:
         "The table that holds all of some rows; None if they were not tested on the same images."
         return next((one for one in self.tables if one.rows.keys() >= set(rows)), None)
 
+# %% ../../nbs/study/18_verdicts.ipynb #082ff114
 def _answered(runs: Sequence[Result], one_source: bool) -> Row:
-    "A row with its answers; without, where a record has none, or images of two sources may lie in two orders."
+    """A row with its answers; without, where a record has none, or images of two sources may lie
+    in two orders."""
     import numpy as np
+
     known = one_source and all(run.mistakes for run in runs)
-    return Row([run.error for run in runs], runs[0].images, np.stack([answers_of(run.mistakes, run.images) for run in runs]) if known else None)
+    return Row(
+        [run.error for run in runs],
+        runs[0].images,
+        np.stack([answers_of(run.mistakes, run.images) for run in runs]) if known else None,
+    )
 
 # %% ../../nbs/study/18_verdicts.ipynb #213dbb1a
-_SHARES = ("similar", "dissimilar", "near_zero")     # told in percent
-_FROM_HISTOGRAM = ("near_zero", "near_zero_relative_length", "similar_relative_length", "ends_over_near_zero", "unequal_lengths")
-_PLACES = dict(first=0, last=-1, before=-2)          # "before": the recorded moment before the last
+_SHARES = ('similar', 'dissimilar', 'near_zero')  # told in percent
+_FROM_HISTOGRAM = (
+    'near_zero',
+    'near_zero_relative_length',
+    'similar_relative_length',
+    'ends_over_near_zero',
+    'unequal_lengths',
+)
+_PLACES = dict(first=0, last=-1, before=-2)  # "before": the recorded moment before the last
+
 
 def statistic(result: Result, name: str, moment: str) -> tuple[float, float] | None:
-    "Figure 2's statistic of the true class at a moment, and its standard error over images; None where no vote, or no record, has it."
-    values, place = (result.agreement or {}).get("true") or {}, _PLACES[moment]
-    if name in _FROM_HISTOGRAM: return _of_histogram(values, name, place)
-    if len(values.get(name) or ()) < max(1, -place): return None
+    """Figure 2's statistic of the true class at a moment, and its standard error over images;
+    None where no vote, or no record, has it."""
+    values, place = (result.agreement or {}).get('true') or {}, _PLACES[moment]
+    if name in _FROM_HISTOGRAM:
+        return _of_histogram(values, name, place)
+    if len(values.get(name) or ()) < max(1, -place):
+        return None
     value, error = values[name][place]
-    if not name.endswith("_length"): return value, error
-    # Of no votes there is no length, and that of a single image has an error of 0 for want of others.
-    return (value, error or math.inf) if values[name.removesuffix("_length")][place][0] else None
+    if not name.endswith('_length'):
+        return value, error
+    # Of no votes there is no length, and that of a single image has an error of 0 for want of
+    # others.
+    return (value, error or math.inf) if values[name.removesuffix('_length')][place][0] else None
+
 
 def _of_histogram(values: Mapping, name: str, place: int) -> tuple[float, float] | None:
-    shares, lengths = values.get("share") or (), values.get("length") or ()
-    if min(len(shares), len(lengths)) < max(1, -place): return None
+    shares, lengths = values.get('share') or (), values.get('length') or ()
+    if min(len(shares), len(lengths)) < max(1, -place):
+        return None
     value = histogram_statistics(shares[place], lengths[place]).get(name)
-    if value is None: return None
-    if name != "similar_relative_length" or not values.get("similar_length"): return value, 0.0
-    length, error = values["similar_length"][place]      # the top bin's, with its error
+    if value is None:
+        return None
+    if name != 'similar_relative_length' or not values.get('similar_length'):
+        return value, 0.0
+    length, error = values['similar_length'][place]  # the top bin's, with its error
     return (value, error / length * value if error else math.inf) if length else None
+
 
 def records_hold(result: Result, name: str) -> bool:
     "Whether a run's record has what a statistic of Figure 2 is made of."
-    values = (result.agreement or {}).get("true") or {}
-    return all(values.get(part) for part in (("share", "length") if name in _FROM_HISTOGRAM else (name,)))
+    values = (result.agreement or {}).get('true') or {}
+    return all(
+        values.get(part) for part in (('share', 'length') if name in _FROM_HISTOGRAM else (name,))
+    )
 
 # %% ../../nbs/study/18_verdicts.ipynb #132a687d
 class Gap(NamedTuple):
     "A difference that is positive if the rule holds."
-    interval: Interval
-    unit: str = " points"
-    images: float = 0.0     # the part of its standard error that more seeds do not change
-    paired: bool = False    # a mean of differences within runs, or of one row alone
-    sizes: tuple[float, float] | None = None    # what so many seeds find four times in five, and twice as many; None: by the interval's width
 
-def gaps(rule: Rule,
-         seen: Seen,
-         routed: Mapping[str, str] = ROUTED["fig2"],   # the rows of each routing
-        ) -> list[Gap]:
-    "What runs say of a rule, p by what its look may spend; empty where they do not have what it takes, or where no run decides."
+    interval: Interval
+    unit: str = ' points'
+    images: float = 0.0  # the part of its standard error that more seeds do not change
+    paired: bool = False  # a mean of differences within runs, or of one row alone
+    sizes: tuple[float, float] | None = (
+        None  # what so many seeds find four times in five, and twice as many; None: by the interval's width
+    )
+
+
+def gaps(
+    rule: Rule,
+    seen: Seen,
+    routed: Mapping[str, str] = ROUTED['fig2'],  # the rows of each routing
+) -> list[Gap]:
+    """What runs say of a rule, p by what its look may spend; empty where they do not have what it
+    takes, or where no run decides."""
     seen = seen if isinstance(seen, Seen) else Seen(seen)
     asked = rule, *sorted(routed.items())
     if asked not in seen.told:
-        seen.told[asked] = [gap._replace(interval=gap.interval._replace(p=spent_p(gap.interval.p, gap.interval.seeds)))
-                            for gap in _gaps(rule, seen.looked_at, routed)]
+        seen.told[asked] = [
+            gap._replace(
+                interval=gap.interval._replace(p=spent_p(gap.interval.p, gap.interval.seeds))
+            )
+            for gap in _gaps(rule, seen.looked_at, routed)
+        ]
     return seen.told[asked]
 
+# %% ../../nbs/study/18_verdicts.ipynb #e8bf88c4
 def _gaps(rule: Rule, seen: Seen, routed: Mapping[str, str]) -> list[Gap]:
-    if isinstance(rule, Trend): return _trend(rule, seen, routed)
-    if isinstance(rule, Level): return _level(rule, seen.get(routed.get(rule.place[0], ""), {}))
+    if isinstance(rule, Trend):
+        return _trend(rule, seen, routed)
+    if isinstance(rule, Level):
+        return _level(rule, seen.get(routed.get(rule.place[0], ''), {}))
     rows = [seen.get(row, {}) for row in rows_of(rule)]
-    if not rows or not all(rows): return []
+    if not rows or not all(rows):
+        return []
     match rule:
-        case Below(metric="loss"): return _faster(*rows)
-        case Diverges(): return [Gap(contrast(Part(1, [_unconverged(run) for run in rows[0].values()])), _OF_CONSTANT, paired=True)]
-        case Crops(): return _of_crops(rows[0])
+        case Below(metric='loss'):
+            return _faster(*rows)
+        case Diverges():
+            return [
+                Gap(
+                    contrast(Part(1, [_unconverged(run) for run in rows[0].values()])),
+                    _OF_CONSTANT,
+                    paired=True,
+                )
+            ]
+        case Crops():
+            return _of_crops(rows[0])
     return _of_errors_in(table, rule) if (table := seen.table(rows_of(rule))) else []
 
 # %% ../../nbs/study/18_verdicts.ipynb #7d4b075b
 def _of_errors_in(table: Table, rule: Below | Reduces | Differs | Reaches) -> list[Gap]:
     "What errors on the same test images say."
     match rule:
-        case Below(better, worse): return [_weighed(table, {worse: 1 + rule.margin, better: -1})]
-        case Reaches(row): return [_weighed(table, {row: -1}, rule.error - table.parts[row].error)]
+        case Below(better, worse):
+            return [_weighed(table, {worse: 1 + rule.margin, better: -1})]
+        case Reaches(row):
+            return [_weighed(table, {row: -1}, rule.error - table.parts[row].error)]
         case Reduces(more, less):
-            return [Gap(reduction(table, *more), _SHARE), Gap(reduction_gap(table, more, less), _SHARE)]
-        case Differs((one, other), (third, fourth)): return [Gap(distance_gap(table, {one: 1, other: -1}, {third: 1, fourth: -1}))]
+            return [
+                Gap(reduction(table, *more), _SHARE),
+                Gap(reduction_gap(table, more, less), _SHARE),
+            ]
+        case Differs((one, other), (third, fourth)):
+            return [Gap(distance_gap(table, {one: 1, other: -1}, {third: 1, fourth: -1}))]
     return []
+
 
 def _weighed(table: Table, weights: Mapping[str, float], value: float | None = None) -> Gap:
     seeds = min(table.parts[row].seeds for row in weights)
     level = boundary(seeds) or 0.05
-    sizes = tuple(smallest_effect(table, weights, times, level=level) for times in (1, 2)) if seeds > 1 else None
+    sizes = (
+        tuple(smallest_effect(table, weights, times, level=level) for times in (1, 2))
+        if seeds > 1
+        else None
+    )
     return Gap(paired(table, weights, value), images=steady_error(table, weights), sizes=sizes)
 
 # %% ../../nbs/study/18_verdicts.ipynb #e68f7694
-_SHARE, _OF_CONSTANT = " % of the error", " % of the best constant loss"
-_CLASS_COUNTS = dict(cifar100=100, himagenet=200, himagenet32=200, imagenet=1000, imagenet32=1000)     # the others have ten
+_SHARE, _OF_CONSTANT = ' % of the error', ' % of the best constant loss'
+# the others have ten
+_CLASS_COUNTS = dict(cifar100=100, himagenet=200, himagenet32=200, imagenet=1000, imagenet32=1000)
+
 
 def _mean(values: Iterable[float]) -> float:
     values = list(values)
     return sum(values) / len(values)
 
+
 def _of_crops(runs: Mapping[int, Result]) -> list[Gap]:
     "What ten crops take off the error on one: both are of the same network and the same images."
     known = [run for run in runs.values() if run.one_crop is not None]
-    error = _crops_error(known) if known and all(run.mistakes and run.mistakes_one_crop for run in known) else 0.0
-    return [Gap(contrast(Part(1, [run.one_crop - run.error for run in known], error)), images=error, paired=True)] if known else []
+    error = (
+        _crops_error(known)
+        if known and all(run.mistakes and run.mistakes_one_crop for run in known)
+        else 0.0
+    )
+    return (
+        [
+            Gap(
+                contrast(Part(1, [run.one_crop - run.error for run in known], error)),
+                images=error,
+                paired=True,
+            )
+        ]
+        if known
+        else []
+    )
+
 
 def _crops_error(runs: Sequence[Result]) -> float:
     "Standard error of the gain for the choice of test images, in points."
     import numpy as np
-    changed = np.mean([answers_of(run.mistakes_one_crop, run.images) - 1.0 * answers_of(run.mistakes, run.images) for run in runs], 0)
+
+    changed = np.mean(
+        [
+            answers_of(run.mistakes_one_crop, run.images)
+            - 1.0 * answers_of(run.mistakes, run.images)
+            for run in runs
+        ],
+        0,
+    )
     return 100 * float(changed.std(ddof=1)) / math.sqrt(len(changed))
 
+# %% ../../nbs/study/18_verdicts.ipynb #ae1b766b
 def _faster(better: Mapping[int, Result], worse: Mapping[int, Result]) -> list[Gap]:
-    means = ({seed: _mean(run.losses) for seed, run in row.items() if run.losses} for row in (better, worse))
+    means = (
+        {seed: _mean(run.losses) for seed, run in row.items() if run.losses}
+        for row in (better, worse)
+    )
     found = paired_difference(*means)
-    return [Gap(found, "", paired=True)] if found else []
+    return [Gap(found, '', paired=True)] if found else []
+
 
 def constant_loss(run: Result) -> float:
     "The loss of the best constant answer to a run's data, as if its classes were balanced."
     return best_constant_loss(run.loss, _CLASS_COUNTS.get(run.dataset, 10))
 
-def _ended(run: Result) -> float:
-    "The last training loss in percent of the best constant answer's; one that is no number any more counts as twice as much."
-    return 100 * run.losses[-1] / constant_loss(run) if run.losses and math.isfinite(run.losses[-1]) else 200.0
 
-def _unconverged(run: Result) -> float: return _ended(run) - 100 * CONVERGED
+def _ended(run: Result) -> float:
+    """The last training loss in percent of the best constant answer's; one that is no number any
+    more counts as twice as much."""
+    return (
+        100 * run.losses[-1] / constant_loss(run)
+        if run.losses and math.isfinite(run.losses[-1])
+        else 200.0
+    )
+
+
+def _unconverged(run: Result) -> float:
+    return _ended(run) - 100 * CONVERGED
 
 # %% ../../nbs/study/18_verdicts.ipynb #7698effb
 def _unit(rule: Trend | Level) -> tuple[str, int]:
     "A statistic's unit, and what its values are multiplied with."
-    return (" points", 100) if rule.statistic in _SHARES else ("", 1)
+    return (' points', 100) if rule.statistic in _SHARES else ('', 1)
+
 
 def _trend(rule: Trend, seen: Seen, routed: Mapping[str, str]) -> list[Gap]:
-    if not {rule.higher[0], rule.lower[0]} <= routed.keys(): return []
-    values = [{seed: found for seed, run in seen.get(routed[routing], {}).items() if (found := statistic(run, rule.statistic, moment))}
-              for routing, moment in (rule.higher, rule.lower)]
-    if not all(values): return []
+    if not {rule.higher[0], rule.lower[0]} <= routed.keys():
+        return []
+    values = [
+        {
+            seed: found
+            for seed, run in seen.get(routed[routing], {}).items()
+            if (found := statistic(run, rule.statistic, moment))
+        }
+        for routing, moment in (rule.higher, rule.lower)
+    ]
+    if not all(values):
+        return []
     unit, scale = _unit(rule)
     more, less = ({seed: scale * value for seed, (value, _) in side.items()} for side in values)
-    errors = [scale * max(error for _, error in side.values()) for side in values]        # over test images
+    # over test images
+    errors = [scale * max(error for _, error in side.values()) for side in values]
     same = rule.higher[0] == rule.lower[0]
-    if same: found = paired_difference(less, more, math.hypot(*errors))
-    else: found = contrast(Part(1, list(more.values()), errors[0]), Part(-1, list(less.values()), errors[1]))
+    if same:
+        found = paired_difference(less, more, math.hypot(*errors))
+    else:
+        found = contrast(
+            Part(1, list(more.values()), errors[0]), Part(-1, list(less.values()), errors[1])
+        )
     return [Gap(found, unit, math.hypot(*errors), same)] if found else []
+
 
 def _level(rule: Level, row: Mapping[int, Result]) -> list[Gap]:
     unit, scale = _unit(rule)
-    values = [found for run in row.values() if (found := statistic(run, rule.statistic, rule.place[1]))]
-    if not values: return []
-    sign, error = 1 if rule.side == "above" else -1, scale * max(error for _, error in values)
+    values = [
+        found for run in row.values() if (found := statistic(run, rule.statistic, rule.place[1]))
+    ]
+    if not values:
+        return []
+    sign, error = 1 if rule.side == 'above' else -1, scale * max(error for _, error in values)
     part = Part(sign, [scale * value for value, _ in values], error)
     return [Gap(contrast(part, value=sign * (_mean(part.values) - rule.bound)), unit, error, True)]
 
+# %% ../../nbs/study/18_verdicts.ipynb #64ff17b4
 def _none_at_all(rule: Rule, seen: Seen, routed: Mapping[str, str]) -> bool:
     "Whether a share that is said to change with training is zero in all runs, before and after."
-    if not isinstance(rule, Trend) or rule.statistic not in _SHARES or rule.higher[0] != rule.lower[0]: return False
-    values = [statistic(run, rule.statistic, moment) for run in seen.get(routed.get(rule.higher[0], ""), {}).values() for moment in ("first", "last")]
+    if (
+        not isinstance(rule, Trend)
+        or rule.statistic not in _SHARES
+        or rule.higher[0] != rule.lower[0]
+    ):
+        return False
+    values = [
+        statistic(run, rule.statistic, moment)
+        for run in seen.get(routed.get(rule.higher[0], ''), {}).values()
+        for moment in ('first', 'last')
+    ]
     return bool(values) and not any(found is None or found[0] for found in values)
 
 # %% ../../nbs/study/18_verdicts.ipynb #70b048aa
 _RUN_RULES = (Below, Trend, Level, Reduces, Differs, Diverges, Reaches, Crops)
-CONFIRMING = "paper"                                # the one profile that can reproduce
-VERDICTS = {"reproduced": "✓", "direction agrees": "✓", "exact": "=", "unresolvable": "~", "none at either moment": "○", "too early": "…",
-            "direction disagrees": "✗", "not reproduced": "✗", "not attempted": "–"}      # word -> shape, so that colour is never alone
-_DATASETS = ("cifar10", "cifar100", "svhn", "himagenet", "himagenet32", "imagenet", "mnist", "digits")
+CONFIRMING = 'paper'  # the one profile that can reproduce
+VERDICTS = {
+    'reproduced': '✓',
+    'direction agrees': '✓',
+    'exact': '=',
+    'unresolvable': '~',
+    'none at either moment': '○',
+    'too early': '…',
+    # word -> shape, so that colour is never alone
+    'direction disagrees': '✗',
+    'not reproduced': '✗',
+    'not attempted': '–',
+}
+_DATASETS = (
+    'cifar10',
+    'cifar100',
+    'svhn',
+    'himagenet',
+    'himagenet32',
+    'imagenet',
+    'mnist',
+    'digits',
+)
 _PROFILES = tuple(name for name, profile in reversed(PROFILES.items()) if profile.in_ledger)
+
 
 class Curves(NamedTuple):
     "Numbers over the epochs, in the mean over seeds."
-    what: str                                         # "test error (%)" or "training loss"
+
+    what: str  # "test error (%)" or "training loss"
     lines: tuple[tuple[str, tuple[float, ...]], ...]  # what a row is called, and its values
-    constant: float | None                            # of the best constant answer
+    constant: float | None  # of the best constant answer
+
 
 class Finding(NamedTuple):
     "What one profile and data set say of one rule."
+
     rule: Rule
-    paper: str                    # the paper's numbers
+    paper: str  # the paper's numbers
     ours: str
-    gap: str                      # the difference with its interval; "" where there is none
+    gap: str  # the difference with its interval; "" where there is none
     verdict: str
-    why: str = ""                 # what stands in its way
+    why: str = ''  # what stands in its way
     seeds: int = 0
-    gate: str = ""                # what is to be known of whether it may be judged at all
-    power: str = ""               # the smallest effect that so many seeds could have resolved, and twice as many
+    gate: str = ''  # what is to be known of whether it may be judged at all
+    power: str = ''  # the smallest effect that so many seeds could have resolved, and twice as many
     curves: Curves | None = None
 
 # %% ../../nbs/study/18_verdicts.ipynb #7e9d6d5e
 class Judgement(NamedTuple):
     "What became of a claim."
+
     id: str
     group: str
     statement: str
     source: str
     note: str
-    verdict: str                  # one of VERDICTS; "unresolvable at n seeds"
+    verdict: str  # one of VERDICTS; "unresolvable at n seeds"
     why: str
     paper: str
     ours: str
     seeds: int
-    profile: str                  # "" for arithmetic, and where nothing was attempted
+    profile: str  # "" for arithmetic, and where nothing was attempted
     dataset: str
-    command: str                  # what to type to strengthen it
+    command: str  # what to type to strengthen it
     findings: tuple[Finding, ...]
-    further: tuple[tuple[str, str, str], ...] = ()   # of other profiles and data sets: profile, data set, verdict
-    stale: tuple[str, ...] = ()                      # rows whose code has changed since, with what has
+    further: tuple[
+        tuple[str, str, str], ...
+    ] = ()  # of other profiles and data sets: profile, data set, verdict
+    stale: tuple[str, ...] = ()  # rows whose code has changed since, with what has
 
 # %% ../../nbs/study/18_verdicts.ipynb #1b31158e
 def signed(value: float) -> str:
     "A difference with its sign and digits that count."
-    return f"{value:+.2f}" if abs(value) >= 1 else f"{value:+.2g}"
+    return f'{value:+.2f}' if abs(value) >= 1 else f'{value:+.2g}'
+
 
 def gap_text(gap: Gap) -> str:
     "`+3.90 points (+3.61 to +4.19)`."
     value, low, high = gap.interval[:3]
-    spread = f" ({signed(low)} to {signed(high)})" if math.isfinite(low) and math.isfinite(high) else ""
-    return f"{signed(value)}{gap.unit}{spread}"
+    spread = (
+        f' ({signed(low)} to {signed(high)})' if math.isfinite(low) and math.isfinite(high) else ''
+    )
+    return f'{signed(value)}{gap.unit}{spread}'
 
-_CONFIRMED = {"direction agrees": "reproduced", "direction disagrees": "not reproduced"}
+
+_CONFIRMED = {'direction agrees': 'reproduced', 'direction disagrees': 'not reproduced'}
+
 
 def _worded(gap: Gap, p: float, profile: str) -> tuple[str, str]:
     "The verdict of one gap, and what stands in its way if it is not resolved."
     word, found = direction(gap.interval, p), gap.interval
-    if word in _CONFIRMED: return _CONFIRMED[word] if profile == CONFIRMING else word, ""
-    if found.seeds < 2: return word, "one seed says nothing of others"
-    if not look(found.seeds): return word, f"seeds are looked at when there are {', '.join(map(str, LOOKS))}"
-    if found.low <= 0 <= found.high: return word, "the interval holds zero"
-    return word, f"clear of zero by itself (p = {found.p:.2g}), but not among all that its table or figure is said to show (p = {p:.2g})"
+    if word in _CONFIRMED:
+        return _CONFIRMED[word] if profile == CONFIRMING else word, ''
+    if found.seeds < 2:
+        return word, 'one seed says nothing of others'
+    if not look(found.seeds):
+        return word, f'seeds are looked at when there are {", ".join(map(str, LOOKS))}'
+    if found.low <= 0 <= found.high:
+        return word, 'the interval holds zero'
+    return (
+        word,
+        f'clear of zero by itself (p = {found.p:.2g}), but not among all that its table or '
+        f'figure is said to show (p = {p:.2g})',
+    )
+
 
 def kind(verdict: str) -> str:
     "Which of the words in `VERDICTS` a verdict is."
     return next(word for word in VERDICTS if verdict.startswith(word))
 
+# %% ../../nbs/study/18_verdicts.ipynb #5851f2d0
 def weakest(verdicts: Iterable[str]) -> str:
     "The verdict of a conjunction."
-    order = ("not reproduced", "direction disagrees", "not attempted", "too early", "none at either moment", "unresolvable", "direction agrees",
-             "reproduced", "exact")
+    order = (
+        'not reproduced',
+        'direction disagrees',
+        'not attempted',
+        'too early',
+        'none at either moment',
+        'unresolvable',
+        'direction agrees',
+        'reproduced',
+        'exact',
+    )
     return min(verdicts, key=lambda verdict: order.index(kind(verdict)))
 
 # %% ../../nbs/study/18_verdicts.ipynb #78c7f520
 def _row_values(rows: Iterable[str], value: Callable[[str], str | None]) -> str:
     "`(f) 11.93, (e) 13.87`; empty if a row has none."
     found = [(label(row), value(row)) for row in dict.fromkeys(rows)]
-    return ", ".join(f"{name} {text}" for name, text in found) if found and all(text for _, text in found) else ""
+    return (
+        ', '.join(f'{name} {text}' for name, text in found)
+        if found and all(text for _, text in found)
+        else ''
+    )
 
-_COLUMN = dict(digits=" (MNIST)", mnist=" (MNIST)", cifar10=" (CIFAR-10)", himagenet=" (h-ImageNet)")
+
+_COLUMN = dict(
+    digits=' (MNIST)', mnist=' (MNIST)', cifar10=' (CIFAR-10)', himagenet=' (h-ImageNet)'
+)
+
 
 def paper_text(rules: Sequence[Rule], dataset: str) -> str:
-    "The paper's numbers behind rules, beside a data set; those of CIFAR-10 where it has none, and none beside the user's own images."
-    if is_own(dataset): return "–"
-    printed = [f"{rule.what}: {rule.printed:g}" for rule in rules if isinstance(rule, Computed)]
-    printed += [f"batch {rule.batch}" for rule in rules if isinstance(rule, Fits)]
-    printed += [f"{rule.whose or label(rule.row)} {rule.error:g} ({rule.dataset})" for rule in rules if isinstance(rule, Reaches)]
+    """The paper's numbers behind rules, beside a data set; those of CIFAR-10 where it has none,
+    and none beside the user's own images."""
+    if is_own(dataset):
+        return '–'
+    printed = [f'{rule.what}: {rule.printed:g}' for rule in rules if isinstance(rule, Computed)]
+    printed += [f'batch {rule.batch}' for rule in rules if isinstance(rule, Fits)]
+    printed += [
+        f'{rule.whose or label(rule.row)} {rule.error:g} ({rule.dataset})'
+        for rule in rules
+        if isinstance(rule, Reaches)
+    ]
     printed += [_printed_trend(rule) for rule in rules if isinstance(rule, Trend)]
     printed += [_printed_costs([rule for rule in rules if isinstance(rule, Ordered)])]
     rows = [row for rule in rules if _of_errors(rule) for row in rows_of(rule)]
-    texts = {column: _row_values(rows, partial(_printed_text, dataset=column)) for column in dict.fromkeys((dataset, "cifar10", "himagenet"))}
+    texts = {
+        column: _row_values(rows, partial(_printed_text, dataset=column))
+        for column in dict.fromkeys((dataset, 'cifar10', 'himagenet'))
+    }
     # What stands beside our data, and always what the paper tells first: CIFAR-10, or h-ImageNet.
     shown = [column for column, text in texts.items() if text]
-    shown = [column for column in shown if column == dataset or column == next((one for one in shown if one != dataset), "")]
-    printed += [f"{texts[column]} %{_COLUMN.get(column, f' ({column})')}" for column in shown]
-    return "; ".join(text for text in printed if text) or "–"
+    shown = [
+        column
+        for column in shown
+        if column == dataset or column == next((one for one in shown if one != dataset), '')
+    ]
+    printed += [f'{texts[column]} %{_COLUMN.get(column, f" ({column})")}' for column in shown]
+    return '; '.join(text for text in printed if text) or '–'
 
-def _of_errors(rule: Rule) -> bool: return isinstance(rule, Reduces | Differs | Crops) or isinstance(rule, Below) and rule.metric == "error"
+# %% ../../nbs/study/18_verdicts.ipynb #910985b7
+def _of_errors(rule: Rule) -> bool:
+    return (
+        isinstance(rule, Reduces | Differs | Crops)
+        or isinstance(rule, Below)
+        and rule.metric == 'error'
+    )
+
 
 def _printed_text(row: str, dataset: str) -> str | None:
     "h-ImageNet in two sizes is one data set in two sizes."
-    found = [error for name in (dataset, f"{dataset}32") if (error := printed_error(row, name)) is not None]
-    return f"{found[0]:.2f}" if found else None
+    found = [
+        error
+        for name in (dataset, f'{dataset}32')
+        if (error := printed_error(row, name)) is not None
+    ]
+    return f'{found[0]:.2f}' if found else None
+
 
 def _printed_trend(rule: Trend) -> str:
-    if (more := rule.higher[0]) == (less := rule.lower[0]): return ""
-    printed = FIG2_PRINTED.get(rule.statistic.replace("_relative_", "_"))
-    unit = " (in the figure's own unit)" if "_relative_" in rule.statistic else ""
-    return f"{ROUTING[more]} {printed[more]:g}, {ROUTING[less]} {printed[less]:g}{unit}" if printed else ""
+    if (more := rule.higher[0]) == (less := rule.lower[0]):
+        return ''
+    printed = FIG2_PRINTED.get(rule.statistic.replace('_relative_', '_'))
+    unit = " (in the figure's own unit)" if '_relative_' in rule.statistic else ''
+    return (
+        f'{ROUTING[more]} {printed[more]:g}, {ROUTING[less]} {printed[less]:g}{unit}'
+        if printed
+        else ''
+    )
 
 # %% ../../nbs/study/18_verdicts.ipynb #1c675eec
 def _printed_costs(rules: Sequence[Ordered]) -> str:
     "Of all rows that are ordered, once."
     rows = [row for rule in rules for row in rule.rows]
-    if not rows: return ""
+    if not rows:
+        return ''
+
     def printed(row):
-        entry = TABLE1[row.partition("/")[2].removesuffix("_votes")]
-        return f"{entry.seconds:g}" if rules[0].of == "seconds" else f"{entry.memory_mb:,} (batch {entry.memory_batch})"
-    return _row_values(rows, printed) + (" s" if rules[0].of == "seconds" else " MB")
+        entry = TABLE1[row.partition('/')[2].removesuffix('_votes')]
+        return (
+            f'{entry.seconds:g}'
+            if rules[0].of == 'seconds'
+            else f'{entry.memory_mb:,} (batch {entry.memory_batch})'
+        )
+
+    return _row_values(rows, printed) + (' s' if rules[0].of == 'seconds' else ' MB')
 
 # %% ../../nbs/study/18_verdicts.ipynb #031d37e3
-def ours_text(rules: Sequence[Rule], seen: Seen, routed: Mapping[str, str] = ROUTED["fig2"]) -> str:
+def ours_text(rules: Sequence[Rule], seen: Seen, routed: Mapping[str, str] = ROUTED['fig2']) -> str:
     "What was measured of the rows behind rules."
-    rows = [row for rule in rules if _of_errors(rule) or isinstance(rule, Reaches) for row in rows_of(rule)]
-    errors = _row_values(rows, lambda row: f"{_mean([run.error for run in seen[row].values()]):.2f}" if seen.get(row) else None)
-    texts = [errors and f"{errors} %"]
+    rows = [
+        row
+        for rule in rules
+        if _of_errors(rule) or isinstance(rule, Reaches)
+        for row in rows_of(rule)
+    ]
+    errors = _row_values(
+        rows,
+        lambda row: (
+            f'{_mean([run.error for run in seen[row].values()]):.2f}' if seen.get(row) else None
+        ),
+    )
+    texts = [errors and f'{errors} %']
     for rule in rules:
-        if isinstance(rule, Below) and rule.metric == "loss" and all(seen.get(row) for row in rows_of(rule)):
-            texts.append(" vs ".join(f"{_mean([_mean(run.losses) for run in seen[row].values()]):.3g}" for row in rows_of(rule)))
+        if (
+            isinstance(rule, Below)
+            and rule.metric == 'loss'
+            and all(seen.get(row) for row in rows_of(rule))
+        ):
+            texts.append(
+                ' vs '.join(
+                    f'{_mean([_mean(run.losses) for run in seen[row].values()]):.3g}'
+                    for row in rows_of(rule)
+                )
+            )
         elif isinstance(rule, Diverges) and seen.get(rule.row):
             told = [_end_text(row, seen[row]) for row in (rule.row, rule.beside) if seen.get(row)]
-            texts.append(f"{', '.join(told)}, of the best constant answer's {constant_loss(next(iter(seen[rule.row].values()))):.4f}")
-        elif isinstance(rule, Level): texts.append(_level_text(rule, seen, routed))
-        elif isinstance(rule, Trend): texts.append(_trend_text(rule, seen, routed))
-    return "; ".join(text for text in texts if text) or "–"
+            texts.append(
+                f"{', '.join(told)}, of the best constant answer's "
+                f'{constant_loss(next(iter(seen[rule.row].values()))):.4f}'
+            )
+        elif isinstance(rule, Level):
+            texts.append(_level_text(rule, seen, routed))
+        elif isinstance(rule, Trend):
+            texts.append(_trend_text(rule, seen, routed))
+    return '; '.join(text for text in texts if text) or '–'
+
 
 def _end_text(row: str, runs: Mapping[int, Result]) -> str:
     "`l2_raw 0.51 (97 %)`."
-    return f"{label(row)} {_mean(run.losses[-1] for run in runs.values()):.3g} ({_mean(map(_ended, runs.values())):.0f} %)"
+    return (
+        f'{label(row)} {_mean(run.losses[-1] for run in runs.values()):.3g} '
+        f'({_mean(map(_ended, runs.values())):.0f} %)'
+    )
 
+# %% ../../nbs/study/18_verdicts.ipynb #4cd19713
 def _level_text(rule: Level, seen: Seen, routed: Mapping[str, str]) -> str:
     routing, moment = rule.place
-    values = [found[0] for run in seen.get(routed.get(routing, ""), {}).values() if (found := statistic(run, rule.statistic, moment))]
-    return f"{_unit(rule)[1] * _mean(values):.3g}" if values else ""
+    values = [
+        found[0]
+        for run in seen.get(routed.get(routing, ''), {}).values()
+        if (found := statistic(run, rule.statistic, moment))
+    ]
+    return f'{_unit(rule)[1] * _mean(values):.3g}' if values else ''
+
 
 def _trend_text(rule: Trend, seen: Seen, routed: Mapping[str, str]) -> str:
-    values = [[found[0] for run in seen.get(routed.get(routing, ""), {}).values() if (found := statistic(run, rule.statistic, moment))]
-              for routing, moment in (rule.higher, rule.lower)]
+    values = [
+        [
+            found[0]
+            for run in seen.get(routed.get(routing, ''), {}).values()
+            if (found := statistic(run, rule.statistic, moment))
+        ]
+        for routing, moment in (rule.higher, rule.lower)
+    ]
     scale = _unit(rule)[1]
     apart = rule.higher[0] != rule.lower[0]
-    names = [ROUTING[routing] if apart else f"{moment} epoch" for routing, moment in (rule.higher, rule.lower)]
-    return ", ".join(f"{name} {scale * _mean(side):.3g}" for name, side in zip(names, values)) if all(values) else ""
+    names = [
+        ROUTING[routing] if apart else f'{moment} epoch'
+        for routing, moment in (rule.higher, rule.lower)
+    ]
+    return (
+        ', '.join(f'{name} {scale * _mean(side):.3g}' for name, side in zip(names, values))
+        if all(values)
+        else ''
+    )
 
 # %% ../../nbs/study/18_verdicts.ipynb #cafeb8cc
 def _measured(rule: Fits | Ordered | Computed, costs: Mapping[str, dict]) -> Finding:
     "A rule that no training decides, by the outcomes of measurements."
-    printed = paper_text([rule], "")
+    printed = paper_text([rule], '')
     if isinstance(rule, Computed):
         exact = abs(rule.computed - rule.printed) <= 0.03 * rule.printed
-        word = "exact" if exact else "direction agrees" if rule.above is not None and rule.computed > rule.above else "direction disagrees"
-        why = "" if exact else f"{rule.computed:.4g}, not {rule.printed:g}"
-        return Finding(rule, printed, f"{rule.computed:.4g}", "", word, why, power="arithmetic: no interval, nothing to resolve")
-    outcomes = [costs.get(row.partition("/")[2]) for row in rows_of(rule)]
-    if None in outcomes: return Finding(rule, printed, "–", "", "not attempted", "not measured on this machine")
-    return _fitting(rule, outcomes[0], costs, printed) if isinstance(rule, Fits) else _ordered(rule, outcomes, printed)
+        word = (
+            'exact'
+            if exact
+            else 'direction agrees'
+            if rule.above is not None and rule.computed > rule.above
+            else 'direction disagrees'
+        )
+        why = '' if exact else f'{rule.computed:.4g}, not {rule.printed:g}'
+        return Finding(
+            rule,
+            printed,
+            f'{rule.computed:.4g}',
+            '',
+            word,
+            why,
+            power='arithmetic: no interval, nothing to resolve',
+        )
+    outcomes = [costs.get(row.partition('/')[2]) for row in rows_of(rule)]
+    if None in outcomes:
+        return Finding(rule, printed, '–', '', 'not attempted', 'not measured on this machine')
+    return (
+        _fitting(rule, outcomes[0], costs, printed)
+        if isinstance(rule, Fits)
+        else _ordered(rule, outcomes, printed)
+    )
+
 
 def _fitting(rule: Fits, outcome: Mapping, costs: Mapping[str, dict], printed: str) -> Finding:
-    largest = outcome["largest_batch"]
-    beside = costs.get(rule.beside.partition("/")[2])
-    ours = f"batch {largest:,}" + (f"; at J = 512 batch {beside['largest_batch']:,}" if beside else "")
+    largest = outcome['largest_batch']
+    beside = costs.get(rule.beside.partition('/')[2])
+    ours = f'batch {largest:,}' + (
+        f'; at J = 512 batch {beside["largest_batch"]:,}' if beside else ''
+    )
     near = rule.batch / 2 <= largest <= 2 * rule.batch
-    return Finding(rule, printed, ours, f"×{largest / rule.batch:.2g}", "direction agrees" if near else "direction disagrees",
-                   power="an account of bytes: it has no interval")
+    return Finding(
+        rule,
+        printed,
+        ours,
+        f'×{largest / rule.batch:.2g}',
+        'direction agrees' if near else 'direction disagrees',
+        power='an account of bytes: it has no interval',
+    )
 
 # %% ../../nbs/study/18_verdicts.ipynb #70e33533
-def _rounded(value: float) -> str: return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+def _rounded(value: float) -> str:
+    return f'{value:,.0f}' if value >= 1000 else f'{value:.3g}'
 
+# %% ../../nbs/study/18_verdicts.ipynb #a05c03b4
 def _ordered(rule: Ordered, outcomes: Sequence[Mapping], printed: str) -> Finding:
-    "Whether every row needs more than the one before: of all its steps, or by its account of bytes."
+    """Whether every row needs more than the one before: of all its steps, or by its account of
+    bytes."""
     batches = [str(batch) for batch in rule.batches or (2,) * len(rule.rows)]
     steps = [outcome[rule.of].get(batch) for outcome, batch in zip(outcomes, batches)]
-    if lacking := [f"{label(row)} at batch {batch}" for row, batch, one in zip(rule.rows, batches, steps) if not one]:
-        return Finding(rule, printed, "–", "", "not attempted", f"not measured: {', '.join(lacking)}")
+    if lacking := [
+        f'{label(row)} at batch {batch}'
+        for row, batch, one in zip(rule.rows, batches, steps)
+        if not one
+    ]:
+        return Finding(
+            rule, printed, '–', '', 'not attempted', f'not measured: {", ".join(lacking)}'
+        )
     steps = [one if isinstance(one, list) else [one] for one in steps]
     middles = [sorted(one)[len(one) // 2] for one in steps]
-    unit, scale = ("s", 1) if rule.of == "seconds" else ("MB", 1e-6)
-    ours = ", ".join(f"{label(row)} {_rounded(scale * middle)}" for row, middle in zip(rule.rows, middles)) + f" {unit}"
+    unit, scale = ('s', 1) if rule.of == 'seconds' else ('MB', 1e-6)
+    ours = (
+        ', '.join(
+            f'{label(row)} {_rounded(scale * middle)}' for row, middle in zip(rule.rows, middles)
+        )
+        + f' {unit}'
+    )
     pairs = [(max(one) < min(other), min(one) > max(other)) for one, other in zip(steps, steps[1:])]
-    word = "direction agrees" if all(on for on, _ in pairs) else "unresolvable at 1 machine"
-    if any(back for _, back in pairs): word = "direction disagrees"
-    wrong = [f"{'the other way' if back else 'steps overlap'}: {label(one)} and {label(other)}"
-             for (on, back), one, other in zip(pairs, rule.rows, rule.rows[1:]) if not on]
-    ratios = [f"{label(other)} ×{over / under:.3g} ({min(more) / max(less):.3g} to {max(more) / min(less):.3g})"
-              for other, under, over, less, more in zip(rule.rows[1:], middles, middles[1:], steps, steps[1:])]
-    return Finding(rule, printed, ours, "; ".join(ratios), word, ", ".join(wrong), power=_steps_text(rule, steps))
+    word = 'direction agrees' if all(on for on, _ in pairs) else 'unresolvable at 1 machine'
+    if any(back for _, back in pairs):
+        word = 'direction disagrees'
+    wrong = [
+        f'{"the other way" if back else "steps overlap"}: {label(one)} and {label(other)}'
+        for (on, back), one, other in zip(pairs, rule.rows, rule.rows[1:])
+        if not on
+    ]
+    ratios = [
+        f'{label(other)} ×{over / under:.3g} ({min(more) / max(less):.3g} to '
+        f'{max(more) / min(less):.3g})'
+        for other, under, over, less, more in zip(
+            rule.rows[1:], middles, middles[1:], steps, steps[1:]
+        )
+    ]
+    return Finding(
+        rule,
+        printed,
+        ours,
+        '; '.join(ratios),
+        word,
+        ', '.join(wrong),
+        power=_steps_text(rule, steps),
+    )
 
+# %% ../../nbs/study/18_verdicts.ipynb #168f69f9
 def _steps_text(rule: Ordered, steps: Sequence[Sequence[float]]) -> str:
-    "What so many timed steps can tell apart: no more than the steps of one row differ among themselves."
-    if rule.of == "bytes": return "an account of bytes: it has no interval"
-    counts = ", ".join(f"{label(row)} {len(one)}" for row, one in zip(rule.rows, steps))
+    """What so many timed steps can tell apart: no more than the steps of one row differ among
+    themselves."""
+    if rule.of == 'bytes':
+        return 'an account of bytes: it has no interval'
+    counts = ', '.join(f'{label(row)} {len(one)}' for row, one in zip(rule.rows, steps))
     widest = max(max(one) / min(one) for one in steps)
-    return (f"n = 1 machine, steps {counts}; a factor above {widest:.2g} is clear of the steps' own range, which more steps do not narrow; "
-            "in parentheses the range of all ratios")
+    return (
+        f"n = 1 machine, steps {counts}; a factor above {widest:.2g} is clear of the steps' own "
+        'range, which more steps do not narrow; '
+        'in parentheses the range of all ratios'
+    )
 
 # %% ../../nbs/study/18_verdicts.ipynb #fc36406a
 class Place(NamedTuple):
     "Where a claim can be decided."
+
     profile: str
     dataset: str
-    routed: str = "fig2"    # which report's rows stand for the routings
+    routed: str = 'fig2'  # which report's rows stand for the routings
+
 
 def seen_at(found: Iterable[Result]) -> dict[Place, Seen]:
-    "All results by place, the strongest place first. h-ImageNet in two sizes is one data set in two sizes."
+    """All results by place, the strongest place first. h-ImageNet in two sizes is one data set in
+    two sizes."""
     seen: dict[tuple[str, str], Seen] = {}
     for result in found:
-        dataset = {"himagenet32": "himagenet", "imagenet32": "imagenet"}.get(result.dataset, result.dataset)
-        seen.setdefault((result.profile, dataset), Seen()).setdefault(result.row, {})[result.seed] = result
+        dataset = {'himagenet32': 'himagenet', 'imagenet32': 'imagenet'}.get(
+            result.dataset, result.dataset
+        )
+        seen.setdefault((result.profile, dataset), Seen()).setdefault(result.row, {})[
+            result.seed
+        ] = result
     places = [Place(*where, routed) for where in seen for routed in ROUTED]
     return {place: seen[place[:2]] for place in sorted(places, key=_rank)}
 
+
 def _places(claim: Claim, everywhere: Mapping[Place, Seen]) -> list[Place]:
     "Where rows of a claim were trained; only Figure 2's have more than one choice of networks."
-    known = (*ROUTED,) if isinstance(claim.rules[0], Trend | Level) else ("fig2",)
-    return [place for place, seen in everywhere.items() if place.routed in known
-            and any(row in seen for rule in claim.rules for row in rows_at(rule, place))]
+    known = (*ROUTED,) if isinstance(claim.rules[0], Trend | Level) else ('fig2',)
+    return [
+        place
+        for place, seen in everywhere.items()
+        if place.routed in known
+        and any(row in seen for rule in claim.rules for row in rows_at(rule, place))
+    ]
+
 
 def _rank(place: Place) -> tuple:
     known = place.dataset in _DATASETS
-    return _PROFILES.index(place.profile), _DATASETS.index(place.dataset) if known else len(_DATASETS), place.routed
+    return (
+        _PROFILES.index(place.profile),
+        _DATASETS.index(place.dataset) if known else len(_DATASETS),
+        place.routed,
+    )
 
 # %% ../../nbs/study/18_verdicts.ipynb #30dd4294
 def rows_at(rule: Rule, place: Place) -> tuple[str, ...]:
     "The rows that a rule compares at a place."
-    if not isinstance(rule, Trend | Level): return rows_of(rule)
+    if not isinstance(rule, Trend | Level):
+        return rows_of(rule)
     return tuple(ROUTED[place.routed][routing] for routing in routings(rule))
+
 
 def missing(rule: Rule, seen: Seen, place: Place) -> str:
     "Why a rule cannot be decided at a place, or the empty text."
     if isinstance(rule, Reaches):
-        if place.profile != CONFIRMING: return f"only the profile {CONFIRMING!r} can reach a printed number"
-        if rule.dataset.removesuffix("32") != place.dataset: return f"not trained on {rule.dataset}"
+        if place.profile != CONFIRMING:
+            return f'only the profile {CONFIRMING!r} can reach a printed number'
+        if rule.dataset.removesuffix('32') != place.dataset:
+            return f'not trained on {rule.dataset}'
     rows = rows_at(rule, place)
-    if absent := [row for row in rows if not seen.get(row)]: return f"no run of {', '.join(absent)}"
+    if absent := [row for row in rows if not seen.get(row)]:
+        return f'no run of {", ".join(absent)}'
     if isinstance(rule, Crops) and all(run.one_crop is None for run in seen[rows[0]].values()):
-        return "the record has only the error on ten crops; a run would have to record that on one crop too, after its last epoch (error_one_crop)"
-    if isinstance(rule, Trend | Level) and not all(records_hold(run, rule.statistic) for row in rows for run in seen[row].values()):
-        return f"the records do not hold {rule.statistic.replace('_', ' ')}; a run would have to record histograms of its votes (agreement)"
+        return (
+            'the record has only the error on ten crops; a run would have to record that on '
+            'one crop too, after its last epoch (error_one_crop)'
+        )
+    if isinstance(rule, Trend | Level) and not all(
+        records_hold(run, rule.statistic) for row in rows for run in seen[row].values()
+    ):
+        return (
+            f'the records do not hold {rule.statistic.replace("_", " ")}; a run would have to '
+            'record histograms of its votes (agreement)'
+        )
     efforts = {run.effort for row in rows for run in seen[row].values()}
     if len(efforts) > 1:
-        return "not the same effort: " + " and ".join(f"{images:,} images for {epochs} epochs" for images, epochs in sorted(efforts))
-    return ""
+        return 'not the same effort: ' + ' and '.join(
+            f'{images:,} images for {epochs} epochs' for images, epochs in sorted(efforts)
+        )
+    return ''
 
 # %% ../../nbs/study/18_verdicts.ipynb #98d94ea1
-LEARNED = 0.5      # of a constant answer's error
+LEARNED = 0.5  # of a constant answer's error
+
 
 def exempt(rule: Rule) -> str:
     "Why a rule is judged however early it is, or the empty text."
-    if isinstance(rule, Diverges): return "judged however early: it is about convergence itself"
-    if isinstance(rule, Level) and rule.place[1] == "first": return "judged however early: it is about the beginning of training"
-    return ""
+    if isinstance(rule, Diverges):
+        return 'judged however early: it is about convergence itself'
+    if isinstance(rule, Level) and rule.place[1] == 'first':
+        return 'judged however early: it is about the beginning of training'
+    return ''
 
-def _by_loss(rule: Rule) -> bool: return isinstance(rule, Diverges) or isinstance(rule, Below) and rule.metric == "loss"
+
+def _by_loss(rule: Rule) -> bool:
+    return isinstance(rule, Diverges) or isinstance(rule, Below) and rule.metric == 'loss'
+
 
 def _sides(rule: Rule, place: Place) -> list[tuple[str, ...]]:
     "Groups of rows; the better one of each has to have learned."
     match rule:
-        case Reduces() | Differs(): return [rule.more, rule.less]
-        case Below(): return [rows_of(rule)]
+        case Reduces() | Differs():
+            return [rule.more, rule.less]
+        case Below():
+            return [rows_of(rule)]
     return [(row,) for row in rows_at(rule, place)]
 
+# %% ../../nbs/study/18_verdicts.ipynb #7ab344c6
 def unlearned(rule: Rule, seen: Seen, place: Place) -> str | None:
-    "Which network has not learned, in words; the empty text if all that have to have; None where the records do not say."
+    """Which network has not learned, in words; the empty text if all that have to have; None
+    where the records do not say."""
     for rows in _sides(rule, place):
         runs = {row: list(seen[row].values()) for row in rows}
         if _by_loss(rule):
-            if not all(run.losses for row in rows for run in runs[row]): return None
+            if not all(run.losses for row in rows for run in runs[row]):
+                return None
             best = min(rows, key=lambda row: _mean(run.losses[-1] for run in runs[row]))
-            ended, constant = _mean(run.losses[-1] for run in runs[best]), constant_loss(runs[best][0])
+            ended, constant = (
+                _mean(run.losses[-1] for run in runs[best]),
+                constant_loss(runs[best][0]),
+            )
             if not ended < CONVERGED * constant:
-                return f"{label(best)} ends at a training loss of {ended:.3g}, the best constant answer's is {constant:.3g}"
+                return (
+                    f'{label(best)} ends at a training loss of {ended:.3g}, the best constant '
+                    f"answer's is {constant:.3g}"
+                )
             continue
-        if any(run.constant_error is None for row in rows for run in runs[row]): return None
+        if any(run.constant_error is None for row in rows for run in runs[row]):
+            return None
         best = min(rows, key=lambda row: _mean(run.error for run in runs[row]))
-        error, constant = (_mean(getattr(run, name) for run in runs[best]) for name in ("error", "constant_error"))
-        if not error < LEARNED * constant: return f"{label(best)} errs {error:.1f} %, a constant answer {constant:.3g} %"
-    return ""
+        error, constant = (
+            _mean(getattr(run, name) for run in runs[best]) for name in ('error', 'constant_error')
+        )
+        if not error < LEARNED * constant:
+            return f'{label(best)} errs {error:.1f} %, a constant answer {constant:.3g} %'
+    return ''
 
 # %% ../../nbs/study/18_verdicts.ipynb #df88093c
 def _last_two(rule: Rule, run: Result) -> tuple[float, ...]:
-    "The number that a rule compares, had training ended an epoch sooner, and as it is; shorter where there is no sooner."
+    """The number that a rule compares, had training ended an epoch sooner, and as it is; shorter
+    where there is no sooner."""
     if isinstance(rule, Trend | Level):
-        found = [statistic(run, rule.statistic, moment) for moment in ("before", "last")]
+        found = [statistic(run, rule.statistic, moment) for moment in ('before', 'last')]
         return tuple(_unit(rule)[1] * one[0] for one in found if one)
-    if isinstance(rule, Below) and rule.metric == "loss":
+    if isinstance(rule, Below) and rule.metric == 'loss':
         return tuple(_mean(losses) for losses in (run.losses[:-1], run.losses) if losses)
     return run.errors[-2:]
 
+
 def _moving(rule: Rule, place: Place) -> list[tuple[str, str]]:
     "The rows whose last epoch counts, and what they are called."
-    if isinstance(rule, Level): return [(ROUTED[place.routed][rule.place[0]], ROUTING[rule.place[0]])]
-    if not isinstance(rule, Trend): return [(row, label(row)) for row in rows_of(rule)]
-    ends = dict.fromkeys(routing for routing, moment in (rule.higher, rule.lower) if moment == "last")
+    if isinstance(rule, Level):
+        return [(ROUTED[place.routed][rule.place[0]], ROUTING[rule.place[0]])]
+    if not isinstance(rule, Trend):
+        return [(row, label(row)) for row in rows_of(rule)]
+    ends = dict.fromkeys(
+        routing for routing, moment in (rule.higher, rule.lower) if moment == 'last'
+    )
     return [(ROUTED[place.routed][routing], ROUTING[routing]) for routing in ends]
 
+
 def unsettled(rule: Rule, seen: Seen, place: Place, found: Sequence[Gap]) -> str | None:
-    "Which row still moved by more than the gap, in words; the empty text if none did; None where the records do not say."
+    """Which row still moved by more than the gap, in words; the empty text if none did; None
+    where the records do not say."""
     for row, name in _moving(rule, place):
         pairs = [_last_two(rule, run) for run in seen[row].values()]
-        if any(run.effort[1] == 1 or len(run.errors) == 1 for run in seen[row].values()): return f"{name} was trained for one epoch"
+        if any(run.effort[1] == 1 or len(run.errors) == 1 for run in seen[row].values()):
+            return f'{name} was trained for one epoch'
         pairs = [pair for pair in pairs if len(pair) == 2]
-        if not pairs: return None
+        if not pairs:
+            return None
         moved = abs(_mean(now for _, now in pairs) - _mean(before for before, _ in pairs))
         for gap in found:
             # A share of an error is measured against the error that it is a share of.
-            size = moved * (100 / max(_mean(run.error for run in seen[_base(rule, row)].values()), 1e-9) if isinstance(rule, Reduces) else 1)
+            size = moved * (
+                100 / max(_mean(run.error for run in seen[_base(rule, row)].values()), 1e-9)
+                if isinstance(rule, Reduces)
+                else 1
+            )
             # Less than what the seeds blur is no movement that anybody could see.
             blur = (gap.interval.high - gap.interval.low) / 2 if gap.interval.seeds > 1 else 0.0
             if size > max(abs(gap.interval.value), blur):
-                return f"the last epoch moved {name} by {_plain(size)}{gap.unit}, the gap is {_plain(abs(gap.interval.value))}"
-    return ""
+                return (
+                    f'the last epoch moved {name} by {_plain(size)}{gap.unit}, the gap is '
+                    f'{_plain(abs(gap.interval.value))}'
+                )
+    return ''
 
-def _base(rule: Reduces, row: str) -> str: return rule.more[0] if row in rule.more else rule.less[0]
+# %% ../../nbs/study/18_verdicts.ipynb #82fb7a7b
+def _base(rule: Reduces, row: str) -> str:
+    return rule.more[0] if row in rule.more else rule.less[0]
 
-def _plain(value: float) -> str: return f"{value:.1f}" if value >= 0.1 else f"{value:.1g}"
+
+def _plain(value: float) -> str:
+    return f'{value:.1f}' if value >= 0.1 else f'{value:.1g}'
 
 # %% ../../nbs/study/18_verdicts.ipynb #5398f345
 def too_early(rule: Rule, seen: Seen, place: Place, found: Sequence[Gap]) -> tuple[str, str]:
     "Why it is too early to judge a rule, or the empty text; and what else is to be known of that."
-    if said := exempt(rule): return "", said
+    if said := exempt(rule):
+        return '', said
     learned, settled = unlearned(rule, seen, place), unsettled(rule, seen, place, found)
-    if learned or settled: return learned or settled, ""
-    unknown = [words for words, said in (("have learned", learned), ("have settled", settled)) if said is None]
-    return "", f"whether the networks {' and '.join(unknown)} is not known: the records do not say" if unknown else ""
+    if learned or settled:
+        return learned or settled, ''
+    unknown = [
+        words
+        for words, said in (('have learned', learned), ('have settled', settled))
+        if said is None
+    ]
+    return (
+        '',
+        f'whether the networks {" and ".join(unknown)} is not known: the records do not say'
+        if unknown
+        else '',
+    )
+
 
 def curves_of(rule: Rule, seen: Seen, place: Place) -> Curves | None:
-    "How a rule's networks got where they are: errors over the epochs, or losses if it is about those. None where records do not say."
+    """How a rule's networks got where they are: errors over the epochs, or losses if it is about
+    those. None where records do not say."""
     by_loss, rows = _by_loss(rule), list(rows_at(rule, place))
-    if isinstance(rule, Diverges) and seen.get(rule.beside): rows.append(rule.beside)
+    if isinstance(rule, Diverges) and seen.get(rule.beside):
+        rows.append(rule.beside)
     lines, constants = [], []
     for row in rows:
         runs = list(seen[row].values())
         values = [run.losses if by_loss else run.errors for run in runs]
-        if not values[0] or len(set(map(len, values))) > 1: return None
+        if not values[0] or len(set(map(len, values))) > 1:
+            return None
         lines.append((label(row), tuple(map(_mean, zip(*values)))))
         constants += [constant_loss(run) if by_loss else run.constant_error for run in runs]
     constant = None if None in constants else max(constants)
-    return Curves("training loss" if by_loss else "test error (%)", tuple(lines), constant)
+    return Curves('training loss' if by_loss else 'test error (%)', tuple(lines), constant)
 
 # %% ../../nbs/study/18_verdicts.ipynb #24ecf52f
 def _widths(seeds_error: float, images_error: float, freedom: int) -> tuple[float, float]:
-    "Half the width of an interval, and how much more is found four times in five, from both parts of a standard error."
+    """Half the width of an interval, and how much more is found four times in five, from both
+    parts of a standard error."""
     from scipy import stats
+
     total = math.hypot(seeds_error, images_error)
-    welch = freedom * (total / seeds_error)**4 if seeds_error else math.inf
+    welch = freedom * (total / seeds_error) ** 4 if seeds_error else math.inf
     return float(stats.t.ppf(0.975, welch)) * total, float(stats.norm.ppf(0.8)) * total
 
+
 def resolvable(gap: Gap, times: int = 1) -> float:
-    "The smallest effect that so many times the seeds would find four times in five, judged by itself; NaN for a single seed."
+    """The smallest effect that so many times the seeds would find four times in five, judged by
+    itself; NaN for a single seed."""
     from scipy.optimize import brentq
+
     n, half = gap.interval.seeds, (gap.interval.high - gap.interval.low) / 2
-    if n < 2: return math.nan
-    if gap.sizes and times in (1, 2): return gap.sizes[times - 1]
-    if not math.isfinite(half): return math.inf
-    def freedom(seeds): return (seeds - 1) * (1 if gap.paired else 2)
-    def missing(error): return _widths(error, gap.images, freedom(n))[0] - half
+    if n < 2:
+        return math.nan
+    if gap.sizes and times in (1, 2):
+        return gap.sizes[times - 1]
+    if not math.isfinite(half):
+        return math.inf
+
+    def freedom(seeds):
+        return (seeds - 1) * (1 if gap.paired else 2)
+
+    def missing(error):
+        return _widths(error, gap.images, freedom(n))[0] - half
+
     error = brentq(missing, 0, half) if missing(0) < 0 else 0.0
     return sum(_widths(error / math.sqrt(times), gap.images, freedom(n * times)))
 
+# %% ../../nbs/study/18_verdicts.ipynb #881a2adb
 def power_text(found: Sequence[Gap]) -> str:
     "`3 seeds find an effect of 0.9 points four times in five, 6 seeds one of 0.5`."
     parts = []
     for gap in found:
         n, sizes = gap.interval.seeds, [resolvable(gap, times) for times in (1, 2)]
-        if n < 2: parts.append("one seed resolves no effect")
-        elif not any(sizes): parts.append(f"{n} seeds agree to the last digit: there is no scatter to measure an effect against")
-        elif not all(map(math.isfinite, sizes)): parts.append("a length that rests on one image resolves no effect")
-        else: parts.append(f"{n} seeds find an effect of {_digits(sizes[0])}{gap.unit} four times in five, {2 * n} seeds one of {_digits(sizes[1])}")
-    return "; ".join(dict.fromkeys(parts))
+        if n < 2:
+            parts.append('one seed resolves no effect')
+        elif not any(sizes):
+            parts.append(
+                f'{n} seeds agree to the last digit: there is no scatter to measure an effect '
+                'against'
+            )
+        elif not all(map(math.isfinite, sizes)):
+            parts.append('a length that rests on one image resolves no effect')
+        else:
+            parts.append(
+                f'{n} seeds find an effect of {_digits(sizes[0])}{gap.unit} four times in five, '
+                f'{2 * n} seeds one of {_digits(sizes[1])}'
+            )
+    return '; '.join(dict.fromkeys(parts))
 
-def _digits(value: float) -> str: return f"{value:.3g}" if value >= 10 else f"{value:.2g}"
+
+def _digits(value: float) -> str:
+    return f'{value:.3g}' if value >= 10 else f'{value:.2g}'
 
 # %% ../../nbs/study/18_verdicts.ipynb #e4792637
-def judge(rules: Sequence[Rule],
-          seen: Seen,
-          place: Place,
-          p: Mapping[Rule, list[float]] | None = None,   # adjusted, as `family` has them; others are adjusted among themselves
-         ) -> list[Finding]:
+def judge(
+    rules: Sequence[Rule],
+    seen: Seen,
+    place: Place,
+    p: Mapping[Rule, list[float]]
+    | None = None,  # adjusted, as `family` has them; others are adjusted among themselves
+) -> list[Finding]:
     "What runs of one profile and data set say of rules."
     absent = {rule: missing(rule, seen, place) for rule in rules}
     open_ = {rule: gaps(rule, seen, ROUTED[place.routed]) for rule in rules if not absent[rule]}
     early = {rule: too_early(rule, seen, place, found) for rule, found in open_.items()}
-    p = adjust({rule: found for rule, found in open_.items() if rule not in (p or {}) and not early[rule][0]}) | dict(p or {})
+    p = adjust(
+        {
+            rule: found
+            for rule, found in open_.items()
+            if rule not in (p or {}) and not early[rule][0]
+        }
+    ) | dict(p or {})
     found = []
     for rule in rules:
-        finding = Finding(rule, paper_text([rule], place.dataset), ours_text([rule], seen, ROUTED[place.routed]), "", "not attempted", absent[rule])
+        finding = Finding(
+            rule,
+            paper_text([rule], place.dataset),
+            ours_text([rule], seen, ROUTED[place.routed]),
+            '',
+            'not attempted',
+            absent[rule],
+        )
         if not absent[rule]:
             why, gate = early[rule]
-            seeds = min([gap.interval.seeds for gap in open_[rule]] or [len(seen[row]) for row in rows_at(rule, place)])
+            seeds = min(
+                [gap.interval.seeds for gap in open_[rule]]
+                or [len(seen[row]) for row in rows_at(rule, place)]
+            )
             word, why = _word(rule, open_[rule], why, p.get(rule), seen, place, seeds)
-            finding = finding._replace(gap="; ".join(map(gap_text, open_[rule])), verdict=word, why=why, seeds=seeds, gate=gate,
-                                       power=power_text(open_[rule]), curves=curves_of(rule, seen, place))
+            finding = finding._replace(
+                gap='; '.join(map(gap_text, open_[rule])),
+                verdict=word,
+                why=why,
+                seeds=seeds,
+                gate=gate,
+                power=power_text(open_[rule]),
+                curves=curves_of(rule, seen, place),
+            )
         found.append(finding)
     return found
 
-def _word(rule: Rule, found: Sequence[Gap], early: str, p: Sequence[float] | None, seen: Seen, place: Place, seeds: int) -> tuple[str, str]:
+# %% ../../nbs/study/18_verdicts.ipynb #3a3f81af
+def _word(
+    rule: Rule,
+    found: Sequence[Gap],
+    early: str,
+    p: Sequence[float] | None,
+    seen: Seen,
+    place: Place,
+    seeds: int,
+) -> tuple[str, str]:
     "A verdict, and what stands in its way."
-    if not found: return unresolvable(seeds), "no capsules of that kind" if isinstance(rule, Trend | Level) else "no common seed"
-    if early: return "too early", early
-    if _none_at_all(rule, seen, ROUTED[place.routed]): return "none at either moment", "there is no such capsule in any run, before or after"
-    said = [_worded(gap, value, "" if is_own(place.dataset) else place.profile) for gap, value in zip(found, p)]
+    if not found:
+        return unresolvable(seeds), 'no capsules of that kind' if isinstance(
+            rule, Trend | Level
+        ) else 'no common seed'
+    if early:
+        return 'too early', early
+    if _none_at_all(rule, seen, ROUTED[place.routed]):
+        return 'none at either moment', 'there is no such capsule in any run, before or after'
+    said = [
+        _worded(gap, value, '' if is_own(place.dataset) else place.profile)
+        for gap, value in zip(found, p)
+    ]
     word = weakest(word for word, _ in said)
-    return word, min((why for one, why in said if one == word), key=lambda why: "holds zero" not in why)
+    return word, min(
+        (why for one, why in said if one == word), key=lambda why: 'holds zero' not in why
+    )
 
 # %% ../../nbs/study/18_verdicts.ipynb #04359bcc
-def family(group: str,       # the table or figure
-           seen: Seen,
-           place: Place,
-          ) -> dict[Rule, list[float]]:
-    "Adjusted values of p of all that a table or figure is said to show at a place: the same in its report and among the claims."
-    rows = {f"{row.home or name}/{row.name}" for name, one in GROUPS.items() if one == group for row in EXPERIMENTS[name].values()}
-    rules = dict.fromkeys(rule for claim in CLAIMS.values() if claim.group == group for rule in claim.rules
-                          if isinstance(rule, _RUN_RULES) and rows.issuperset(rows_at(rule, place)))
-    open_ = {rule: gaps(rule, seen, ROUTED[place.routed]) for rule in rules if not missing(rule, seen, place)}
-    return adjust({rule: found for rule, found in open_.items() if not too_early(rule, seen, place, found)[0]})
+def family(
+    group: str,  # the table or figure
+    seen: Seen,
+    place: Place,
+) -> dict[Rule, list[float]]:
+    """Adjusted values of p of all that a table or figure is said to show at a place: the same in
+    its report and among the claims."""
+    rows = {
+        f'{row.home or name}/{row.name}'
+        for name, one in GROUPS.items()
+        if one == group
+        for row in EXPERIMENTS[name].values()
+    }
+    rules = dict.fromkeys(
+        rule
+        for claim in CLAIMS.values()
+        if claim.group == group
+        for rule in claim.rules
+        if isinstance(rule, _RUN_RULES) and rows.issuperset(rows_at(rule, place))
+    )
+    open_ = {
+        rule: gaps(rule, seen, ROUTED[place.routed])
+        for rule in rules
+        if not missing(rule, seen, place)
+    }
+    return adjust(
+        {rule: found for rule, found in open_.items() if not too_early(rule, seen, place, found)[0]}
+    )
+
 
 def adjust(open_: Mapping[Rule, list[Gap]]) -> dict[Rule, list[float]]:
     "Values of p of all gaps, adjusted for being judged together."
@@ -682,7 +1277,11 @@ def adjust(open_: Mapping[Rule, list[Gap]]) -> dict[Rule, list[float]]:
 def judge_all(found: Sequence[Result], costs: Mapping[str, dict] = {}) -> list[Judgement]:
     "Every claim, by training runs and by the outcomes of `table1_cost`'s measurements."
     everywhere = seen_at(found)
-    families = {(group, place): family(group, seen, place) for place, seen in everywhere.items() for group in dict.fromkeys(GROUPS.values())}
+    families = {
+        (group, place): family(group, seen, place)
+        for place, seen in everywhere.items()
+        for group in dict.fromkeys(GROUPS.values())
+    }
     return [_judgement(claim, everywhere, families, costs) for claim in CLAIMS.values()]
 
 # %% ../../nbs/study/18_verdicts.ipynb #9b2e06c6
@@ -690,86 +1289,182 @@ def _tally(findings: Sequence[Finding]) -> str:
     "How many of several rules say what."
     words = [kind(finding.verdict) for finding in findings]
     whys = list(dict.fromkeys(finding.why for finding in findings if finding.why))
-    return f"{len(words)} rules: " + ", ".join(f"{words.count(word)} {word}" for word in VERDICTS if word in words) + (
-        f"; {whys[0]}" if len(whys) == 1 else "")
+    return (
+        f'{len(words)} rules: '
+        + ', '.join(f'{words.count(word)} {word}' for word in VERDICTS if word in words)
+        + (f'; {whys[0]}' if len(whys) == 1 else '')
+    )
+
 
 def _ready(rules: Sequence[Rule], seen: Seen, place: Place) -> tuple[int, int, int]:
-    "How many rules can be decided at a place: by several seeds and not too early, by several seeds, and at all."
+    """How many rules can be decided at a place: by several seeds and not too early, by several
+    seeds, and at all."""
     there = [rule for rule in rules if not missing(rule, seen, place)]
     several = [rule for rule in there if min(len(seen[row]) for row in rows_at(rule, place)) > 1]
-    ripe = [rule for rule in several if not too_early(rule, seen, place, gaps(rule, seen, ROUTED[place.routed]))[0]]
+    ripe = [
+        rule
+        for rule in several
+        if not too_early(rule, seen, place, gaps(rule, seen, ROUTED[place.routed]))[0]
+    ]
     return len(ripe), len(several), len(there)
 
+# %% ../../nbs/study/18_verdicts.ipynb #4ae5e210
 def _judgement(claim: Claim, everywhere: Mapping[Place, Seen], families, costs) -> Judgement:
     rules = [rule for rule in claim.rules if isinstance(rule, _RUN_RULES)]
     places = _places(claim, everywhere) if rules else []
-    # Of equals the first, which is the strongest. What the user's own images show is further evidence.
-    best = max((place for place in places if not is_own(place.dataset)), key=lambda place: _ready(rules, everywhere[place], place), default=None)
+    # Of equals the first, which is the strongest. What the user's own images show is further
+    # evidence.
+    best = max(
+        (place for place in places if not is_own(place.dataset)),
+        key=lambda place: _ready(rules, everywhere[place], place),
+        default=None,
+    )
     seen = everywhere.get(best, {})
-    def judged(place): return judge(rules, everywhere.get(place, {}), place, families.get((claim.group, place)))
-    found = dict(zip(rules, judged(best or Place(CONFIRMING, "cifar10"))))
+
+    def judged(place):
+        return judge(rules, everywhere.get(place, {}), place, families.get((claim.group, place)))
+
+    found = dict(zip(rules, judged(best or Place(CONFIRMING, 'cifar10'))))
     findings = tuple(found.get(rule) or _measured(rule, costs) for rule in claim.rules)
     verdict = weakest(finding.verdict for finding in findings)
     why = findings[0].why if len(findings) == 1 else _tally(findings)
-    others = {place: weakest(finding.verdict for finding in judged(place)) for place in places if place != best}
-    further = tuple((place.profile + ", J = 512" * (place.routed == "polarisation"), place.dataset, word) for place, word in others.items())
-    attempted = best and any(finding.verdict != "not attempted" for finding in found.values())
-    where = best if attempted else Place("", "")
-    measured = "; ".join(finding.ours for finding in findings if not isinstance(finding.rule, _RUN_RULES) and finding.ours != "–")
-    trained = ours_text(rules, seen, ROUTED[where.routed]) if attempted else ""
-    ours = "; ".join(text for text in (trained, measured) if text and text != "–") or "–"
-    stale = {run.row: run.stale for rule in rules for row in rows_at(rule, where) for run in seen.get(row, {}).values() if run.stale} if best else {}
-    return Judgement(claim.id, claim.group, claim.statement, claim.source, claim.note, verdict, why, paper_text(claim.rules, where.dataset), ours,
-                     min((finding.seeds for finding in found.values() if finding.seeds), default=0), where.profile, where.dataset,
-                     _command(claim, verdict, where, max((finding.seeds for finding in findings), default=0)), findings, further,
-                     tuple(f"{row}: {what}" for row, what in stale.items()))
+    others = {
+        place: weakest(finding.verdict for finding in judged(place))
+        for place in places
+        if place != best
+    }
+    further = tuple(
+        (place.profile + ', J = 512' * (place.routed == 'polarisation'), place.dataset, word)
+        for place, word in others.items()
+    )
+    attempted = best and any(finding.verdict != 'not attempted' for finding in found.values())
+    where = best if attempted else Place('', '')
+    measured = '; '.join(
+        finding.ours
+        for finding in findings
+        if not isinstance(finding.rule, _RUN_RULES) and finding.ours != '–'
+    )
+    trained = ours_text(rules, seen, ROUTED[where.routed]) if attempted else ''
+    ours = '; '.join(text for text in (trained, measured) if text and text != '–') or '–'
+    stale = (
+        {
+            run.row: run.stale
+            for rule in rules
+            for row in rows_at(rule, where)
+            for run in seen.get(row, {}).values()
+            if run.stale
+        }
+        if best
+        else {}
+    )
+    return Judgement(
+        claim.id,
+        claim.group,
+        claim.statement,
+        claim.source,
+        claim.note,
+        verdict,
+        why,
+        paper_text(claim.rules, where.dataset),
+        ours,
+        min((finding.seeds for finding in found.values() if finding.seeds), default=0),
+        where.profile,
+        where.dataset,
+        _command(claim, verdict, where, max((finding.seeds for finding in findings), default=0)),
+        findings,
+        further,
+        tuple(f'{row}: {what}' for row, what in stale.items()),
+    )
 
 # %% ../../nbs/study/18_verdicts.ipynb #ad049203
-_REPORTS = {"Table 1": "table1", "Figure 2": "fig2", "Table 3, left": "table3_left", "Table 3, right": "table3_right",
-            "Figure 4": "fig4", "Table 4": "table4", "Text": "complexity"}
+_REPORTS = {
+    'Table 1': 'table1',
+    'Figure 2': 'fig2',
+    'Table 3, left': 'table3_left',
+    'Table 3, right': 'table3_right',
+    'Figure 4': 'fig4',
+    'Table 4': 'table4',
+    'Text': 'complexity',
+}
+
 
 def _command(claim: Claim, verdict: str, place: Place, seeds: int) -> str:
     "What to type to know more."
-    if all(isinstance(rule, Computed) for rule in claim.rules): return "encapnet reproduce complexity"
-    if isinstance(claim.rules[0], Fits | Ordered): return "encapnet reproduce table1"
-    if isinstance(claim.rules[0], Crops): return "–"       # no run records what it needs
-    report = f"table1 {_REPORTS[claim.group]}" if claim.id == "deep_master_over_table1" else _REPORTS[claim.group]
-    if place.routed == "polarisation": report = "polarisation"
-    if verdict.startswith("unresolvable"): profile, count, data = place.profile, min(max(5, 2 * seeds), 20), place.dataset
-    elif verdict == "too early" and _everywhere(claim): profile, count, data = _longer(place)
-    elif not place.profile and _everywhere(claim): profile, count, data = "quick", 3, "digits"
-    else: profile, count, data = CONFIRMING, 3, _paper_set(claim)
-    root = "" if data == "digits" else f" --data {data} --data-root DATA"
-    return f"encapnet reproduce {report} --profile {profile} --seeds {count}{root}"
+    if all(isinstance(rule, Computed) for rule in claim.rules):
+        return 'encapnet reproduce complexity'
+    if isinstance(claim.rules[0], Fits | Ordered):
+        return 'encapnet reproduce table1'
+    if isinstance(claim.rules[0], Crops):
+        return '–'  # no run records what it needs
+    report = (
+        f'table1 {_REPORTS[claim.group]}'
+        if claim.id == 'deep_master_over_table1'
+        else _REPORTS[claim.group]
+    )
+    if place.routed == 'polarisation':
+        report = 'polarisation'
+    if verdict.startswith('unresolvable'):
+        profile, count, data = place.profile, min(max(5, 2 * seeds), 20), place.dataset
+    elif verdict == 'too early' and _everywhere(claim):
+        profile, count, data = _longer(place)
+    elif not place.profile and _everywhere(claim):
+        profile, count, data = 'quick', 3, 'digits'
+    else:
+        profile, count, data = CONFIRMING, 3, _paper_set(claim)
+    root = '' if data == 'digits' else f' --data {data} --data-root DATA'
+    return f'encapnet reproduce {report} --profile {profile} --seeds {count}{root}'
+
 
 def _longer(place: Place) -> tuple[str, int, str]:
     "The next profile that makes more effort: its name, seeds and data."
     longer = _PROFILES[max(0, _PROFILES.index(place.profile) - 1)]
     return longer, 3, PROFILES[longer].datasets[0]
 
-def _rows(claim: Claim) -> list: return [EXPERIMENTS[row.partition("/")[0]][row.partition("/")[2]] for rule in claim.rules for row in rows_of(rule)]
+# %% ../../nbs/study/18_verdicts.ipynb #7c0822d4
+def _rows(claim: Claim) -> list:
+    return [
+        EXPERIMENTS[row.partition('/')[0]][row.partition('/')[2]]
+        for rule in claim.rules
+        for row in rows_of(rule)
+    ]
 
 # %% ../../nbs/study/18_verdicts.ipynb #d080a069
 def _everywhere(claim: Claim) -> bool:
     "Whether all of a claim's rows can be trained and compared on the data at hand."
-    if any(isinstance(rule, Reaches) for rule in claim.rules) or claim.id == "deep_master_over_table1": return False
-    return all(not row.data or "digits" in row.data for row in _rows(claim))
+    if (
+        any(isinstance(rule, Reaches) for rule in claim.rules)
+        or claim.id == 'deep_master_over_table1'
+    ):
+        return False
+    return all(not row.data or 'digits' in row.data for row in _rows(claim))
+
 
 def _paper_set(claim: Claim) -> str:
     for row in _rows(claim):
-        if row.data and "cifar10" not in row.data: return ",".join(sorted({name for other in _rows(claim) for name in other.data}))
+        if row.data and 'cifar10' not in row.data:
+            return ','.join(sorted({name for other in _rows(claim) for name in other.data}))
     sets = dict.fromkeys(rule.dataset for rule in claim.rules if isinstance(rule, Reaches))
-    return ",".join(sets) or "cifar10"
+    return ','.join(sets) or 'cifar10'
 
 # %% ../../nbs/study/18_verdicts.ipynb #69d9f602
 def _records(reports: str | Path) -> list[Record]:
     "What counts in any profile, each run where it is at home."
-    return [record for experiment in EXPERIMENTS for record in counted(reports, experiment, "*").records if record.experiment == experiment]
+    return [
+        record
+        for experiment in EXPERIMENTS
+        for record in counted(reports, experiment, '*').records
+        if record.experiment == experiment
+    ]
 
-def ledger_results(reports: str | Path = "reports") -> list[Result]:
+
+def ledger_results(reports: str | Path = 'reports') -> list[Result]:
     "The training runs of the committed ledger. Lines that are no records are left out."
     return results(_records(reports))
 
-def judge_ledger(reports: str | Path = "reports") -> list[Judgement]:
+
+def judge_ledger(reports: str | Path = 'reports') -> list[Judgement]:
     "Every claim, by the committed ledger."
-    return judge_all(results(_records(reports)), {record.row: record.outcome for record in counted(reports, COSTS).records})
+    return judge_all(
+        results(_records(reports)),
+        {record.row: record.outcome for record in counted(reports, COSTS).records},
+    )

@@ -11,7 +11,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from .judging import at_least, flicker, lenders, plausible, tail
-if TYPE_CHECKING: import numpy as np
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # %% auto #0
 __all__ = ['ROWS', 'KINDS', 'PAIRS', 'Rule', 'RULES', 'WORLDS', 'SHAPES', 'World', 'both', 'threshold', 'ideal_variance',
@@ -20,25 +22,38 @@ __all__ = ['ROWS', 'KINDS', 'PAIRS', 'Rule', 'RULES', 'WORLDS', 'SHAPES', 'World
 
 # %% ../../nbs/study/17_worlds.ipynb #fbe2b48d
 ROWS = 8
-# What multiplies the spread over seeds, row by row. Those of "unequal" rows come in another order in each study; of "wild" rows the two that lead,
+# What multiplies the spread over seeds, row by row. Those of "unequal" rows come in another order
+# in each study; of "wild" rows the two that lead,
 # which do not differ, scatter twenty times as much as those that lend.
-KINDS = dict(equal=(1.0,) * 8, unequal=(0.5, 0.5, 0.5, 1.0, 1.0, 1.0, 2.0, 2.0), alternate=(1.0, 0.3) * 4, wild=(1.0, 1.0) + (0.05,) * 6)
+KINDS = dict(
+    equal=(1.0,) * 8,
+    unequal=(0.5, 0.5, 0.5, 1.0, 1.0, 1.0, 2.0, 2.0),
+    alternate=(1.0, 0.3) * 4,
+    wild=(1.0, 1.0) + (0.05,) * 6,
+)
+
 
 class World(NamedTuple):
-    "How simulated studies come about: a table of eight rows, of which rows 4 and 6 are worse than 5 and 7, and nothing else differs."
+    """How simulated studies come about: a table of eight rows, of which rows 4 and 6 are worse
+    than 5 and 7, and nothing else differs."""
+
     seeds: int = 3
-    error: float = 5.0         # in percent
+    error: float = 5.0  # in percent
     images: int = 1000
-    shared: float = 0.8        # correlation between rows of what is hard about an image
-    spread: float = 0.3        # standard deviation over seeds, in points
-    rows: str = "equal"        # in spread; one of `KINDS`
-    gap: float | None = None   # planted, in points; None: what would be found in 80 % of studies if all variances were known
-    alike: float = 0.8         # correlation between runs of a row
-    others: float = 1.0        # times as large is the error of rows 2, 3, 6 and 7
+    shared: float = 0.8  # correlation between rows of what is hard about an image
+    spread: float = 0.3  # standard deviation over seeds, in points
+    rows: str = 'equal'  # in spread; one of `KINDS`
+    gap: float | None = (
+        None  # planted, in points; None: what would be found in 80 % of studies if all variances were known
+    )
+    alike: float = 0.8  # correlation between runs of a row
+    others: float = 1.0  # times as large is the error of rows 2, 3, 6 and 7
+
 
 def _spreads(world: World) -> tuple[float, ...]:
     "Standard deviations over seeds that occur, in points, in the order of rows."
-    if world.rows not in KINDS: raise ValueError(f"rows {world.rows!r}; expected one of {', '.join(KINDS)}")
+    if world.rows not in KINDS:
+        raise ValueError(f'rows {world.rows!r}; expected one of {", ".join(KINDS)}')
     return tuple(factor * world.spread for factor in KINDS[world.rows])
 
 # %% ../../nbs/study/17_worlds.ipynb #d6afdc84
@@ -46,93 +61,142 @@ def _spreads(world: World) -> tuple[float, ...]:
 def _normal(points: int = 120) -> tuple[np.ndarray, np.ndarray]:
     "Where and with which weights to take a function of a normal variable for its mean."
     import numpy as np
+
     at, weight = np.polynomial.hermite_e.hermegauss(points)
     return at, weight / weight.sum()
+
 
 def both(one: float, other: float, correlation: float) -> float:
     "How often two correlated events of given probabilities happen together."
     from scipy import special
-    if correlation >= 1: return min(one, other)
+
+    if correlation >= 1:
+        return min(one, other)
     at, weight = _normal()
-    chances = [special.ndtr((special.ndtri(p) + math.sqrt(correlation) * at) / math.sqrt(1 - correlation)) for p in (one, other)]
+    chances = [
+        special.ndtr((special.ndtri(p) + math.sqrt(correlation) * at) / math.sqrt(1 - correlation))
+        for p in (one, other)
+    ]
     return float((weight * chances[0] * chances[1]).sum())
+
 
 @lru_cache(maxsize=1000)
 def threshold(error: float, spread: float) -> tuple[float, float]:
-    "Threshold and its shift, of a mean error in percent that scatters by so many points. Raises ValueError for more than such an error can."
+    """Threshold and its shift, of a mean error in percent that scatters by so many points. Raises
+    ValueError for more than such an error can."""
     from scipy import optimize, special
+
     share = error / 100
-    if not spread: return float(special.ndtri(share)), 0.0
-    def scatter(correlation): return 1e4 * (both(share, share, correlation) - share**2) - spread**2
-    if scatter(0.9) < 0: raise ValueError(f"an error of {error:g} % cannot scatter by {spread:g} points")
+    if not spread:
+        return float(special.ndtri(share)), 0.0
+
+    def scatter(correlation):
+        return 1e4 * (both(share, share, correlation) - share**2) - spread**2
+
+    if scatter(0.9) < 0:
+        raise ValueError(f'an error of {error:g} % cannot scatter by {spread:g} points')
     known = optimize.brentq(scatter, 0, 0.9, xtol=1e-10)
     return float(special.ndtri(share) / math.sqrt(1 - known)), math.sqrt(known / (1 - known))
 
 # %% ../../nbs/study/17_worlds.ipynb #173bf661
 def ideal_variance(world: World, gap: float) -> float:
-    "The variance of a difference between two rows, one of them worse by `gap`, if all is known; in points squared."
+    """The variance of a difference between two rows, one of them worse by `gap`, if all is known;
+    in points squared."""
     worse, better = (world.error + gap) / 100, world.error / 100
     images = 0.0
     for share in (worse, better):
         hard = both(share, share, world.alike) - share**2
         images += hard + (share * (1 - share) - hard) / world.seeds
     images -= 2 * (both(worse, better, world.shared) - worse * better)
-    spreads = _spreads(world)[2:] if world.rows == "wild" else _spreads(world)
+    spreads = _spreads(world)[2:] if world.rows == 'wild' else _spreads(world)
     scatter = sum(spread**2 for spread in spreads) / len(spreads)
     return 1e4 * images / world.images + 2 * scatter / world.seeds
 
+
 def planted_gap(world: World) -> float:
     "The gap between rows 4 and 5, in points."
-    if world.gap is not None: return world.gap
+    if world.gap is not None:
+        return world.gap
     gap = 0.0
-    for _ in range(20): gap = min((1.959964 + 0.841621) * math.sqrt(ideal_variance(world, gap)), 99 - world.error)
+    for _ in range(20):
+        gap = min((1.959964 + 0.841621) * math.sqrt(ideal_variance(world, gap)), 99 - world.error)
     return gap
 
+# %% ../../nbs/study/17_worlds.ipynb #dbadec80
 def draw(world: World, studies: int, dice: np.random.Generator) -> np.ndarray:
     "Simulate studies: bool [studies, rows, seeds, images], True for a wrong answer."
     import numpy as np
+
     if not 0 <= world.shared <= world.alike <= 1:
-        raise ValueError(f"correlations {world.shared:g} between rows, {world.alike:g} within; expected 0 <= shared <= alike <= 1")
+        raise ValueError(
+            f'correlations {world.shared:g} between rows, {world.alike:g} within; expected 0 <= '
+            'shared <= alike <= 1'
+        )
     gap, spreads = planted_gap(world), _spreads(world)
-    errors = [world.error * (world.others if row in (2, 3, 6, 7) else 1) + gap * (row in (4, 6)) for row in range(ROWS)]
-    known = np.array([[threshold(error, spread) for spread in spreads] for error in errors])           # [rows, spreads, 2]
+    errors = [
+        world.error * (world.others if row in (2, 3, 6, 7) else 1) + gap * (row in (4, 6))
+        for row in range(ROWS)
+    ]
+    # [rows, spreads, 2]
+    known = np.array([[threshold(error, spread) for spread in spreads] for error in errors])
     order = np.tile(np.arange(ROWS), (studies, 1))
-    if world.rows == "unequal": order = dice.permuted(order, axis=1)
-    at, shift = np.moveaxis(known[np.arange(ROWS), order], -1, 0)                                       # [studies, rows]
+    if world.rows == 'unequal':
+        order = dice.permuted(order, axis=1)
+    # [studies, rows]
+    at, shift = np.moveaxis(known[np.arange(ROWS), order], -1, 0)
     good = at[..., None] + shift[..., None] * dice.standard_normal((studies, ROWS, world.seeds))
-    def normal(*shape): return dice.standard_normal(shape, dtype=np.float32)
+
+    def normal(*shape):
+        return dice.standard_normal(shape, dtype=np.float32)
+
     hard = math.sqrt(world.shared) * normal(studies, 1, world.images)
-    if world.alike > world.shared: hard = hard + np.float32(math.sqrt(world.alike - world.shared)) * normal(studies, ROWS, world.images)
+    if world.alike > world.shared:
+        hard = hard + np.float32(math.sqrt(world.alike - world.shared)) * normal(
+            studies, ROWS, world.images
+        )
     flicker = normal(studies, ROWS, world.seeds, world.images)
     flicker *= np.float32(math.sqrt(1 - world.alike))
     flicker += hard[:, :, None]
     return flicker < good[..., None].astype(np.float32)
 
 # %% ../../nbs/study/17_worlds.ipynb #1f54e9ec
-PAIRS = ((0, 1), (2, 3), (4, 5), (6, 7))    # in the last two the first row is worse
+PAIRS = ((0, 1), (2, 3), (4, 5), (6, 7))  # in the last two the first row is worse
+
 
 class Studies(NamedTuple):
     "What was measured in simulated studies; in percent, points and points squared."
-    errors: np.ndarray    # [studies, rows, seeds]
-    flicker: np.ndarray   # [studies, rows]
-    images: np.ndarray    # [studies, pairs]: variance of a difference for the choice of images
-    size: int             # of the test set
+
+    errors: np.ndarray  # [studies, rows, seeds]
+    flicker: np.ndarray  # [studies, rows]
+    images: np.ndarray  # [studies, pairs]: variance of a difference for the choice of images
+    size: int  # of the test set
+
 
 def measured(bits: np.ndarray) -> Studies:
     "Reduce answers [studies, rows, seeds, images] to what rules need."
     import numpy as np
+
     seeds, size = bits.shape[2:]
     counts = bits.sum(2, dtype=np.int8)
     errors = 100 * bits.mean(-1)
-    apart = [(counts[:, one] - counts[:, other]).astype(np.float32).var(-1, ddof=1) for one, other in PAIRS]
+    apart = [
+        (counts[:, one] - counts[:, other]).astype(np.float32).var(-1, ddof=1)
+        for one, other in PAIRS
+    ]
     joint = 1e4 * np.stack(apart, -1) / seeds**2 / size
-    return Studies(errors, flicker(counts, errors, seeds), np.maximum(joint, 1e4 * 0.5 / size**2), size)
+    return Studies(
+        errors, flicker(counts, errors, seeds), np.maximum(joint, 1e4 * 0.5 / size**2), size
+    )
 
-Rule = Callable[[Studies], "np.ndarray"]    # p [studies, pairs] of the hypothesis that two rows do not differ
+
+# p [studies, pairs] of the hypothesis that two rows do not differ
+Rule = Callable[[Studies], 'np.ndarray']
+
 
 def _binomial(studies: Studies) -> np.ndarray:
     "[studies, rows]"
     import numpy as np
+
     least = 0.5 / studies.size
     share = np.clip(studies.errors.mean(-1) / 100, least, 1 - least)
     return 1e4 * share * (1 - share) / studies.size
@@ -142,127 +206,226 @@ def today(studies: Studies) -> np.ndarray:
     "Welch over seeds and two independent binomial errors, as `study.stats.difference`."
     import numpy as np
     from scipy import special
+
     n = studies.errors.shape[-1]
-    scatter, binomial, means = studies.errors.var(-1, ddof=1) / n, _binomial(studies), studies.errors.mean(-1)
+    scatter, binomial, means = (
+        studies.errors.var(-1, ddof=1) / n,
+        _binomial(studies),
+        studies.errors.mean(-1),
+    )
     found = []
     for one, other in PAIRS:
         total = scatter[:, one] + scatter[:, other] + binomial[:, one] + binomial[:, other]
-        freedom = (n - 1) * total**2 / np.maximum(scatter[:, one]**2 + scatter[:, other]**2, 1e-300)
-        found.append(2 * special.stdtr(np.minimum(freedom, 1e9), -np.abs(means[:, one] - means[:, other]) / np.sqrt(total)))
+        freedom = (
+            (n - 1) * total**2 / np.maximum(scatter[:, one] ** 2 + scatter[:, other] ** 2, 1e-300)
+        )
+        found.append(
+            2
+            * special.stdtr(
+                np.minimum(freedom, 1e9), -np.abs(means[:, one] - means[:, other]) / np.sqrt(total)
+            )
+        )
     return np.stack(found, -1)
+
 
 def judged(studies: Studies) -> np.ndarray:
     "As `study.judging.paired`."
     import numpy as np
+
     n, binomial, means = studies.errors.shape[-1], _binomial(studies), studies.errors.mean(-1)
-    between = studies.errors.var(-1, ddof=1) + (100 / studies.size)**2 / 12
+    between = studies.errors.var(-1, ddof=1) + (100 / studies.size) ** 2 / 12
     lent = lenders(between, binomial, np.full(ROWS, n - 1))
     found = []
     for pair, (one, other) in enumerate(PAIRS):
         total = studies.images[:, pair, None]
         for row in (one, other):
-            total = total + (plausible(lent, between[:, row], binomial[:, row], n - 1, row) - studies.flicker[:, row, None]) / n
-        found.append(tail(means[:, one] - means[:, other], at_least(total, studies.images[:, pair, None])))
+            total = (
+                total
+                + (
+                    plausible(lent, between[:, row], binomial[:, row], n - 1, row)
+                    - studies.flicker[:, row, None]
+                )
+                / n
+            )
+        found.append(
+            tail(means[:, one] - means[:, other], at_least(total, studies.images[:, pair, None]))
+        )
     return np.stack(found, -1)
-
 
 # %% ../../nbs/study/17_worlds.ipynb #5c861544
 def alone(studies: Studies) -> np.ndarray:
-    "Paired, but each row by its own seeds, with Welch and Satterthwaite's degrees of freedom: for comparison."
+    """Paired, but each row by its own seeds, with Welch and Satterthwaite's degrees of freedom:
+    for comparison."""
     import numpy as np
     from scipy import special
+
     n, means = studies.errors.shape[-1], studies.errors.mean(-1)
-    scatter = studies.errors.var(-1, ddof=1) + (100 / studies.size)**2 / 12
+    scatter = studies.errors.var(-1, ddof=1) + (100 / studies.size) ** 2 / 12
     found = []
     for pair, (one, other) in enumerate(PAIRS):
-        total = studies.images[:, pair] + sum(scatter[:, row] - studies.flicker[:, row] for row in (one, other)) / n
+        total = (
+            studies.images[:, pair]
+            + sum(scatter[:, row] - studies.flicker[:, row] for row in (one, other)) / n
+        )
         total = np.maximum(total, studies.images[:, pair])
-        freedom = (n - 1) * (n * total)**2 / (scatter[:, one]**2 + scatter[:, other]**2)
-        found.append(2 * special.stdtr(np.minimum(freedom, 1e9), -np.abs(means[:, one] - means[:, other]) / np.sqrt(total)))
+        freedom = (n - 1) * (n * total) ** 2 / (scatter[:, one] ** 2 + scatter[:, other] ** 2)
+        found.append(
+            2
+            * special.stdtr(
+                np.minimum(freedom, 1e9), -np.abs(means[:, one] - means[:, other]) / np.sqrt(total)
+            )
+        )
     return np.stack(found, -1)
+
 
 RULES: dict[str, Rule] = dict(today=today, alone=alone, judged=judged)
 
 # %% ../../nbs/study/17_worlds.ipynb #f8fde72b
 class Rates(NamedTuple):
     "What a rule found where the truth was known; shares."
-    level: float   # of comparisons of rows that do not differ, called different
-    power: float   # of comparisons of rows that differ, found with their sign
-    gap: float     # planted, in points
-    tests: int     # behind the level
+
+    level: float  # of comparisons of rows that do not differ, called different
+    power: float  # of comparisons of rows that differ, found with their sign
+    gap: float  # planted, in points
+    tests: int  # behind the level
+
 
 def _batches(world: World, studies: int, dice: np.random.Generator) -> Iterator[Studies]:
     at_once = max(1, 3_000_000 // (ROWS * world.seeds * world.images))
-    for begin in range(0, studies, at_once): yield measured(draw(world, min(at_once, studies - begin), dice))
+    for begin in range(0, studies, at_once):
+        yield measured(draw(world, min(at_once, studies - begin), dice))
+
 
 def simulate(world: World, studies: int = 2000, seed: int = 0) -> Studies:
     "What is measured in simulated studies."
     import numpy as np
+
     batches = list(_batches(world, studies, np.random.default_rng(seed)))
     return Studies(*(np.concatenate(values) for values in list(zip(*batches))[:3]), world.images)
+
 
 def judge_simulated(studies: Studies, rule: Rule, world: World, level: float = 0.05) -> Rates:
     "Level and power of a rule in simulated studies."
     called, means = rule(studies) < level, studies.errors.mean(-1)
-    null = called[:, :1] if world.rows == "wild" else called[:, :2]
+    null = called[:, :1] if world.rows == 'wild' else called[:, :2]
     right = [means[:, one] > means[:, other] for one, other in PAIRS[2:]]
     found = [called[:, 2 + pair] & sign for pair, sign in enumerate(right)]
     power = found[0].mean() if world.others != 1 else (found[0].mean() + found[1].mean()) / 2
     return Rates(float(null.mean()), float(power), planted_gap(world), null.size)
 
-def rates(world: World, rule: Rule = judged, studies: int = 2000, seed: int = 0, level: float = 0.05) -> Rates:
+
+def rates(
+    world: World, rule: Rule = judged, studies: int = 2000, seed: int = 0, level: float = 0.05
+) -> Rates:
     "Level and power of a rule in a world."
     return judge_simulated(simulate(world, studies, seed), rule, world, level)
 
 # %% ../../nbs/study/17_worlds.ipynb #deb12d02
 def _worlds() -> dict[str, World]:
-    kinds = ((0.0, "equal"), (0.3, "equal"), (0.3, "unequal"), (1.0, "equal"), (1.0, "unequal"))
-    found = [World(seeds, 5.0, 1000, shared, *kind) for seeds in (2, 3, 5, 12) for shared in (0.0, 0.5, 0.8) for kind in kinds]
-    found += [World(seeds, error, 1000, shared, *kind)
-              for seeds in (2, 3, 5) for error in (1.0, 20.0, 50.0) for shared in (0.0, 0.8) for kind in kinds]
-    large = ((1.0, 0.0, "equal"), (5.0, 0.3, "unequal"), (20.0, 1.0, "equal"), (50.0, 0.3, "equal"))
+    kinds = ((0.0, 'equal'), (0.3, 'equal'), (0.3, 'unequal'), (1.0, 'equal'), (1.0, 'unequal'))
+    found = [
+        World(seeds, 5.0, 1000, shared, *kind)
+        for seeds in (2, 3, 5, 12)
+        for shared in (0.0, 0.5, 0.8)
+        for kind in kinds
+    ]
+    found += [
+        World(seeds, error, 1000, shared, *kind)
+        for seeds in (2, 3, 5)
+        for error in (1.0, 20.0, 50.0)
+        for shared in (0.0, 0.8)
+        for kind in kinds
+    ]
+    large = ((1.0, 0.0, 'equal'), (5.0, 0.3, 'unequal'), (20.0, 1.0, 'equal'), (50.0, 0.3, 'equal'))
     found += [World(3, error, 10_000, 0.8, *kind) for error, *kind in large]
-    found += [World(3, 1.7, 1000, 0.8, spread, "equal", 0.9) for spread in (0.0, 0.15, 0.3)]
-    found += [World(seeds, 5.0, 1000, 0.0, 0.0, "equal", None, 0.0) for seeds in (2, 3, 5)]
-    found += [World(seeds, 3.0, 1000, 0.8, spread, "equal", None, 0.8, 5.0) for seeds in (3, 5) for spread in (0.0, 0.3, 1.0)]
-    found += [World(seeds, 5.0, 1000, 0.8, 1.0, rows) for rows in ("alternate", "wild") for seeds in (2, 3, 5, 12)]
+    found += [World(3, 1.7, 1000, 0.8, spread, 'equal', 0.9) for spread in (0.0, 0.15, 0.3)]
+    found += [World(seeds, 5.0, 1000, 0.0, 0.0, 'equal', None, 0.0) for seeds in (2, 3, 5)]
+    found += [
+        World(seeds, 3.0, 1000, 0.8, spread, 'equal', None, 0.8, 5.0)
+        for seeds in (3, 5)
+        for spread in (0.0, 0.3, 1.0)
+    ]
+    found += [
+        World(seeds, 5.0, 1000, 0.8, 1.0, rows)
+        for rows in ('alternate', 'wild')
+        for seeds in (2, 3, 5, 12)
+    ]
     return {describe(world): world for world in found}
+
 
 def describe(world: World) -> str:
     "A world in one line."
-    rows = "" if world.rows == "equal" else f" {world.rows}"
-    inside = "" if world.alike == 0.8 else f", within {world.alike:g}"
-    gap = "" if world.gap is None else f", gap {world.gap:g}"
-    gap += "" if world.others == 1 else f", others {world.others * world.error:g} %"
-    return f"{world.error:g} % of {world.images}, n = {world.seeds}, shared {world.shared:g}{inside}, spread {world.spread:g}{rows}{gap}"
+    rows = '' if world.rows == 'equal' else f' {world.rows}'
+    inside = '' if world.alike == 0.8 else f', within {world.alike:g}'
+    gap = '' if world.gap is None else f', gap {world.gap:g}'
+    gap += '' if world.others == 1 else f', others {world.others * world.error:g} %'
+    return (
+        f'{world.error:g} % of {world.images}, n = {world.seeds}, shared '
+        f'{world.shared:g}{inside}, spread {world.spread:g}{rows}{gap}'
+    )
+
 
 WORLDS: dict[str, World] = _worlds()
 
 # %% ../../nbs/study/17_worlds.ipynb #3d255a50
-_COLUMNS = ("world", "error", "images", "seeds", "shared", "spread", "rows", "gap", "studies", "level_today", "power_today",
-            "level_alone", "power_alone", "level", "power")
+_COLUMNS = (
+    'world',
+    'error',
+    'images',
+    'seeds',
+    'shared',
+    'spread',
+    'rows',
+    'gap',
+    'studies',
+    'level_today',
+    'power_today',
+    'level_alone',
+    'power_alone',
+    'level',
+    'power',
+)
 
-def tabulate(path: str | Path | None = None,       # a CSV file to write; None: none
-             worlds: Mapping[str, World] = WORLDS,
-             studies: int = 2000,
-            ) -> list[dict[str, str]]:
-    "Level and power of all rules in all worlds, in percent. The default takes two minutes of one core."
+
+def tabulate(
+    path: str | Path | None = None,  # a CSV file to write; None: none
+    worlds: Mapping[str, World] = WORLDS,
+    studies: int = 2000,
+) -> list[dict[str, str]]:
+    """Level and power of all rules in all worlds, in percent. The default takes two minutes of
+    one core."""
     lines = []
     for name, world in worlds.items():
         gap, seen = planted_gap(world), simulate(world, studies)
         found = {rule: judge_simulated(seen, judge, world) for rule, judge in RULES.items()}
-        line = [name, world.error, world.images, world.seeds, world.shared, world.spread, world.rows, f"{gap:.2f}", studies]
-        line += [f"{100 * rate:.1f}" for one in found.values() for rate in one[:2]]
+        line = [
+            name,
+            world.error,
+            world.images,
+            world.seeds,
+            world.shared,
+            world.spread,
+            world.rows,
+            f'{gap:.2f}',
+            studies,
+        ]
+        line += [f'{100 * rate:.1f}' for one in found.values() for rate in one[:2]]
         lines.append(dict(zip(_COLUMNS, map(str, line))))
     if path:
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
-            writer.writeheader(); writer.writerows(lines)
+        with open(path, 'w', encoding='utf-8', newline='') as file:
+            writer = csv.DictWriter(file, _COLUMNS, lineterminator='\n')
+            writer.writeheader()
+            writer.writerows(lines)
     return lines
 
+# %% ../../nbs/study/17_worlds.ipynb #5d02a878
 def tabulated() -> list[dict[str, str]]:
     "The committed table: `tabulate` with 2,000 studies a world."
-    with resources.files("encapnet.study").joinpath("judging_worlds.csv").open(encoding="utf-8", newline="") as file:
+    with (
+        resources.files('encapnet.study')
+        .joinpath('judging_worlds.csv')
+        .open(encoding='utf-8', newline='') as file
+    ):
         return list(csv.DictReader(file))
 
 # %% ../../nbs/study/17_worlds.ipynb #6d22d14c
@@ -270,45 +433,77 @@ def ROOT(share: float) -> float:
     "What is spent of 5 % after a share of the seeds: as its square root."
     return 0.05 * math.sqrt(share)
 
+
 def _obrien_fleming(share: float) -> float:
     from scipy import special
+
     return float(2 * special.ndtr(special.ndtri(0.025) / math.sqrt(share)))
 
+
 SHAPES: dict[str, Callable[[float], float]] = {
-    "O'Brien and Fleming": _obrien_fleming, "in proportion": lambda share: 0.05 * share,
-    "Pocock": lambda share: 0.05 * math.log(1 + (math.e - 1) * share), "square root": ROOT}
+    "O'Brien and Fleming": _obrien_fleming,
+    'in proportion': lambda share: 0.05 * share,
+    'Pocock': lambda share: 0.05 * math.log(1 + (math.e - 1) * share),
+    'square root': ROOT,
+}
+
 
 def _crossed(bound: float, inside: np.ndarray, mass: np.ndarray, step: float) -> float:
-    "How often noise that was inside all boundaries leaves this one, by its place and mass before a step."
+    """How often noise that was inside all boundaries leaves this one, by its place and mass
+    before a step."""
     from scipy import special
-    return float((mass * (special.ndtr((inside - bound) / step) + special.ndtr((-bound - inside) / step))).sum())
 
+    return float(
+        (
+            mass * (special.ndtr((inside - bound) / step) + special.ndtr((-bound - inside) / step))
+        ).sum()
+    )
+
+# %% ../../nbs/study/17_worlds.ipynb #eba86bd8
 def spent(shape: Callable[[float], float], looks: tuple[int, ...] = (3, 5, 8, 12)) -> list[float]:
-    "The two-sided level of each look such that together they spend what a shape allows (Lan and DeMets)."
+    """The two-sided level of each look such that together they spend what a shape allows (Lan and
+    DeMets)."""
     import numpy as np
     from scipy import optimize, special
+
     nodes, weights = np.polynomial.legendre.leggauss(300)
     inside, mass, before, used, found = np.zeros(1), np.ones(1), 0.0, 0.0, []
     for seeds in looks:
         share = seeds / looks[-1]
         step, allowed = math.sqrt(share - before), shape(share) - used
-        def excess(bound, allowed, *noise): return _crossed(bound, *noise) - allowed
-        bound = optimize.brentq(excess, 1e-3, 9 * math.sqrt(share), args=(allowed, inside, mass, step))
+
+        def excess(bound, allowed, *noise):
+            return _crossed(bound, *noise) - allowed
+
+        bound = optimize.brentq(
+            excess, 1e-3, 9 * math.sqrt(share), args=(allowed, inside, mass, step)
+        )
         found.append(float(2 * special.ndtr(-bound / math.sqrt(share))))
         reached = bound * nodes
-        density = np.exp(-0.5 * ((reached[:, None] - inside) / step)**2) / (step * math.sqrt(2 * math.pi))
-        inside, mass, before, used = reached, bound * weights * (density * mass).sum(-1), share, used + allowed
+        density = np.exp(-0.5 * ((reached[:, None] - inside) / step) ** 2) / (
+            step * math.sqrt(2 * math.pi)
+        )
+        inside, mass, before, used = (
+            reached,
+            bound * weights * (density * mass).sum(-1),
+            share,
+            used + allowed,
+        )
     return found
 
 # %% ../../nbs/study/17_worlds.ipynb #7b8e8334
 def looked_at(world: World, rule: Rule = judged, studies: int = 500, seed: int = 0) -> list[Rates]:
     "What was found by each look at 3, 5, 8 and 12 seeds, if a study stops when it finds something."
     import numpy as np
+
     dice, world, gap = np.random.default_rng(seed), world._replace(seeds=12), planted_gap(world)
     at_once, stopped = max(1, 3_000_000 // (ROWS * 12 * world.images)), []
     for begin in range(0, studies, at_once):
         bits = draw(world._replace(gap=gap), min(at_once, studies - begin), dice)
         seen = [measured(bits[:, :, :n]) for n in (3, 5, 8, 12)]
         stopped.append(np.stack([rule(one) < level for one, level in zip(seen, spent(ROOT))]))
-    found = np.logical_or.accumulate(np.concatenate(stopped, 1), 0)              # [looks, studies, pairs]
-    return [Rates(float(one[:, :2].mean()), float(one[:, 2:].mean()), gap, 2 * studies) for one in found]
+    # [looks, studies, pairs]
+    found = np.logical_or.accumulate(np.concatenate(stopped, 1), 0)
+    return [
+        Rates(float(one[:, :2].mean()), float(one[:, 2:].mean()), gap, 2 * studies) for one in found
+    ]

@@ -26,147 +26,232 @@ __all__ = ['mixes', 'lengths', 'mixture', 'CapConvPicture', 'mixed', 'networks',
 # %% ../../../nbs/show/explore/05_capconv.ipynb #40a3ee97
 def _called(point: str) -> str:
     "A hook point, in words."
-    parts = point.split(".")
-    if parts[0] != "features": return "fifth layer, Type I"
-    return f"module {int(parts[1]) + 1}, " + ("Type I" if parts[2] == "type1" else f"Type II, {int(parts[3]) + 1}")
+    parts = point.split('.')
+    if parts[0] != 'features':
+        return 'fifth layer, Type I'
+    return f'module {int(parts[1]) + 1}, ' + (
+        'Type I' if parts[2] == 'type1' else f'Type II, {int(parts[3]) + 1}'
+    )
 
-def _bare(model: nn.Module) -> nn.Module: return getattr(model, "network", model)     # without feedback, which evaluation leaves out
 
-def mixes(model: nn.Module,
-          image: Tensor,                 # (1, channels, h, w), or more images
-         ) -> dict[str, MixTrace]:       # "module 1, Type I" -> what happens there
+# without feedback, which evaluation leaves out
+def _bare(model: nn.Module) -> nn.Module:
+    return getattr(model, 'network', model)
+
+
+def mixes(
+    model: nn.Module,
+    image: Tensor,  # (1, channels, h, w), or more images
+) -> dict[str, MixTrace]:  # "module 1, Type I" -> what happens there
     "Every capConv of a network, on images. Raises StudyError if it has none."
-    points = [point for point, kind in hook_points(_bare(model)).items() if kind == "capConv"]
-    if not points: raise StudyError("this network has no capConv")
+    points = [point for point, kind in hook_points(_bare(model)).items() if kind == 'capConv']
+    if not points:
+        raise StudyError('this network has no capConv')
     return {_called(point): mix for point, mix in trace(_bare(model), image, points).items()}
 
 # %% ../../../nbs/show/explore/05_capconv.ipynb #7b5d583b
-def lengths(maps: Tensor,   # (b, G d, h, w)
-            groups: int,    # G
-           ) -> Tensor:     # (b, G, h, w)
+def lengths(
+    maps: Tensor,  # (b, G d, h, w)
+    groups: int,  # G
+) -> Tensor:  # (b, G, h, w)
     "Lengths of a map's capsules."
     return torch.linalg.vector_norm(maps.unflatten(1, (groups, -1)), dim=2)
 
+
 def mixture(mix: MixTrace) -> tuple[float, float, float]:
-    "Mean |m1|, mean |m2| and the aide's share (Eqn 1); without an aide the means are none and the share is 0."
-    if mix.aide is None: return float("nan"), float("nan"), 0.0
+    """Mean |m1|, mean |m2| and the aide's share (Eqn 1); without an aide the means are none and
+    the share is 0."""
+    if mix.aide is None:
+        return float('nan'), float('nan'), 0.0
     m1, m2, groups = mix.m1.abs(), mix.m2.abs(), mix.m1.shape[1]
-    own, other = ((m * lengths(branch, groups)).sum().item() for m, branch in ((m1, mix.master), (m2, mix.aide)))
+    own, other = (
+        (m * lengths(branch, groups)).sum().item()
+        for m, branch in ((m1, mix.master), (m2, mix.aide))
+    )
     return m1.mean().item(), m2.mean().item(), other / (own + other) if own + other else 0.0
 
 # %% ../../../nbs/show/explore/05_capconv.ipynb #c899c8ef
-class CapConvPicture(Picture, drawn_by="capconv"):
+class CapConvPicture(Picture, drawn_by='capconv'):
     "Branches, coefficients and output of every capConv, for one image."
 
-def mixed(model: nn.Module,
-          image: Tensor,             # (channels, h, w) in [0, 1]
-          label: int,
-          names: tuple[str, ...],    # of the classes
-          network: str,              # what it is called
-         ) -> dict[str, Any]:
+
+def mixed(
+    model: nn.Module,
+    image: Tensor,  # (channels, h, w) in [0, 1]
+    label: int,
+    names: tuple[str, ...],  # of the classes
+    network: str,  # what it is called
+) -> dict[str, Any]:
     "Everything that `capconv.js` draws from."
     groups, layers, scores = _bare(model).groups, [], []
-    hook = _bare(model).register_forward_hook(lambda module, given, output: scores.append(output))      # one pass is enough for all
-    try: found = mixes(model, image[None])
-    finally: hook.remove()
+    # one pass is enough for all
+    hook = _bare(model).register_forward_hook(lambda module, given, output: scores.append(output))
+    try:
+        found = mixes(model, image[None])
+    finally:
+        hook.remove()
     for title, mix in found.items():
-        maps = dict(master=mix.master, aide=mix.aide, output=mix.output) | (dict(input=mix.input) if not layers else {})
-        told = {name: packed(lengths(value, groups)[0]) for name, value in maps.items() if value is not None}
-        if mix.aide is not None: told |= dict(m1=packed(mix.m1[0]), m2=packed(mix.m2[0]))
+        maps = dict(master=mix.master, aide=mix.aide, output=mix.output) | (
+            dict(input=mix.input) if not layers else {}
+        )
+        told = {
+            name: packed(lengths(value, groups)[0])
+            for name, value in maps.items()
+            if value is not None
+        }
+        if mix.aide is not None:
+            told |= dict(m1=packed(mix.m1[0]), m2=packed(mix.m2[0]))
         layers.append(dict(title=title, groups=groups, **told))
-    return dict(network=network, layers=layers, image=packed(image), label=int(label), answer=scores[0].argmax().item(), names=list(names))
+    return dict(
+        network=network,
+        layers=layers,
+        image=packed(image),
+        label=int(label),
+        answer=scores[0].argmax().item(),
+        names=list(names),
+    )
 
 # %% ../../../nbs/show/explore/05_capconv.ipynb #5b43a782
-_KINDS = ("EncapNet", "SixLayerEncapNet")
+_KINDS = ('EncapNet', 'SixLayerEncapNet')
+
 
 def _untrained(epoch: int, images: Tensor) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return settled(EncapNet(groups=4, skip="both"), images)
+        return settled(EncapNet(groups=4, skip='both'), images)
 
-def networks(images: Tensor,                # what the untrained network's normalisation is to see
-             runs: str | Path = "runs",
-             data_root: str = "",
-            ) -> list[Offer]:
+
+def networks(
+    images: Tensor,  # what the untrained network's normalisation is to see
+    runs: str | Path = 'runs',
+    data_root: str = '',
+) -> list[Offer]:
     "What can be shown, and what cannot and why."
     have = [run for kind in _KINDS for run in stored(runs, kind)]
-    offers = sorted((offer(run, partial(look_back, data_root=data_root or None)) for run in have), key=lambda one: bool(one.why))
-    absent = missing(["table1", "table3_left", "table3_right"], have, wanted=lambda row: row.network.kind in _KINDS)
-    return [Offer("untrained EncapNet", lru_cache(1)(partial(_untrained, images=images))), *offers, *absent]
+    offers = sorted(
+        (offer(run, partial(look_back, data_root=data_root or None)) for run in have),
+        key=lambda one: bool(one.why),
+    )
+    absent = missing(
+        ['table1', 'table3_left', 'table3_right'],
+        have,
+        wanted=lambda row: row.network.kind in _KINDS,
+    )
+    return [
+        Offer('untrained EncapNet', lru_cache(1)(partial(_untrained, images=images))),
+        *offers,
+        *absent,
+    ]
 
-def watched(name: str,                      # a data set
-            data_root: str = "",
-            augmentation: str = "none",     # of the training
-            count: int = 100,
-           ) -> tuple[Tensor, Tensor, tuple[str, ...]]:  # pixels, labels, names of the classes
+
+def watched(
+    name: str,  # a data set
+    data_root: str = '',
+    augmentation: str = 'none',  # of the training
+    count: int = 100,
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:  # pixels, labels, names of the classes
     "Test images as evaluation sees them. Raises UsageError if there is no such data."
     test = data.test_images(name, data_root or None)
     return *pixels_to_watch(test, augmentation, count), test.classes
 
 # %% ../../../nbs/show/explore/05_capconv.ipynb #4e9b7191
 class CapConvExplorer(ipywidgets.VBox):
-    "The picture, and the network and the image that it shows; what goes wrong is said in a line of its own."
-    def __init__(self, runs: str | Path = "runs", data_root: str = "", **more):
+    """The picture, and the network and the image that it shows; what goes wrong is said in a line
+    of its own."""
+
+    def __init__(self, runs: str | Path = 'runs', data_root: str = '', **more):
         self.data_root, self.sets, self.model = data_root, {}, None
-        self.offers = networks(self._images("digits", "none")[0], runs, data_root)
+        self.offers = networks(self._images('digits', 'none')[0], runs, data_root)
         self.picture, self.status = CapConvPicture(), ipywidgets.HTML()
         options = [(one.title, number) for number, one in enumerate(self.offers)]
-        self.network = ipywidgets.Dropdown(description="Network", options=options, value=0, layout=ipywidgets.Layout(width="34em"))
-        self.image = ipywidgets.IntSlider(0, 0, 99, description="Image")
-        self.network.observe(self._choose, "value")
-        self.image.observe(self._show, "value")
-        super().__init__([ipywidgets.HBox([self.network, self.image]), self.status, self.picture], **more)
+        self.network = ipywidgets.Dropdown(
+            description='Network', options=options, value=0, layout=ipywidgets.Layout(width='34em')
+        )
+        self.image = ipywidgets.IntSlider(0, 0, 99, description='Image')
+        self.network.observe(self._choose, 'value')
+        self.image.observe(self._show, 'value')
+        super().__init__(
+            [ipywidgets.HBox([self.network, self.image]), self.status, self.picture], **more
+        )
         self._choose()
 
     def _images(self, name: str, augmentation: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        if (name, augmentation) not in self.sets: self.sets[name, augmentation] = watched(name, self.data_root, augmentation)
+        if (name, augmentation) not in self.sets:
+            self.sets[name, augmentation] = watched(name, self.data_root, augmentation)
         return self.sets[name, augmentation]
 
     def _choose(self, _=None):
         one = self.offers[self.network.value]
         try:
-            if one.why: raise StudyError(one.why)
+            if one.why:
+                raise StudyError(one.why)
             model = one.load(one.epochs[-1])
-            shown = self._images(one.data, "mild" if isinstance(model, SixLayerEncapNet) else "none")      # as Tables 1 and 3 train them
+            # as Tables 1 and 3 train them
+            shown = self._images(
+                one.data, 'mild' if isinstance(model, SixLayerEncapNet) else 'none'
+            )
         except (StudyError, UsageError) as error:
-            self.status.value = said(f"{one.title} cannot be shown: {error}. The picture is still that of the network before.", True)
+            self.status.value = said(
+                f'{one.title} cannot be shown: {error}. The picture is still that of the network '
+                'before.',
+                True,
+            )
             return
         self.model, self.shown, self.title = model, shown, one.title
         self.image.max = len(shown[0]) - 1
-        self.status.value = ""
+        self.status.value = ''
         self._show()
 
     def _show(self, _=None):
         pixels, labels, names = self.shown
-        self.picture.data = mixed(self.model, pixels[self.image.value], labels[self.image.value], names, self.title)
+        self.picture.data = mixed(
+            self.model, pixels[self.image.value], labels[self.image.value], names, self.title
+        )
 
 # %% ../../../nbs/show/explore/05_capconv.ipynb #5cb7680d
 @own_style()
-def layers_still(model: nn.Module,
-                 image: Tensor,              # (channels, h, w) in [0, 1]
-                 title: str,                 # of the network
-                 chosen: str | None = None,  # a layer; None: the last of the largest maps
-                ) -> Figure:
-    "One layer's first capsule channels, and coefficients and the aide's share over all layers. Raises StudyError if there is no such layer."
+def layers_still(
+    model: nn.Module,
+    image: Tensor,  # (channels, h, w) in [0, 1]
+    title: str,  # of the network
+    chosen: str | None = None,  # a layer; None: the last of the largest maps
+) -> Figure:
+    """One layer's first capsule channels, and coefficients and the aide's share over all layers.
+    Raises StudyError if there is no such layer."""
     found, groups = mixes(model, image[None]), _bare(model).groups
     largest = max(mix.output.shape[-1] for mix in found.values())
     chosen = chosen or [name for name, mix in found.items() if mix.output.shape[-1] == largest][-1]
-    if chosen not in found: raise StudyError(f"no layer {chosen!r}; there are {', '.join(found)}")
+    if chosen not in found:
+        raise StudyError(f'no layer {chosen!r}; there are {", ".join(found)}')
     mix = found[chosen]
     drawing, axes = canvas(8.6, 2.3, 6, width_ratios=[1, 1, 1, 1, 1.9, 1.9])
-    for ax, name in zip(axes, ("image", "master", "aide", "output")):
-        maps = image if name == "image" else getattr(mix, name)
+    for ax, name in zip(axes, ('image', 'master', 'aide', 'output')):
+        maps = image if name == 'image' else getattr(mix, name)
         ax.set_axis_off()
-        ax.set_title(name if maps is not None else f"no {name}")
-        if maps is None: continue
-        ax.imshow((maps.mean(0) if name == "image" else lengths(maps, groups)[0, 0]).numpy(), cmap="cividis", interpolation="nearest")
-    numbers, places = torch.tensor([mixture(each) for each in found.values()]).T.numpy(), range(1, len(found) + 1)
-    for values, name, style, colour in zip(numbers, ("|m1|", "|m2|"), ("o-", "s--"), PALETTE):
+        ax.set_title(name if maps is not None else f'no {name}')
+        if maps is None:
+            continue
+        ax.imshow(
+            (maps.mean(0) if name == 'image' else lengths(maps, groups)[0, 0]).numpy(),
+            cmap='cividis',
+            interpolation='nearest',
+        )
+    numbers, places = (
+        torch.tensor([mixture(each) for each in found.values()]).T.numpy(),
+        range(1, len(found) + 1),
+    )
+    for values, name, style, colour in zip(numbers, ('|m1|', '|m2|'), ('o-', 's--'), PALETTE):
         axes[4].plot(places, values, style, color=colour, ms=3, lw=1.2, label=name)
-    axes[4].set(xlabel="layer", ylabel="mean", ylim=(0, None))
+    axes[4].set(xlabel='layer', ylabel='mean', ylim=(0, None))
     axes[4].legend()
-    axes[5].plot(places, 100 * numbers[2], "o-", color=PALETTE[2], ms=3, lw=1.2)
-    axes[5].set(xlabel="layer", ylabel="aide's share (%)", ylim=(0, 100))
-    return Figure(drawing, f"A capsule channel of {chosen} in {title}, and over {len(found)} layers the mean coefficients and the aide's share.",
-                  f"{title}. Left: the image, and the first capsule channel of {chosen} as lengths of capsules (each on a scale of its own). "
-                  "Right: mean coefficients and the share of what is added that comes from the aide, over the layers.")
+    axes[5].plot(places, 100 * numbers[2], 'o-', color=PALETTE[2], ms=3, lw=1.2)
+    axes[5].set(xlabel='layer', ylabel="aide's share (%)", ylim=(0, 100))
+    return Figure(
+        drawing,
+        f'A capsule channel of {chosen} in {title}, and over {len(found)} layers the mean '
+        "coefficients and the aide's share.",
+        f'{title}. Left: the image, and the first capsule channel of {chosen} as lengths of '
+        'capsules (each on a scale of its own). '
+        'Right: mean coefficients and the share of what is added that comes from the aide, over '
+        'the layers.',
+    )

@@ -12,31 +12,44 @@ from ...nn.trace import trace
 __all__ = ['TURNS', 'moved', 'explained', 'capsules_of', 'equivariance']
 
 # %% ../../../nbs/show/explore/02_equivariance.ipynb #6db5f808
-def moved(images: torch.Tensor,        # (b, channels, h, w)
-          turn: float = 0.0,           # degrees, counter-clockwise
-          right: float = 0.0,          # pixels
-          down: float = 0.0,           # pixels
-          larger: float = 1.0,         # factor
-         ) -> torch.Tensor:
-    "Images rotated, shifted and scaled about their middle. Raises ValueError unless the factor is positive."
-    if not larger > 0: raise ValueError(f"an image can be made larger by a positive factor only, got {larger}")
+def moved(
+    images: torch.Tensor,  # (b, channels, h, w)
+    turn: float = 0.0,  # degrees, counter-clockwise
+    right: float = 0.0,  # pixels
+    down: float = 0.0,  # pixels
+    larger: float = 1.0,  # factor
+) -> torch.Tensor:
+    """Images rotated, shifted and scaled about their middle. Raises ValueError unless the factor
+    is positive."""
+    if not larger > 0:
+        raise ValueError(f'an image can be made larger by a positive factor only, got {larger}')
     height, width = images.shape[2:]
     angle = torch.tensor(turn * torch.pi / 180)
     cosine, sine = torch.cos(angle).item() / larger, torch.sin(angle).item() / larger
     x, y = -2 * right / width, -2 * down / height
     # Output to input, in shares of the half side: first the shift is undone, then the turn.
-    turned = torch.tensor([[cosine, -sine * height / width, cosine * x - sine * y], [sine * width / height, cosine, sine * x + cosine * y]])
-    grid = torch.nn.functional.affine_grid(turned.expand(len(images), -1, -1), list(images.shape), align_corners=False)
+    turned = torch.tensor(
+        [
+            [cosine, -sine * height / width, cosine * x - sine * y],
+            [sine * width / height, cosine, sine * x + cosine * y],
+        ]
+    )
+    grid = torch.nn.functional.affine_grid(
+        turned.expand(len(images), -1, -1), list(images.shape), align_corners=False
+    )
     return torch.nn.functional.grid_sample(images, grid.to(images), align_corners=False)
 
 # %% ../../../nbs/show/explore/02_equivariance.ipynb #9ed9fc2b
-def explained(before: torch.Tensor,  # (n, e): capsules of images as they are
-              after: torch.Tensor,   # (n, e): of the same images, moved
-              kinds: torch.Tensor | None = None,  # (n,): their classes; None: one class
-              ridge: float = 1e-3,   # of the fit, in shares of the mean square
-             ) -> tuple[float, float]:
-    "Eqn 1: held-out share of variance explained by one linear map, and by none; every second image is held out. Raises ValueError on fewer than 4."
-    if len(before) < 4: raise ValueError(f"an index needs at least 4 images, got {len(before)}")
+def explained(
+    before: torch.Tensor,  # (n, e): capsules of images as they are
+    after: torch.Tensor,  # (n, e): of the same images, moved
+    kinds: torch.Tensor | None = None,  # (n,): their classes; None: one class
+    ridge: float = 1e-3,  # of the fit, in shares of the mean square
+) -> tuple[float, float]:
+    """Eqn 1: held-out share of variance explained by one linear map, and by none; every second
+    image is held out. Raises ValueError on fewer than 4."""
+    if len(before) < 4:
+        raise ValueError(f'an index needs at least 4 images, got {len(before)}')
     before, after = before.double(), after.double()
     known, held = slice(0, None, 2), slice(1, None, 2)
     with_one = torch.cat([before, torch.ones_like(before[:, :1])], 1)
@@ -45,19 +58,42 @@ def explained(before: torch.Tensor,  # (n, e): capsules of images as they are
     fit = torch.linalg.solve(square, with_one[known].T @ after[known])
     kinds = torch.zeros(len(before)) if kinds is None else kinds
     peers = (kinds[held, None] == kinds[None, known]).to(after)
-    peers[peers.sum(1) == 0] = 1                              # a class that the fit has not seen: the mean of all
-    total = (after[held] - peers @ after[known] / peers.sum(1, keepdim=True)).square().sum().clamp(min=1e-30)
-    return tuple(1 - ((after[held] - guess).square().sum() / total).item() for guess in (with_one[held] @ fit, before[held]))
+    # a class that the fit has not seen: the mean of all
+    peers[peers.sum(1) == 0] = 1
+    total = (
+        (after[held] - peers @ after[known] / peers.sum(1, keepdim=True))
+        .square()
+        .sum()
+        .clamp(min=1e-30)
+    )
+    return tuple(
+        1 - ((after[held] - guess).square().sum() / total).item()
+        for guess in (with_one[held] @ fit, before[held])
+    )
 
 # %% ../../../nbs/show/explore/02_equivariance.ipynb #40078a2c
-def capsules_of(model: nn.Module, images: torch.Tensor, chosen: torch.Tensor | range) -> torch.Tensor:  # (b, k, e)
+def capsules_of(
+    model: nn.Module, images: torch.Tensor, chosen: torch.Tensor | range
+) -> torch.Tensor:  # (b, k, e)
     "Class capsules of a batch: of all images the same ones, or of each its own."
-    return trace(model, images, ["classes"], chosen)["classes"].higher[-1]
+    return trace(model, images, ['classes'], chosen)['classes'].higher[-1]
+
 
 TURNS = tuple(range(-60, 61, 15))
 
-def equivariance(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, turns: tuple[int, ...] = TURNS) -> dict[str, list[float]]:
-    "The index of each rotation (degrees): `index` with one linear map, `unmoved` with none; held-out shares of variance within classes."
+
+def equivariance(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, turns: tuple[int, ...] = TURNS
+) -> dict[str, list[float]]:
+    """The index of each rotation (degrees): `index` with one linear map, `unmoved` with none;
+    held-out shares of variance within classes."""
     own = capsules_of(model, images, labels)[:, 0]
-    pairs = [explained(own, capsules_of(model, moved(images, turn), labels)[:, 0], labels) for turn in turns]
-    return dict(turns=list(turns), index=[round(pair[0], 4) for pair in pairs], unmoved=[round(max(pair[1], -9.0), 4) for pair in pairs])
+    pairs = [
+        explained(own, capsules_of(model, moved(images, turn), labels)[:, 0], labels)
+        for turn in turns
+    ]
+    return dict(
+        turns=list(turns),
+        index=[round(pair[0], 4) for pair in pairs],
+        unmoved=[round(max(pair[1], -9.0), 4) for pair in pairs],
+    )

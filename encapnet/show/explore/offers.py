@@ -20,57 +20,98 @@ __all__ = ['Offer', 'stored', 'kept_epochs', 'offer', 'missing', 'settled']
 @dataclass(frozen=True)
 class Offer:
     "A network that an explorer can show, or why it cannot."
-    title: str
-    load: Callable[[int], torch.nn.Module]      # after which epoch; may raise StudyError
-    epochs: tuple[int, ...] = (0,)              # of which weights were kept
-    why: str = ""                               # the reason why not; "" if it can be shown
-    data: str = "digits"                        # which images it knows
 
-def stored(runs: str | Path, kind: str = "") -> Iterator[Run]:  # "CapNet"; "": any
-    "The runs of a store, fresh or not, whose network is of a kind; folders that are no runs are passed over."
-    for path in sorted(resolve(runs).glob("*/*/*/config.json")):
-        try: config = RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError): continue
+    title: str
+    load: Callable[[int], torch.nn.Module]  # after which epoch; may raise StudyError
+    epochs: tuple[int, ...] = (0,)  # of which weights were kept
+    why: str = ''  # the reason why not; "" if it can be shown
+    data: str = 'digits'  # which images it knows
+
+
+def stored(runs: str | Path, kind: str = '') -> Iterator[Run]:  # "CapNet"; "": any
+    """The runs of a store, fresh or not, whose network is of a kind; folders that are no runs are
+    passed over."""
+    for path in sorted(resolve(runs).glob('*/*/*/config.json')):
+        try:
+            config = RunConfig.model_validate_json(path.read_text(encoding='utf-8'))
+        except (OSError, ValueError):
+            continue
         run = Run(runs, config)
-        if kind in ("", config.network.kind) and run.folder == path.parent: yield run
+        if kind in ('', config.network.kind) and run.folder == path.parent:
+            yield run
+
 
 def kept_epochs(run: Run) -> tuple[int, ...]:
     "The epochs after which a run's weights were kept: its moments, and the last of its checkpoint."
-    moments = {int(number) for path in run.folder.glob("moment-*.safetensors") if (number := path.stem.split("-")[1]).isdigit()}
-    return tuple(sorted(moments | ({run.config.schedule.epochs} if run.path(CHECKPOINTS[0]).exists() else set())))
+    moments = {
+        int(number)
+        for path in run.folder.glob('moment-*.safetensors')
+        if (number := path.stem.split('-')[1]).isdigit()
+    }
+    return tuple(
+        sorted(
+            moments | ({run.config.schedule.epochs} if run.path(CHECKPOINTS[0]).exists() else set())
+        )
+    )
 
 # %% ../../../nbs/show/explore/01_offers.ipynb #7ea8408f
 def offer(run: Run, load: Callable[[Run, int], torch.nn.Module]) -> Offer:
     "A run of the store as something to be shown."
     found, epochs, config = state(run), kept_epochs(run), run.config
-    why = ("" if epochs else "no weights of its epochs were kept") if found.name == "fresh" else ": ".join(filter(None, (found.name, found.why)))
-    title = f"{run.name}, {config.profile}, {config.data.name}, seed {config.seed}" + f" ({found.name})" * (found.name != "fresh")
+    why = (
+        ('' if epochs else 'no weights of its epochs were kept')
+        if found.name == 'fresh'
+        else ': '.join(filter(None, (found.name, found.why)))
+    )
+    title = (
+        f'{run.name}, {config.profile}, {config.data.name}, seed {config.seed}'
+        + f' ({found.name})' * (found.name != 'fresh')
+    )
     return Offer(title, lambda epoch: load(run, epoch), epochs or (0,), why, config.data.name)
 
-def missing(experiments: list[str], have: list[Run], profile: str = "quick",
-            wanted: Callable[[Row], bool] = lambda row: True,  # which rows an explorer could show
-           ) -> list[Offer]:
+
+def missing(
+    experiments: list[str],
+    have: list[Run],
+    profile: str = 'quick',
+    wanted: Callable[[Row], bool] = lambda row: True,  # which rows an explorer could show
+) -> list[Offer]:
     "Rows that nobody has trained yet, with the command that does."
     known, told = {(run.config.experiment, run.config.row, run.config.profile) for run in have}, {}
     for experiment in experiments:
         for name, row in EXPERIMENTS[experiment].items():
             place = (row.home or experiment, name)
-            if (*place, profile) in known or place in told or not wanted(row): continue
-            command = f"encapnet run {'/'.join(place)} --profile {profile}"
-            told[place] = Offer(f"{'/'.join(place)}, {profile} (missing)", _nothing, why=f"not trained yet: `{command}` trains it")
+            if (*place, profile) in known or place in told or not wanted(row):
+                continue
+            command = f'encapnet run {"/".join(place)} --profile {profile}'
+            told[place] = Offer(
+                f'{"/".join(place)}, {profile} (missing)',
+                _nothing,
+                why=f'not trained yet: `{command}` trains it',
+            )
     return list(told.values())
 
-def _nothing(epoch: int): raise StudyError("this network was never trained")
+
+def _nothing(epoch: int):
+    raise StudyError('this network was never trained')
 
 # %% ../../../nbs/show/explore/01_offers.ipynb #50faabe7
 def settled(model: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:
     "The network, its batch normalisation having averaged over one batch, in evaluation."
     import torch
-    norms = {module: module.momentum for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)}
+
+    norms = {
+        module: module.momentum
+        for module in model.modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+    }
     try:
         for norm in norms:
-            norm.reset_running_stats(); norm.momentum = None        # None: plain averages
-        with torch.no_grad(): model.train()(images)
+            norm.reset_running_stats()
+            norm.momentum = None  # None: plain averages
+        with torch.no_grad():
+            model.train()(images)
     finally:
-        for norm, momentum in norms.items(): norm.momentum = momentum
+        for norm, momentum in norms.items():
+            norm.momentum = momentum
     return model.eval()

@@ -17,56 +17,100 @@ from ...errors import StudyError
 __all__ = ['packed', 'unpacked', 'script', 'style', 'Picture', 'Page', 'said']
 
 # %% ../../../nbs/show/explore/00_picture.ipynb #8c804473
-def packed(values,                  # numbers: an array or a tensor
-           coarse: bool = False,    # a byte for each, as text: for pages
-          ) -> dict[str, Any]:      # shape, type, bytes, and scale: what one step of a coarse number stands for
+def packed(
+    values,  # numbers: an array or a tensor
+    coarse: bool = False,  # a byte for each, as text: for pages
+) -> dict[str, Any]:  # shape, type, bytes, and scale: what one step of a coarse number stands for
     "An array as explorers' scripts take it."
-    import torch                         # here and below: not before it is needed, an explorer of runs never does
+    # here and below: not before it is needed, an explorer of runs never does
+    import torch
+
     array = np.ascontiguousarray(torch.as_tensor(values).detach().cpu().numpy(), dtype=np.float32)
-    if not coarse: return dict(shape=list(array.shape), type="float32", bytes=array.tobytes())
+    if not coarse:
+        return dict(shape=list(array.shape), type='float32', bytes=array.tobytes())
     step = float(np.abs(array).max(initial=0)) / 127 or 1.0
     rough = np.rint(array / step).astype(np.int8)
-    return dict(shape=list(array.shape), type="int8", scale=step, bytes=base64.b64encode(rough.tobytes()).decode())
+    return dict(
+        shape=list(array.shape),
+        type='int8',
+        scale=step,
+        bytes=base64.b64encode(rough.tobytes()).decode(),
+    )
+
 
 def unpacked(one: dict[str, Any]) -> np.ndarray:
     "The numbers of `packed`."
-    content = base64.b64decode(one["bytes"]) if isinstance(one["bytes"], str) else one["bytes"]
-    return np.frombuffer(content, dtype=one["type"]).reshape(one["shape"]).astype(np.float32) * np.float32(one.get("scale", 1))
+    content = base64.b64decode(one['bytes']) if isinstance(one['bytes'], str) else one['bytes']
+    return np.frombuffer(content, dtype=one['type']).reshape(one['shape']).astype(
+        np.float32
+    ) * np.float32(one.get('scale', 1))
 
 # %% ../../../nbs/show/explore/00_picture.ipynb #783a2919
 @lru_cache
 def script(name: str) -> str:  # JavaScript
     "The script of an explorer, with what it draws with. Raises StudyError if there is none."
-    folder = resources.files("encapnet.show.explore")
-    try: return "\n".join((folder/f"{part}.js").read_text(encoding="utf-8") for part in ("drawing", name))
-    except OSError as error: raise StudyError(f"no script for an explorer {name!r}: {error}") from error
+    folder = resources.files('encapnet.show.explore')
+    try:
+        return '\n'.join(
+            (folder / f'{part}.js').read_text(encoding='utf-8') for part in ('drawing', name)
+        )
+    except OSError as error:
+        raise StudyError(f'no script for an explorer {name!r}: {error}') from error
+
 
 @lru_cache
-def style() -> str: return (resources.files("encapnet.show.explore")/"explorer.css").read_text(encoding="utf-8")
+def style() -> str:
+    return (resources.files('encapnet.show.explore') / 'explorer.css').read_text(encoding='utf-8')
 
-_EXPORT = '\nexport default { render({ model, el }) { el.classList.add("explorer"); draw(model, el); } };\n'
+
+_EXPORT = (
+    '\nexport default { render({ model, el }) { el.classList.add("explorer"); draw(model, '
+    'el); } };\n'
+)
+
 
 class Picture(anywidget.AnyWidget):
-    "What a script draws from `data`. A subclass names its script: `class Votes(Picture, drawn_by=\"routing\")`."
+    """What a script draws from `data`. A subclass names its script: `class Votes(Picture,
+    drawn_by="routing")`."""
+
     data = traitlets.Dict().tag(sync=True)
 
     def __init_subclass__(cls, drawn_by: str | None = None, **more):
-        if drawn_by is not None: cls._esm, cls._css = script(drawn_by) + _EXPORT, style()       # None: a class that traitlets makes of its own
+        # None: a class that traitlets makes of its own
+        if drawn_by is not None:
+            cls._esm, cls._css = script(drawn_by) + _EXPORT, style()
         super().__init_subclass__(**more)
 
+# %% ../../../nbs/show/explore/00_picture.ipynb #80d90974
 class Page:
     "An explorer for pages without a kernel: its script, with the data in it."
-    def __init__(self, script: str, data: dict[str, Any]): self.script, self.data = script, data
+
+    def __init__(self, script: str, data: dict[str, Any]):
+        self.script, self.data = script, data
 
     def _repr_html_(self) -> str:
-        place, data = f"explorer-{self.script}", json.dumps(self.data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
-        model = f"const data = {data};\nconst model = {{ get: (name) => (name === 'data' ? data : undefined), on() {{}} }};"
-        return (f'<div class="explorer" id="{html.escape(place)}"></div><style>{style()}</style>'
-                f'<script>(() => {{\n{script(self.script)}\n{model}\ndraw(model, document.getElementById("{place}"));\n}})();</script>')
+        place, data = (
+            f'explorer-{self.script}',
+            json.dumps(self.data, separators=(',', ':'), allow_nan=False).replace('</', '<\\/'),
+        )
+        model = (
+            f"const data = {data};\nconst model = {{ get: (name) => (name === 'data' ? data "
+            f': undefined), on() {{}} }};'
+        )
+        return (
+            f'<div class="explorer" id="{html.escape(place)}"></div><style>{style()}</style>'
+            f'<script>(() => {{\n{script(self.script)}\n{model}\ndraw(model, '
+            f'document.getElementById("{place}"));\n}})();</script>'
+        )
 
 # %% ../../../nbs/show/explore/00_picture.ipynb #299aaa2b
-def said(text: str,
-         wrong: bool = False,   # something could not be done
-        ) -> str:
+def said(
+    text: str,
+    wrong: bool = False,  # something could not be done
+) -> str:
     "A line of an explorer's own, which screen readers are told of; nothing for no text."
-    return text and f'<p role="status" style="margin:2px 0{";color:#d55e00" * wrong}">{html.escape(text)}</p>'
+    return (
+        text
+        and '<p role="status" style="margin:2px '
+        f'0{";color:#d55e00" * wrong}">{html.escape(text)}</p>'
+    )

@@ -30,99 +30,165 @@ __all__ = ['RoutingPicture', 'votes_of', 'untrained', 'on_offer', 'tiny', 'Routi
            'pages_networks', 'routing_still']
 
 # %% ../../../nbs/show/explore/03_routing.ipynb #9770366f
-class RoutingPicture(Picture, drawn_by="routing"):
+class RoutingPicture(Picture, drawn_by='routing'):
     "Couplings, votes and class capsules of one image; routed in the browser."
 
-def votes_of(model: nn.Module,              # a CapNet
-             image: torch.Tensor,           # (3, 32, 32) in [0, 1]
-             label: int,
-             names: tuple[str, ...],        # of the classes
-             network: str,                  # what the network is called
-             before: torch.Tensor | None = None, # (classes, e): class capsules of the image unmoved
-             coarse: bool = False,          # for pages
-             **more,                        # goes to the script as it is
-            ) -> dict[str, Any]:
+
+def votes_of(
+    model: nn.Module,  # a CapNet
+    image: torch.Tensor,  # (3, 32, 32) in [0, 1]
+    label: int,
+    names: tuple[str, ...],  # of the classes
+    network: str,  # what the network is called
+    before: torch.Tensor | None = None,  # (classes, e): class capsules of the image unmoved
+    coarse: bool = False,  # for pages
+    **more,  # goes to the script as it is
+) -> dict[str, Any]:
     "Everything that `routing.js` draws from."
     layer, array = model.classes, partial(packed, coarse=coarse)
-    found = trace(model, image[None], ["classes"], range(len(names)))["classes"]
-    cast = found.votes[0].permute(1, 2, 0, 3).flatten(0, 1)           # (g p, j, e)
-    told = dict(network=network, kind=layer.routing, groups=found.lower.shape[1], votes=array(cast), image=array(image), label=int(label),
-                names=list(names), iterations=layer.options["iterations"], normalize=layer.options.get("normalize", "higher"))
-    if layer.routing == "em":
-        told |= dict(activation=array(found.activation[0].flatten()), beta_u=array(layer.beta_u), beta_a=array(layer.beta_a))
-    if before is not None: told["before"] = array(before)
+    found = trace(model, image[None], ['classes'], range(len(names)))['classes']
+    cast = found.votes[0].permute(1, 2, 0, 3).flatten(0, 1)  # (g p, j, e)
+    told = dict(
+        network=network,
+        kind=layer.routing,
+        groups=found.lower.shape[1],
+        votes=array(cast),
+        image=array(image),
+        label=int(label),
+        names=list(names),
+        iterations=layer.options['iterations'],
+        normalize=layer.options.get('normalize', 'higher'),
+    )
+    if layer.routing == 'em':
+        told |= dict(
+            activation=array(found.activation[0].flatten()),
+            beta_u=array(layer.beta_u),
+            beta_a=array(layer.beta_a),
+        )
+    if before is not None:
+        told['before'] = array(before)
     return told | more
 
 # %% ../../../nbs/show/explore/03_routing.ipynb #3be1dddb
 @torch.no_grad()
-def untrained(images: torch.Tensor,  # (b, 3, 32, 32), what its normalisation is to have seen
-              classes: int = 10,
-              **options,             # of `CapNet`
-             ) -> nn.Module:
+def untrained(
+    images: torch.Tensor,  # (b, 3, 32, 32), what its normalisation is to have seen
+    classes: int = 10,
+    **options,  # of `CapNet`
+) -> nn.Module:
     "A CapNet as it is before the first step, in evaluation."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return settled(CapNet(classes=classes, **{"groups": 4, **options}), images)
+        return settled(CapNet(classes=classes, **{'groups': 4, **options}), images)
 
 # %% ../../../nbs/show/explore/03_routing.ipynb #52c2dbfc
-def on_offer(runs: str, images: torch.Tensor, data_root: str = "") -> list[Offer]:
+def on_offer(runs: str, images: torch.Tensor, data_root: str = '') -> list[Offer]:
     "All networks that there are or could be, in the order of the list."
-    begun = lru_cache(lambda routing, normalize: untrained(images[:20], routing=routing, normalize=normalize))  # enough for a mean and a variance
-    kinds = ("dynamic", "dynamic", "higher"), ("EM", "em", "higher"), ("dynamic, softmax over lower", "dynamic", "lower")
-    fresh = [Offer(f"untrained, {title}", lambda epoch, options=options: begun(*options)) for title, *options in kinds]
-    have, load = list(stored(runs, "CapNet")), partial(look_back, data_root=data_root or None)
-    return [*fresh, *sorted((offer(run, load) for run in have), key=lambda one: bool(one.why)), *missing(["fig2", "polarisation"], have)]
+    # enough for a mean and a variance
+    begun = lru_cache(
+        lambda routing, normalize: untrained(images[:20], routing=routing, normalize=normalize)
+    )
+    kinds = (
+        ('dynamic', 'dynamic', 'higher'),
+        ('EM', 'em', 'higher'),
+        ('dynamic, softmax over lower', 'dynamic', 'lower'),
+    )
+    fresh = [
+        Offer(f'untrained, {title}', lambda epoch, options=options: begun(*options))
+        for title, *options in kinds
+    ]
+    have, load = list(stored(runs, 'CapNet')), partial(look_back, data_root=data_root or None)
+    return [
+        *fresh,
+        *sorted((offer(run, load) for run in have), key=lambda one: bool(one.why)),
+        *missing(['fig2', 'polarisation'], have),
+    ]
 
-def tiny(tell: Callable[[int, int], None] = lambda step, steps: None,  # how far it is
-         stop: threading.Event | None = None,
-         count: int = 1000,              # digits to learn from
-         epochs: int = 4,
-        ) -> Offer:
-    "A small CapNet trained on some digits, with the weights of all its epochs. Raises OutOfTime when stopped."
-    config = plan("table1", "quick", {"digits": "0" * 64}, rows=["a512_dynamic"])[0]
-    config = config.model_copy(update=dict(schedule=Schedule(epochs=epochs, learning_rate=4e-3, batch=32)))
-    train, kept = data.load("digits", "train", None, count), {}
-    trainer = Trainer(config, len(train.classes), torch.device("cpu"))
+# %% ../../../nbs/show/explore/03_routing.ipynb #00cb5b12
+def tiny(
+    tell: Callable[[int, int], None] = lambda step, steps: None,  # how far it is
+    stop: threading.Event | None = None,
+    count: int = 1000,  # digits to learn from
+    epochs: int = 4,
+) -> Offer:
+    """A small CapNet trained on some digits, with the weights of all its epochs. Raises OutOfTime
+    when stopped."""
+    config = plan('table1', 'quick', {'digits': '0' * 64}, rows=['a512_dynamic'])[0]
+    config = config.model_copy(
+        update=dict(schedule=Schedule(epochs=epochs, learning_rate=4e-3, batch=32))
+    )
+    train, kept = data.load('digits', 'train', None, count), {}
+    trainer = Trainer(config, len(train.classes), torch.device('cpu'))
     steps = epochs * -(-len(train) // config.schedule.batch)
+
     class Bar:
         done = 0
+
         def update(self):
             self.done += 1
             tell(self.done, steps)
-            if stop is not None and stop.is_set(): raise OutOfTime("stopped")
+            if stop is not None and stop.is_set():
+                raise OutOfTime('stopped')
+
     bar = Bar()
     for number in range(epochs):
         trainer.epoch(train, number, bar)
-        kept[number + 1] = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        kept[number + 1] = {
+            name: value.clone() for name, value in trainer.model.state_dict().items()
+        }
+
     def load(epoch):
         trainer.model.load_state_dict(kept[epoch])
         return trainer.model.eval()
-    return Offer(f"tiny, trained here on {count:,} digits", load, tuple(kept))
+
+    return Offer(f'tiny, trained here on {count:,} digits', load, tuple(kept))
 
 # %% ../../../nbs/show/explore/03_routing.ipynb #ca575517
 class RoutingControls(widgets.VBox):
     "What the kernel is asked for: a network at some epoch, an image, and how it lies."
+
     def __init__(self, offers: list[Offer]):
-        wide = dict(style=dict(description_width="6.5em"))
-        self.network = widgets.Dropdown(description="Network", layout=dict(width="34em"), **wide)
-        self.epoch = widgets.SelectionSlider(options=[("–", 0)], description="Epoch", **wide)
-        self.image = widgets.IntSlider(0, 0, 0, description="Image", **wide)
-        self.turn = widgets.IntSlider(0, -60, 60, 5, description="Rotation (°)", **wide)
-        self.larger = widgets.FloatSlider(1, min=0.6, max=1.4, step=0.05, description="Scale", **wide)
-        self.right, self.down = (widgets.FloatSlider(0, min=-6, max=6, step=0.5, description=f"{name} (px)", **wide) for name in ("Right", "Down"))
-        self.unmoved, self.index = widgets.Button(description="Unmoved"), widgets.Button(description="Equivariance index")
-        self.bar = widgets.IntProgress(0, 0, 1, description="Training", layout=dict(display="none"))
+        wide = dict(style=dict(description_width='6.5em'))
+        self.network = widgets.Dropdown(description='Network', layout=dict(width='34em'), **wide)
+        self.epoch = widgets.SelectionSlider(options=[('–', 0)], description='Epoch', **wide)
+        self.image = widgets.IntSlider(0, 0, 0, description='Image', **wide)
+        self.turn = widgets.IntSlider(0, -60, 60, 5, description='Rotation (°)', **wide)
+        self.larger = widgets.FloatSlider(
+            1, min=0.6, max=1.4, step=0.05, description='Scale', **wide
+        )
+        self.right, self.down = (
+            widgets.FloatSlider(0, min=-6, max=6, step=0.5, description=f'{name} (px)', **wide)
+            for name in ('Right', 'Down')
+        )
+        self.unmoved, self.index = (
+            widgets.Button(description='Unmoved'),
+            widgets.Button(description='Equivariance index'),
+        )
+        self.bar = widgets.IntProgress(0, 0, 1, description='Training', layout=dict(display='none'))
         self.unmoved.on_click(self.unmove)
         self.offer(offers, 0)
-        super().__init__([widgets.HBox([self.network, self.epoch]), widgets.HBox([self.image, self.turn, self.larger]),
-                          widgets.HBox([self.right, self.down, self.unmoved, self.index]), self.bar])
+        super().__init__(
+            [
+                widgets.HBox([self.network, self.epoch]),
+                widgets.HBox([self.image, self.turn, self.larger]),
+                widgets.HBox([self.right, self.down, self.unmoved, self.index]),
+                self.bar,
+            ]
+        )
 
     @property
-    def position(self) -> tuple[float, float, float, float]: return self.turn.value, self.right.value, self.down.value, self.larger.value
+    def position(self) -> tuple[float, float, float, float]:
+        return self.turn.value, self.right.value, self.down.value, self.larger.value
 
     def unmove(self, _=None):
         "Put the image back."
-        for control, value in ((self.turn, 0), (self.larger, 1.0), (self.right, 0.0), (self.down, 0.0)): control.value = value
+        for control, value in (
+            (self.turn, 0),
+            (self.larger, 1.0),
+            (self.right, 0.0),
+            (self.down, 0.0),
+        ):
+            control.value = value
 
     def offer(self, offers: list[Offer], chosen: int):
         "Fill the list of networks."
@@ -130,10 +196,13 @@ class RoutingControls(widgets.VBox):
 
     def offer_epochs(self, epochs: tuple[int, ...]):
         "Fill the list of epochs; the last one is chosen."
-        self._fill(self.epoch, [(str(epoch) if epoch else "–", epoch) for epoch in epochs], epochs[-1])
+        self._fill(
+            self.epoch, [(str(epoch) if epoch else '–', epoch) for epoch in epochs], epochs[-1]
+        )
 
     def _fill(self, control, options, value):
-        self.filling = True                     # new options choose the first of them on the way, which nobody asked for
+        # new options choose the first of them on the way, which nobody asked for
+        self.filling = True
         control.options, control.value = options, value
         self.filling = False
 
@@ -142,40 +211,68 @@ class RoutingControls(widgets.VBox):
 
 # %% ../../../nbs/show/explore/03_routing.ipynb #22d31b62
 class RoutingExplorer(widgets.VBox):
-    "Network, image and its position are chosen above; what routing makes of the votes, in the picture."
-    def __init__(self, runs: str = "runs", data_root: str = "", learn: bool = True):  # the store; where data sets lie; train a tiny network meanwhile
-        self.data_root, self.model, self.title, self.sets, self.curves = data_root, None, "", {}, {}
-        self.offers = on_offer(runs, self.images("digits")[0], data_root)
-        self.controls, self.status, self.picture = RoutingControls(self.offers), widgets.HTML(), RoutingPicture()
-        moves = dict.fromkeys(("image", "turn", "larger", "right", "down"), self.show)
-        for control, work in {"network": self.choose, "epoch": self.load, **moves}.items():
-            getattr(self.controls, control).observe(self.saying(work), "value")
+    """Network, image and its position are chosen above; what routing makes of the votes, in the
+    picture."""
+
+    def __init__(
+        self, runs: str = 'runs', data_root: str = '', learn: bool = True
+    ):  # the store; where data sets lie; train a tiny network meanwhile
+        self.data_root, self.model, self.title, self.sets, self.curves = data_root, None, '', {}, {}
+        self.offers = on_offer(runs, self.images('digits')[0], data_root)
+        self.controls, self.status, self.picture = (
+            RoutingControls(self.offers),
+            widgets.HTML(),
+            RoutingPicture(),
+        )
+        moves = dict.fromkeys(('image', 'turn', 'larger', 'right', 'down'), self.show)
+        for control, work in {'network': self.choose, 'epoch': self.load, **moves}.items():
+            getattr(self.controls, control).observe(self.saying(work), 'value')
         self.controls.index.on_click(self.saying(self.measure))
         super().__init__([self.controls, self.status, self.picture])
         self.choose()
         known = next((number for number, one in enumerate(self.offers[3:], 3) if not one.why), None)
-        if known is not None: self.controls.network.value = known
-        self.stop, self.lesson, self.worker = threading.Event(), {}, threading.Thread(target=_learn, args=[self], daemon=True)
-        if learn and known is None: self.worker.start()
+        if known is not None:
+            self.controls.network.value = known
+        self.stop, self.lesson, self.worker = (
+            threading.Event(),
+            {},
+            threading.Thread(target=_learn, args=[self], daemon=True),
+        )
+        if learn and known is None:
+            self.worker.start()
 
     def saying(self, work: Callable[[], None]) -> Callable:
         "The work, as an answer to a control: its errors are said."
+
         def answer(_):
-            if self.controls.filling: return
-            try: work()
-            except (StudyError, UsageError, ValueError, LookupError, OSError, RuntimeError) as error: self.status.value = said(str(error), True)
+            if self.controls.filling:
+                return
+            try:
+                work()
+            except (
+                StudyError,
+                UsageError,
+                ValueError,
+                LookupError,
+                OSError,
+                RuntimeError,
+            ) as error:
+                self.status.value = said(str(error), True)
+
         return answer
 
     def images(self, name: str) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
-        "Pixels, labels and the names of the classes; read once. Raises UsageError if there is no such data."
+        """Pixels, labels and the names of the classes; read once. Raises UsageError if there is
+        no such data."""
         if name not in self.sets:
             found = data.test_images(name, self.data_root or None)
-            self.sets[name] = *pixels_to_watch(found, "mild", 100), found.classes
+            self.sets[name] = *pixels_to_watch(found, 'mild', 100), found.classes
         return self.sets[name]
 
     def choose(self):
         chosen = self.offers[self.controls.network.value]
-        if chosen.why: raise StudyError(f"{chosen.title}: {chosen.why}")
+        if chosen.why:
+            raise StudyError(f'{chosen.title}: {chosen.why}')
         self.controls.offer_epochs(chosen.epochs)
         self.load()
 
@@ -184,23 +281,30 @@ class RoutingExplorer(widgets.VBox):
 def load(self: RoutingExplorer):
     "Take the chosen network as it was after the chosen epoch."
     chosen, epoch = self.offers[self.controls.network.value], self.controls.epoch.value
-    if chosen.why: return
+    if chosen.why:
+        return
     pixels, _, _ = self.images(chosen.data)
     self.model, self.controls.image.max = chosen.load(epoch), len(pixels) - 1
-    self.title = chosen.title + f", epoch {epoch}" * bool(epoch)
-    self.status.value = said(f"{self.title}; images: {chosen.data}")
+    self.title = chosen.title + f', epoch {epoch}' * bool(epoch)
+    self.status.value = said(f'{self.title}; images: {chosen.data}')
     self.show()
+
 
 @patch
 def show(self: RoutingExplorer):
     "Send the votes of the image as it lies."
     pixels, labels, names = self.images(self.offers[self.controls.network.value].data)
     place = self.controls.image.value
-    before = capsules_of(self.model, pixels[place:place + 1], range(len(names)))[0]
+    before = capsules_of(self.model, pixels[place : place + 1], range(len(names)))[0]
     position = self.controls.position
-    now, more = moved(pixels[place:place + 1], *position)[0], dict(turn=self.controls.turn.value, moved=position != (0, 0, 0, 1))
-    if self.title in self.curves: more["equivariance"] = self.curves[self.title]
+    now, more = (
+        moved(pixels[place : place + 1], *position)[0],
+        dict(turn=self.controls.turn.value, moved=position != (0, 0, 0, 1)),
+    )
+    if self.title in self.curves:
+        more['equivariance'] = self.curves[self.title]
     self.picture.data = votes_of(self.model, now, labels[place], names, self.title, before, **more)
+
 
 @patch
 def measure(self: RoutingExplorer):
@@ -212,63 +316,144 @@ def measure(self: RoutingExplorer):
 # %% ../../../nbs/show/explore/03_routing.ipynb #028238ad
 def _learn(explorer: RoutingExplorer):
     controls = explorer.controls
-    controls.bar.layout.display = ""
-    try: explorer.offers.append(tiny(controls.progress, explorer.stop, **explorer.lesson))
-    except OutOfTime: return
-    except Exception as error:                                          # in a thread of its own: nobody else would say it
-        explorer.status.value = said(f"the tiny network could not be trained: {error}", True)
+    controls.bar.layout.display = ''
+    try:
+        explorer.offers.append(tiny(controls.progress, explorer.stop, **explorer.lesson))
+    except OutOfTime:
         return
-    finally: controls.bar.layout.display = "none"
+    except Exception as error:  # in a thread of its own: nobody else would say it
+        explorer.status.value = said(f'the tiny network could not be trained: {error}', True)
+        return
+    finally:
+        controls.bar.layout.display = 'none'
     controls.offer(explorer.offers, chosen := controls.network.value)
-    if chosen == 0: controls.network.value = len(explorer.offers) - 1   # unless the reader has gone elsewhere
+    # unless the reader has gone elsewhere
+    if chosen == 0:
+        controls.network.value = len(explorer.offers) - 1
 
 # %% ../../../nbs/show/explore/03_routing.ipynb #031b6bb8
-def routing_page(shown: list[tuple[str, nn.Module, tuple[int, ...]]],  # titles, networks, and the rotations of each image in degrees
-                 images: torch.Tensor, labels: torch.Tensor, names: tuple[str, ...],
-                 watched: tuple[torch.Tensor, torch.Tensor] | None = None, # images and labels to take the equivariance index over; None: no index
-                ) -> Page:
+def routing_page(
+    shown: list[
+        tuple[str, nn.Module, tuple[int, ...]]
+    ],  # titles, networks, and the rotations of each image in degrees
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    names: tuple[str, ...],
+    watched: tuple[torch.Tensor, torch.Tensor]
+    | None = None,  # images and labels to take the equivariance index over; None: no index
+) -> Page:
     "The explorer for a page on disk. Raises ValueError if there is nothing to show."
-    if not shown or not len(images): raise ValueError("a page needs at least one network and one image")
-    entries = [votes_of(model, moved(image[None], turn)[0], label, names, title, capsules_of(model, image[None], range(len(names)))[0], coarse=True,
-                        turn=turn, moved=turn != 0, picture=f"{place}: {names[label]}")
-               for title, model, turns in shown for place, (image, label) in enumerate(zip(images, labels)) for turn in turns]
-    start = next(number for number, one in enumerate(entries) if one["turn"] == 0)
-    curves = {title: equivariance(model, *watched) for title, model, turns in shown if len(turns) > 1} if watched else {}
-    return Page("routing", dict(entries=[entries[start], *entries[:start], *entries[start + 1:]], equivariance=curves))
+    if not shown or not len(images):
+        raise ValueError('a page needs at least one network and one image')
+    entries = [
+        votes_of(
+            model,
+            moved(image[None], turn)[0],
+            label,
+            names,
+            title,
+            capsules_of(model, image[None], range(len(names)))[0],
+            coarse=True,
+            turn=turn,
+            moved=turn != 0,
+            picture=f'{place}: {names[label]}',
+        )
+        for title, model, turns in shown
+        for place, (image, label) in enumerate(zip(images, labels))
+        for turn in turns
+    ]
+    start = next(number for number, one in enumerate(entries) if one['turn'] == 0)
+    curves = (
+        {title: equivariance(model, *watched) for title, model, turns in shown if len(turns) > 1}
+        if watched
+        else {}
+    )
+    return Page(
+        'routing',
+        dict(
+            entries=[entries[start], *entries[:start], *entries[start + 1 :]], equivariance=curves
+        ),
+    )
 
-_SHOWN = {"table1/a_dynamic": "dynamic", "table1/b_em": "EM", "softmax_axis/lower_scaled": "dynamic, softmax over lower"}
 
+_SHOWN = {
+    'table1/a_dynamic': 'dynamic',
+    'table1/b_em': 'EM',
+    'softmax_axis/lower_scaled': 'dynamic, softmax over lower',
+}
+
+# %% ../../../nbs/show/explore/03_routing.ipynb #f3a8aa6f
 def pages_networks(runs: str, images: torch.Tensor) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
-    "What a page shows: of the store's fresh `quick` runs of Figure 2 the last epochs, and the first of one; without any, the untrained networks."
+    """What a page shows: of the store's fresh `quick` runs of Figure 2 the last epochs, and the
+    first of one; without any, the untrained networks."""
     offers, turns, found = on_offer(runs, images), (-60, -30, 0, 30, 60), []
     for place, name in _SHOWN.items():
-        one = next((one for one in offers[3:] if not one.why and one.title.startswith(f"{place}, quick")), None)
-        if one is None: continue
-        found.append((f"{name}, epoch {one.epochs[-1]}", one.load(one.epochs[-1]), turns if place.startswith("table1") else (0,)))
-        if name == "dynamic": found.append((f"{name}, epoch {one.epochs[0]}", one.load(one.epochs[0]), (0,)))
-    return found or [(one.title, one.load(0), turns if number < 2 else (0,)) for number, one in enumerate(offers[:3])]
+        one = next(
+            (one for one in offers[3:] if not one.why and one.title.startswith(f'{place}, quick')),
+            None,
+        )
+        if one is None:
+            continue
+        found.append(
+            (
+                f'{name}, epoch {one.epochs[-1]}',
+                one.load(one.epochs[-1]),
+                turns if place.startswith('table1') else (0,),
+            )
+        )
+        if name == 'dynamic':
+            found.append((f'{name}, epoch {one.epochs[0]}', one.load(one.epochs[0]), (0,)))
+    return found or [
+        (one.title, one.load(0), turns if number < 2 else (0,))
+        for number, one in enumerate(offers[:3])
+    ]
 
 # %% ../../../nbs/show/explore/03_routing.ipynb #5f8d0303
 @own_style()
-def routing_still(shown: list[tuple[str, nn.Module]], image: torch.Tensor, label: int, names: tuple[str, ...]) -> Figure:
+def routing_still(
+    shown: list[tuple[str, nn.Module]], image: torch.Tensor, label: int, names: tuple[str, ...]
+) -> Figure:
     "Coefficients, votes and class capsules of one image, a row for each network."
-    drawing, axes = canvas(7.2, 2.3 * len(shown), 3, rows=len(shown), squeeze=False, width_ratios=[1.5, 1, 1])
+    drawing, axes = canvas(
+        7.2, 2.3 * len(shown), 3, rows=len(shown), squeeze=False, width_ratios=[1.5, 1, 1]
+    )
     for (title, model), (maps, bars, lengths) in zip(shown, axes):
-        found = trace(model, image[None], ["classes"], [int(label)])["classes"]
+        found = trace(model, image[None], ['classes'], [int(label)])['classes']
         c, side = found.coefficients[-1, 0, 0], round(found.lower.shape[2] ** 0.5)
         across = min(len(c), 8)
-        padded = torch.nn.functional.pad(c.view(-1, across, side, side), (0, 1, 0, 1), value=float("nan"))
-        mesh = maps.imshow(padded.transpose(1, 2).flatten(2).flatten(0, 1)[:-1, :-1].numpy(), cmap="cividis")
-        drawing.colorbar(mesh, ax=maps, location="bottom", label=f"c, {len(c)} channels of {side} x {side}", shrink=0.9).ax.locator_params(nbins=4)
+        padded = torch.nn.functional.pad(
+            c.view(-1, across, side, side), (0, 1, 0, 1), value=float('nan')
+        )
+        mesh = maps.imshow(
+            padded.transpose(1, 2).flatten(2).flatten(0, 1)[:-1, :-1].numpy(), cmap='cividis'
+        )
+        drawing.colorbar(
+            mesh,
+            ax=maps,
+            location='bottom',
+            label=f'c, {len(c)} channels of {side} x {side}',
+            shrink=0.9,
+        ).ax.locator_params(nbins=4)
         maps.grid(False)
         maps.set(xticks=[], yticks=[])
-        maps.set_title(title, loc="left")
+        maps.set_title(title, loc='left')
         histogram = agreement_histogram(found.votes[:, 0], found.higher[-1, :, 0])
-        bars.bar([-0.95 + 0.1 * k for k in range(20)], 100 * histogram.share.numpy(), 0.09, color="0.6")
-        bars.set(xlabel="cosine of vote and capsule", ylabel="lower capsules (%)", xlim=(-1, 1))
-        lengths.bar(range(len(names)), found.lengths[-1, 0].tolist(), color=[PALETTE[1] if j == label else PALETTE[0] for j in range(len(names))])
-        size = "activation a" if model.classes.routing == "em" else "length |v|"
-        lengths.set(xlabel="class", ylabel=size, xticks=range(len(names)), xticklabels=names)
-    return Figure(drawing, f"Coefficients, votes and class capsules of one image, for {' and '.join(title for title, _ in shown)}.",
-                  f"An image of class {names[label]}. Left: coefficients of that class over the lower capsules. Middle: the votes for it by cosine. "
-                  "Right: what comes out for each class, the true one orange.")
+        bars.bar(
+            [-0.95 + 0.1 * k for k in range(20)], 100 * histogram.share.numpy(), 0.09, color='0.6'
+        )
+        bars.set(xlabel='cosine of vote and capsule', ylabel='lower capsules (%)', xlim=(-1, 1))
+        lengths.bar(
+            range(len(names)),
+            found.lengths[-1, 0].tolist(),
+            color=[PALETTE[1] if j == label else PALETTE[0] for j in range(len(names))],
+        )
+        size = 'activation a' if model.classes.routing == 'em' else 'length |v|'
+        lengths.set(xlabel='class', ylabel=size, xticks=range(len(names)), xticklabels=names)
+    return Figure(
+        drawing,
+        'Coefficients, votes and class capsules of one image, for '
+        f'{" and ".join(title for title, _ in shown)}.',
+        f'An image of class {names[label]}. Left: coefficients of that class over the lower '
+        'capsules. Middle: the votes for it by cosine. '
+        'Right: what comes out for each class, the true one orange.',
+    )

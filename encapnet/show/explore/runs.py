@@ -25,131 +25,258 @@ __all__ = ['METRICS', 'Curve', 'curves_of_epochs', 'curves_of_record', 'Found', 
            'runs_figure']
 
 # %% ../../../nbs/show/explore/06_runs.ipynb #b391ad7b
-METRICS = dict(error="test error (%)", train_loss="training loss", test_loss="test loss", divergence="divergence", polarisation="polarisation")
-Curve = list[tuple[int, float]]     # epoch, value
+METRICS = dict(
+    error='test error (%)',
+    train_loss='training loss',
+    test_loss='test loss',
+    divergence='divergence',
+    polarisation='polarisation',
+)
+Curve = list[tuple[int, float]]  # epoch, value
+
 
 def _numbers(pairs: list[tuple[Any, Any]]) -> Curve:
-    return [(epoch, float(value)) for epoch, value in pairs if type(epoch) is int and type(value) in (int, float) and math.isfinite(value)]
+    return [
+        (epoch, float(value))
+        for epoch, value in pairs
+        if type(epoch) is int and type(value) in (int, float) and math.isfinite(value)
+    ]
+
 
 def _inner(row: Any, *names) -> Any:
     "What lies behind names and places, one in the other; None if anything on the way is not there."
     for name in names:
-        try: row = row[name]
-        except (KeyError, IndexError, TypeError): return None
+        try:
+            row = row[name]
+        except (KeyError, IndexError, TypeError):
+            return None
     return row
+
 
 def curves_of_epochs(lines: str) -> dict[str, Curve]:
     "Curves by name from the content of a `metrics.jsonl`; lines that are torn are passed over."
     rows = []
     for line in lines.splitlines():
-        try: rows.append(json.loads(line))
-        except ValueError: continue
-    found = {name: _numbers([(_inner(row, "epoch"), _inner(row, name)) for row in rows]) for name in METRICS if name != "polarisation"}
-    found["polarisation"] = _numbers([(_inner(row, "epoch"), _inner(row, "agreement", "true", "polarisation", 0)) for row in rows])
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    found = {
+        name: _numbers([(_inner(row, 'epoch'), _inner(row, name)) for row in rows])
+        for name in METRICS
+        if name != 'polarisation'
+    }
+    found['polarisation'] = _numbers(
+        [
+            (_inner(row, 'epoch'), _inner(row, 'agreement', 'true', 'polarisation', 0))
+            for row in rows
+        ]
+    )
     return {name: curve for name, curve in found.items() if curve}
 
+# %% ../../../nbs/show/explore/06_runs.ipynb #0836e86e
 def curves_of_record(outcome: dict) -> dict[str, Curve]:
     "Curves by name from a record's outcome."
-    names = dict(error="errors", train_loss="losses", divergence="divergences")
-    found = {name: _numbers(list(enumerate(outcome.get(stored_as) or [], 1))) for name, stored_as in names.items()}
-    epochs, values = (_inner(outcome, "agreement", *path) or [] for path in (["epochs"], ["true", "polarisation"]))
-    found["polarisation"] = _numbers([(epoch, _inner(value, 0)) for epoch, value in zip(epochs, values)])
+    names = dict(error='errors', train_loss='losses', divergence='divergences')
+    found = {
+        name: _numbers(list(enumerate(outcome.get(stored_as) or [], 1)))
+        for name, stored_as in names.items()
+    }
+    epochs, values = (
+        _inner(outcome, 'agreement', *path) or [] for path in (['epochs'], ['true', 'polarisation'])
+    )
+    found['polarisation'] = _numbers(
+        [(epoch, _inner(value, 0)) for epoch, value in zip(epochs, values)]
+    )
     return {name: curve for name, curve in found.items() if curve}
 
 # %% ../../../nbs/show/explore/06_runs.ipynb #54f9bf86
 @dataclass(frozen=True)
 class Found:
     "A run, from the store or from the ledger, and where it stands."
+
     run: Run
     state: str
     why: str
     record: Record | None
     curves: dict[str, Curve]
-    source: str                 # "store" or "ledger"
+    source: str  # "store" or "ledger"
 
     @property
-    def code(self) -> str:   # unfinished runs count as today's
-        return self.record.provenance.get("code", "") if self.record and self.state == "stale" else "today"
+    def code(self) -> str:  # unfinished runs count as today's
+        return (
+            self.record.provenance.get('code', '')
+            if self.record and self.state == 'stale'
+            else 'today'
+        )
 
     @property
     def family(self) -> str:
         "What it shares with its other seeds: everything but the seed."
-        content = self.run.config.model_dump(mode="json") | dict(seed=None, code=self.code)
+        content = self.run.config.model_dump(mode='json') | dict(seed=None, code=self.code)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
 
 def _in_store(runs: str | Path) -> Iterator[Found]:
     for run in stored(runs):
         standing, record = state(run), finished(run)
-        try: curves = curves_of_epochs(run.path("metrics.jsonl").read_text(encoding="utf-8", errors="replace"))
-        except OSError: curves = {}
-        yield Found(run, standing.name, standing.why, record, curves or curves_of_record(record.outcome if record else {}), "store")
+        try:
+            curves = curves_of_epochs(
+                run.path('metrics.jsonl').read_text(encoding='utf-8', errors='replace')
+            )
+        except OSError:
+            curves = {}
+        yield Found(
+            run,
+            standing.name,
+            standing.why,
+            record,
+            curves or curves_of_record(record.outcome if record else {}),
+            'store',
+        )
 
 # %% ../../../nbs/show/explore/06_runs.ipynb #527282a0
-def _in_ledger(reports: str | Path, runs: str | Path, known: set[str]) -> tuple[list[Found], list[str]]:  # and what could not be read
+def _in_ledger(
+    reports: str | Path, runs: str | Path, known: set[str]
+) -> tuple[list[Found], list[str]]:  # and what could not be read
     found, problems = {}, []
-    for path in sorted((resolve(reports)/"ledger").glob("*.jsonl")):
+    for path in sorted((resolve(reports) / 'ledger').glob('*.jsonl')):
         records, wrong = read_ledger(path)
         problems += wrong
         for record in records:
-            if record.key in known or "schedule" not in record.config: continue            # in the store, or a measurement
+            # in the store, or a measurement
+            if record.key in known or 'schedule' not in record.config:
+                continue
             why = changed_code(record, config := config_of(record))
-            if why and record.key in found and found[record.key].state == "fresh": continue      # the same run, made by older code
-            found[record.key] = Found(Run(runs, config), "stale" if why else "fresh", why, record, curves_of_record(record.outcome), "ledger")
+            # the same run, made by older code
+            if why and record.key in found and found[record.key].state == 'fresh':
+                continue
+            found[record.key] = Found(
+                Run(runs, config),
+                'stale' if why else 'fresh',
+                why,
+                record,
+                curves_of_record(record.outcome),
+                'ledger',
+            )
     return list(found.values()), problems
 
 # %% ../../../nbs/show/explore/06_runs.ipynb #1b63428b
 def _family(members: list[Found]) -> dict[str, Any]:
     "One entry of the list, with all that is told about it."
     config, done = members[0].run.config, [one for one in members if one.record]
-    outcomes, errors = [one.record.outcome for one in done], [one.record.outcome["error"] for one in done if "error" in one.record.outcome]
-    interval = error_interval(errors, 1) if len(errors) > 1 else None      # over seeds: how many images there were is nothing to it
-    seconds = [one.record.provenance["seconds"] for one in done if one.record.provenance.get("seconds")]
+    outcomes, errors = (
+        [one.record.outcome for one in done],
+        [one.record.outcome['error'] for one in done if 'error' in one.record.outcome],
+    )
+    # over seeds: how many images there were is nothing to it
+    interval = error_interval(errors, 1) if len(errors) > 1 else None
+    seconds = [
+        one.record.provenance['seconds'] for one in done if one.record.provenance.get('seconds')
+    ]
     titled = EXPERIMENTS.get(config.experiment, {}).get(config.row)
     states = sorted({one.state for one in members})
     lengths = [curve[-1][0] for one in members for curve in one.curves.values()]
-    runs = [dict(seed=one.run.config.seed, key=one.run.config.key, state=one.state, source=one.source, done=bool(one.record), curves=one.curves,
-                 device=one.record.provenance.get("device", "") if one.record else "") for one in members]
+    runs = [
+        dict(
+            seed=one.run.config.seed,
+            key=one.run.config.key,
+            state=one.state,
+            source=one.source,
+            done=bool(one.record),
+            curves=one.curves,
+            device=one.record.provenance.get('device', '') if one.record else '',
+        )
+        for one in members
+    ]
     return dict(
-        id=members[0].family, experiment=config.experiment, row=config.row, profile=config.profile, data=config.data.name, runs=runs,
-        name=f"{config.experiment}/{config.row}, {config.profile}, {config.data.name}", title=titled.title if titled else "a row of another version",
-        states=", ".join(states), stale="stale" in states, told=_told(members), drawable=any(one.curves for one in members), n=len(errors),
-        error=fmean(errors) if errors else None, low=interval and interval.low, high=interval and interval.high,
-        epochs=max(lengths, default=0), parameters=_inner(outcomes, 0, "parameters"), seconds=fmean(seconds) if seconds else None,
-        images=config.data.train_images, devices=sorted({run["device"] for run in runs} - {""}))
+        id=members[0].family,
+        experiment=config.experiment,
+        row=config.row,
+        profile=config.profile,
+        data=config.data.name,
+        runs=runs,
+        name=f'{config.experiment}/{config.row}, {config.profile}, {config.data.name}',
+        title=titled.title if titled else 'a row of another version',
+        states=', '.join(states),
+        stale='stale' in states,
+        told=_told(members),
+        drawable=any(one.curves for one in members),
+        n=len(errors),
+        error=fmean(errors) if errors else None,
+        low=interval and interval.low,
+        high=interval and interval.high,
+        epochs=max(lengths, default=0),
+        parameters=_inner(outcomes, 0, 'parameters'),
+        seconds=fmean(seconds) if seconds else None,
+        images=config.data.train_images,
+        devices=sorted({run['device'] for run in runs} - {''}),
+    )
 
+# %% ../../../nbs/show/explore/06_runs.ipynb #9b008a15
 def _told(members: list[Found]) -> list[str]:
     "Where seeds stand, and why; those of which the same is to be said, together."
     told: dict[str, list[int]] = {}
     for one in members:
-        standing = ": ".join(filter(None, (one.state, one.why))) + " (ledger)" * (one.source == "ledger")
+        standing = ': '.join(filter(None, (one.state, one.why))) + ' (ledger)' * (
+            one.source == 'ledger'
+        )
         told.setdefault(standing, []).append(one.run.config.seed)
-    return [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {standing}" for standing, seeds in told.items()]
+    return [
+        f'seed{"s" * (len(seeds) > 1)} {", ".join(map(str, seeds))} {standing}'
+        for standing, seeds in told.items()
+    ]
 
 # %% ../../../nbs/show/explore/06_runs.ipynb #7176a046
-def gathered(runs: str | Path = "runs", reports: str | Path = "reports") -> dict[str, Any]:
+def gathered(runs: str | Path = 'runs', reports: str | Path = 'reports') -> dict[str, Any]:
     "All that `runs.js` draws from."
     here = list(_in_store(runs))
     there, problems = _in_ledger(reports, runs, {one.run.config.key for one in here})
     families: dict[str, list[Found]] = {}
-    for one in sorted([*here, *there], key=lambda one: one.run.config.seed): families.setdefault(one.family, []).append(one)
-    places = {(experiment, row): (number, place) for number, (experiment, rows) in enumerate(EXPERIMENTS.items()) for place, row in enumerate(rows)}
-    groups = sorted(map(_family, families.values()), key=lambda group: (
-        places.get((group["experiment"], group["row"]), (99, 0)), group["profile"], group["data"], group["stale"]))
+    for one in sorted([*here, *there], key=lambda one: one.run.config.seed):
+        families.setdefault(one.family, []).append(one)
+    places = {
+        (experiment, row): (number, place)
+        for number, (experiment, rows) in enumerate(EXPERIMENTS.items())
+        for place, row in enumerate(rows)
+    }
+    groups = sorted(
+        map(_family, families.values()),
+        key=lambda group: (
+            places.get((group['experiment'], group['row']), (99, 0)),
+            group['profile'],
+            group['data'],
+            group['stale'],
+        ),
+    )
     absent = missing(list(EXPERIMENTS), [one.run for one in (*here, *there)])
-    sentence = "" if groups else (f"No run in {Path(runs).absolute()}, and no record in {Path(reports).absolute()}: "
-                                  "`encapnet reproduce table1` trains the first eight.")
-    return dict(groups=groups, metrics=list(METRICS.items()), missing=[dict(title=one.title, why=one.why) for one in absent], sentence=sentence,
-                problems=problems)
+    sentence = (
+        ''
+        if groups
+        else (
+            f'No run in {Path(runs).absolute()}, and no record in {Path(reports).absolute()}: '
+            '`encapnet reproduce table1` trains the first eight.'
+        )
+    )
+    return dict(
+        groups=groups,
+        metrics=list(METRICS.items()),
+        missing=[dict(title=one.title, why=one.why) for one in absent],
+        sentence=sentence,
+        problems=problems,
+    )
 
 # %% ../../../nbs/show/explore/06_runs.ipynb #3f7517cd
-class RunsPicture(Picture, drawn_by="runs"):
+class RunsPicture(Picture, drawn_by='runs'):
     "Curves and results of runs; chosen, filtered and exported in the browser."
+
 
 class RunsExplorer(widgets.VBox):
     "The runs of a store and a ledger, and a button that reads them again."
-    def __init__(self, runs: str | Path = "runs", reports: str | Path = "reports"):
+
+    def __init__(self, runs: str | Path = 'runs', reports: str | Path = 'reports'):
         self.places = resolve(runs), resolve(reports)
-        self.again = widgets.Button(description="Read again", tooltip="Read store and ledger again")
+        self.again = widgets.Button(description='Read again', tooltip='Read store and ledger again')
         self.status, self.picture = widgets.HTML(), RunsPicture()
         self.again.on_click(lambda _: self.read())
         super().__init__([widgets.HBox([self.again, self.status]), self.picture])
@@ -158,33 +285,77 @@ class RunsExplorer(widgets.VBox):
     def read(self):
         "Send what there is now."
         began = time.monotonic()
-        try: data = gathered(*self.places)
-        except (StudyError, OSError, ValueError) as error: told = str(error)
+        try:
+            data = gathered(*self.places)
+        except (StudyError, OSError, ValueError) as error:
+            told = str(error)
         else:
             self.picture.data = data
-            count = sum(len(group["runs"]) for group in data["groups"])
-            spent, problems = time.monotonic() - began, data["problems"]
-            told = f"{count} runs in {self.places[0]} and {self.places[1]/'ledger'}, read in {spent:.1f} s" if count else data["sentence"]
-            if problems: told += f"; left out: {'; '.join(problems[:3])}" + f" and {len(problems) - 3} more" * (len(problems) > 3)
+            count = sum(len(group['runs']) for group in data['groups'])
+            spent, problems = time.monotonic() - began, data['problems']
+            told = (
+                f'{count} runs in {self.places[0]} and {self.places[1] / "ledger"}, read in '
+                f'{spent:.1f} s'
+                if count
+                else data['sentence']
+            )
+            if problems:
+                told += (
+                    f'; left out: {"; ".join(problems[:3])}'
+                    + f' and {len(problems) - 3} more' * (len(problems) > 3)
+                )
         self.status.value = said(told)
 
 # %% ../../../nbs/show/explore/06_runs.ipynb #0cc2bf56
-def runs_figure(data: dict[str, Any],  # of `gathered`
-                most: int = 8,         # families
-               ):                    # `plots.Figure`
+def runs_figure(
+    data: dict[str, Any],  # of `gathered`
+    most: int = 8,  # families
+):  # `plots.Figure`
     "Test error over epochs: thin lines are seeds, bold ones their means."
-    from encapnet.show.plots.canvas import PALETTE, Figure, canvas, own_style      # not before it is needed: the explorer is there first
+    # not before it is needed: the explorer is there first
+    from encapnet.show.plots.canvas import PALETTE, Figure, canvas, own_style
+
     with own_style():
         drawing, ax = canvas(7.2, 3.6)
-        chosen = [group for group in data["groups"] if any(run["done"] and run["curves"].get("error") for run in group["runs"])][:most]
+        chosen = [
+            group
+            for group in data['groups']
+            if any(run['done'] and run['curves'].get('error') for run in group['runs'])
+        ][:most]
         for number, group in enumerate(chosen):
-            each = [dict(run["curves"]["error"]) for run in group["runs"] if run["done"] and run["curves"].get("error")]
-            look, shared = dict(color=PALETTE[number % len(PALETTE)]), sorted(set.intersection(*map(set, each)))
-            for curve in each: ax.plot(*zip(*curve.items()), lw=0.7, alpha=0.6, **look)
-            ax.plot(shared, [fmean(curve[epoch] for curve in each) for epoch in shared], lw=2, label=f"{group['name']} ({len(each)})", **look)
-        ax.set(xlabel="epoch", ylabel=METRICS["error"])
-        if chosen: ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5)); ax.xaxis.get_major_locator().set_params(integer=True)
-        else: ax.set_axis_off(); ax.text(0.5, 0.5, "no finished run yet", ha="center", va="center", transform=ax.transAxes)
-    return Figure(drawing, "A line plot of test error over epochs: " + ("; ".join(group["name"] for group in chosen) or "no finished run yet") + ".",
-                  f"Test error over epochs of {len(chosen)} of {len(data['groups'])} families of runs; in brackets the number of seeds. "
-                  "Thin: seeds; bold: their means.")
+            each = [
+                dict(run['curves']['error'])
+                for run in group['runs']
+                if run['done'] and run['curves'].get('error')
+            ]
+            look, shared = (
+                dict(color=PALETTE[number % len(PALETTE)]),
+                sorted(set.intersection(*map(set, each))),
+            )
+            for curve in each:
+                ax.plot(*zip(*curve.items()), lw=0.7, alpha=0.6, **look)
+            ax.plot(
+                shared,
+                [fmean(curve[epoch] for curve in each) for epoch in shared],
+                lw=2,
+                label=f'{group["name"]} ({len(each)})',
+                **look,
+            )
+        ax.set(xlabel='epoch', ylabel=METRICS['error'])
+        if chosen:
+            ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        else:
+            ax.set_axis_off()
+            ax.text(
+                0.5, 0.5, 'no finished run yet', ha='center', va='center', transform=ax.transAxes
+            )
+    return Figure(
+        drawing,
+        'A line plot of test error over epochs: '
+        + ('; '.join(group['name'] for group in chosen) or 'no finished run yet')
+        + '.',
+        f'Test error over epochs of {len(chosen)} of {len(data["groups"])} families of runs; in '
+        'brackets the number of seeds. '
+        'Thin: seeds; bold: their means.',
+    )

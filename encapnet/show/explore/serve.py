@@ -4,7 +4,8 @@
 
 # %% ../../../nbs/show/explore/07_serve.ipynb #3fe72920
 from __future__ import annotations
-import contextlib, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.error, urllib.request, webbrowser
+import contextlib, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, time
+import urllib.error, urllib.request, webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from ..page.kernel import allow_open_files, home_instead
@@ -16,130 +17,246 @@ __all__ = ['LOOPBACK', 'EVERYWHERE', 'parameterised', 'base_path', 'free_port', 
 
 # %% ../../../nbs/show/explore/07_serve.ipynb #3f36305c
 def parameterised(notebook: Path, folder: Path, given: dict) -> Path:
-    "A copy of a notebook in a folder, its parameters set as far as it has them. Raises UsageError for values that it cannot take."
-    values = check_parameters(notebook, {name: value for name, value in given.items() if name in parameters(notebook)})
-    content = json.loads(notebook.read_text(encoding="utf-8"))
+    """A copy of a notebook in a folder, its parameters set as far as it has them. Raises
+    UsageError for values that it cannot take."""
+    values = check_parameters(
+        notebook, {name: value for name, value in given.items() if name in parameters(notebook)}
+    )
+    content = json.loads(notebook.read_text(encoding='utf-8'))
     if values:
-        place = next(number for number, cell in enumerate(content["cells"]) if "parameters" in cell["metadata"].get("tags", []))
-        source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-        content["cells"].insert(place + 1, dict(cell_type="code", id="injected", metadata=dict(tags=["injected-parameters"]), source=source,
-                                                outputs=[], execution_count=None))
-    made = folder/notebook.name
-    made.write_text(json.dumps(content), encoding="utf-8")
+        place = next(
+            number
+            for number, cell in enumerate(content['cells'])
+            if 'parameters' in cell['metadata'].get('tags', [])
+        )
+        source = '\n'.join(f'{name} = {value!r}' for name, value in values.items())
+        content['cells'].insert(
+            place + 1,
+            dict(
+                cell_type='code',
+                id='injected',
+                metadata=dict(tags=['injected-parameters']),
+                source=source,
+                outputs=[],
+                execution_count=None,
+            ),
+        )
+    made = folder / notebook.name
+    made.write_text(json.dumps(content), encoding='utf-8')
     return made
 
 # %% ../../../nbs/show/explore/07_serve.ipynb #3c3581cf
-LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
+LOOPBACK, EVERYWHERE = '127.0.0.1', '0.0.0.0'
+
 
 def base_path(given: str, port: int) -> str:
-    "The path under which a server answers: as given; in JupyterHub the one that its proxy forwards; else /. Raises UsageError for what is no path."
-    hub = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "")
-    path = given or (f"{hub.rstrip('/')}/proxy/absolute/{port}/" if hub else "/")
-    if not re.fullmatch(r"[A-Za-z0-9/._~@%+-]*", path): raise UsageError(f"base URL {given!r} is no path; expected one such as /user/me/explore/")
-    return f"/{path.strip('/')}/".replace("//", "/")
+    """The path under which a server answers: as given; in JupyterHub the one that its proxy
+    forwards; else /. Raises UsageError for what is no path."""
+    hub = os.environ.get('JUPYTERHUB_SERVICE_PREFIX', '')
+    path = given or (f'{hub.rstrip("/")}/proxy/absolute/{port}/' if hub else '/')
+    if not re.fullmatch(r'[A-Za-z0-9/._~@%+-]*', path):
+        raise UsageError(f'base URL {given!r} is no path; expected one such as /user/me/explore/')
+    return f'/{path.strip("/")}/'.replace('//', '/')
 
+# %% ../../../nbs/show/explore/07_serve.ipynb #931e6117
 def _house(folder: Path, token: str) -> dict[str, str]:
-    "The environment of a server that lives in a folder: this interpreter as its kernel, and nobody else's settings."
-    kernel, settings = folder/"share"/"kernels"/"python3", folder/"settings"/"@jupyterlab"/"apputils-extension"
-    for made in (kernel, settings, folder/"runtime"): made.mkdir(parents=True)
-    start = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernel/"kernel.json").write_text(json.dumps(dict(argv=start, display_name="python3", language="python")), encoding="utf-8")
-    quiet = dict(fetchNews="false", checkForUpdates=False)
-    (settings/"notification.jupyterlab-settings").write_text(json.dumps(quiet), encoding="utf-8")
+    """The environment of a server that lives in a folder: this interpreter as its kernel, and
+    nobody else's settings."""
+    kernel, settings = (
+        folder / 'share' / 'kernels' / 'python3',
+        folder / 'settings' / '@jupyterlab' / 'apputils-extension',
+    )
+    for made in (kernel, settings, folder / 'runtime'):
+        made.mkdir(parents=True)
+    start = [
+        sys.executable,
+        '-Xfrozen_modules=off',
+        '-m',
+        'ipykernel_launcher',
+        '-f',
+        '{connection_file}',
+    ]
+    (kernel / 'kernel.json').write_text(
+        json.dumps(dict(argv=start, display_name='python3', language='python')), encoding='utf-8'
+    )
+    quiet = dict(fetchNews='false', checkForUpdates=False)
+    (settings / 'notification.jupyterlab-settings').write_text(json.dumps(quiet), encoding='utf-8')
     package = Path(__file__).resolve().parents[2]
-    def first(name, *places): return os.pathsep.join([*map(str, places), *filter(None, [os.environ.get(name)])])
-    return os.environ | home_instead(str(folder)) | dict(
-        IPYTHONDIR=str(folder/"ipython"), PYTHONSTARTUP="",
-        JUPYTER_TOKEN=token, JUPYTER_CONFIG_DIR=str(folder/"config"), JUPYTER_RUNTIME_DIR=str(folder/"runtime"),
-        JUPYTERLAB_SETTINGS_DIR=str(folder/"settings"), JUPYTERLAB_WORKSPACES_DIR=str(folder/"workspaces"),
-        JUPYTER_PATH=first("JUPYTER_PATH", folder/"share", package/"show"/"explore"/"hosts"), PYTHONPATH=first("PYTHONPATH", package.parent))
 
+    def first(name, *places):
+        return os.pathsep.join([*map(str, places), *filter(None, [os.environ.get(name)])])
+
+    return (
+        os.environ
+        | home_instead(str(folder))
+        | dict(
+            IPYTHONDIR=str(folder / 'ipython'),
+            PYTHONSTARTUP='',
+            JUPYTER_TOKEN=token,
+            JUPYTER_CONFIG_DIR=str(folder / 'config'),
+            JUPYTER_RUNTIME_DIR=str(folder / 'runtime'),
+            JUPYTERLAB_SETTINGS_DIR=str(folder / 'settings'),
+            JUPYTERLAB_WORKSPACES_DIR=str(folder / 'workspaces'),
+            JUPYTER_PATH=first(
+                'JUPYTER_PATH', folder / 'share', package / 'show' / 'explore' / 'hosts'
+            ),
+            PYTHONPATH=first('PYTHONPATH', package.parent),
+        )
+    )
+
+# %% ../../../nbs/show/explore/07_serve.ipynb #e6e901ce
 def _command(lab: bool, notebooks: Path, name: str, host: str, port: int, base: str) -> list[str]:
-    opened = notebooks/f"{name}.ipynb" if name else notebooks
+    opened = notebooks / f'{name}.ipynb' if name else notebooks
     if not lab:
-        return [sys.executable, "-m", "voila", str(opened), "--no-browser", "--template=encapnet", f"--Voila.ip={host}", f"--Voila.port={port}",
-                f"--Voila.base_url={base}", "--Voila.port_retries=0", "--Voila.auto_token=True", "--VoilaConfiguration.classic_tree=True",
-                "--VoilaConfiguration.progressive_rendering=True"]
-    return [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.ip={host}", f"--ServerApp.port={port}",
-            f"--ServerApp.base_url={base}", *["--ServerApp.allow_remote_access=True"] * (host != LOOPBACK or base != "/"),
-            "--ServerApp.port_retries=0", f"--ServerApp.root_dir={notebooks}", "--LabApp.extension_manager=readonly", "--LabApp.news_url=None",
-            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+        return [
+            sys.executable,
+            '-m',
+            'voila',
+            str(opened),
+            '--no-browser',
+            '--template=encapnet',
+            f'--Voila.ip={host}',
+            f'--Voila.port={port}',
+            f'--Voila.base_url={base}',
+            '--Voila.port_retries=0',
+            '--Voila.auto_token=True',
+            '--VoilaConfiguration.classic_tree=True',
+            '--VoilaConfiguration.progressive_rendering=True',
+        ]
+    return [
+        sys.executable,
+        '-m',
+        'jupyterlab',
+        '--no-browser',
+        '--allow-root',
+        f'--ServerApp.ip={host}',
+        f'--ServerApp.port={port}',
+        f'--ServerApp.base_url={base}',
+        *['--ServerApp.allow_remote_access=True'] * (host != LOOPBACK or base != '/'),
+        '--ServerApp.port_retries=0',
+        f'--ServerApp.root_dir={notebooks}',
+        '--LabApp.extension_manager=readonly',
+        '--LabApp.news_url=None',
+        '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate',
+    ]
 
 # %% ../../../nbs/show/explore/07_serve.ipynb #010938d4
 def free_port(wanted: int = 0, host: str = LOOPBACK) -> int:  # 0: any
-    "A port of an address of this machine on which nobody listens. Raises StudyError if the wanted one is taken, or the address is none of ours."
+    """A port of an address of this machine on which nobody listens. Raises StudyError if the
+    wanted one is taken, or the address is none of ours."""
     with socket.socket() as probe:
         # As the servers do: a port that has just been left is free.
-        if os.name == "posix": probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: probe.bind((host, wanted))
+        if os.name == 'posix':
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, wanted))
         except OSError as error:
-            more = "; without --port a free one is found" if wanted else "; expected an address of this machine, such as 127.0.0.1 or 0.0.0.0"
-            raise StudyError(f"cannot listen on {host}, port {wanted}: {error.strerror}{more}") from None
+            more = (
+                '; without --port a free one is found'
+                if wanted
+                else '; expected an address of this machine, such as 127.0.0.1 or 0.0.0.0'
+            )
+            raise StudyError(
+                f'cannot listen on {host}, port {wanted}: {error.strerror}{more}'
+            ) from None
         return probe.getsockname()[1]
 
+
 def _answers(url: str) -> bool:
-    try: urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2).close()
-    except urllib.error.HTTPError: return True
-    except OSError: return False
+    try:
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
     return True
 
-def _last_words(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
 
+def _last_words(log: Path) -> str:
+    lines = [
+        line.strip()
+        for line in log.read_text(encoding='utf-8', errors='replace').splitlines()
+        if line.strip()
+    ]
+    return lines[-1] if lines else 'it said nothing'
+
+# %% ../../../nbs/show/explore/07_serve.ipynb #01e8ce84
 def _await(server: subprocess.Popen, url: str, log: Path, patience_s: float):
-    "Wait until a server answers. Raises StudyError, with its last words, if it ends or takes too long."
+    """Wait until a server answers. Raises StudyError, with its last words, if it ends or takes
+    too long."""
     begun = time.monotonic()
     while not _answers(url):
-        if server.poll() is not None: raise StudyError(f"the server did not start: {_last_words(log)}")
-        if time.monotonic() - begun > patience_s: raise StudyError(f"the server does not answer after {patience_s:g} s: {_last_words(log)}")
+        if server.poll() is not None:
+            raise StudyError(f'the server did not start: {_last_words(log)}')
+        if time.monotonic() - begun > patience_s:
+            raise StudyError(
+                f'the server does not answer after {patience_s:g} s: {_last_words(log)}'
+            )
         time.sleep(0.1)
 
 # %% ../../../nbs/show/explore/07_serve.ipynb #6e6190c6
 @contextlib.contextmanager
-def serving(notebooks: list[Path],      # what is served
-            name: str = "",             # the one that opens; "": their list
-            lab: bool = False,          # JupyterLab; else Voilà
-            port: int = 0,              # 0: any
-            host: str = LOOPBACK,       # 0.0.0.0: every address of this machine
-            base: str = "",             # path of the address, where a proxy forwards one; "": what `base_path` says
-            patience_s: float = 60,     # until it answers
-            **given,                    # parameters, for the notebooks that have them
-           ) -> Iterator[tuple[str, subprocess.Popen]]:  # the address with its token, and the server
-    "Serve notebooks on the loopback address while the context lasts. Raises StudyError if the port is taken, or the server does not start."
+def serving(
+    notebooks: list[Path],  # what is served
+    name: str = '',  # the one that opens; "": their list
+    lab: bool = False,  # JupyterLab; else Voilà
+    port: int = 0,  # 0: any
+    host: str = LOOPBACK,  # 0.0.0.0: every address of this machine
+    base: str = '',  # path of the address, where a proxy forwards one; "": what `base_path` says
+    patience_s: float = 60,  # until it answers
+    **given,  # parameters, for the notebooks that have them
+) -> Iterator[tuple[str, subprocess.Popen]]:  # the address with its token, and the server
+    """Serve notebooks on the loopback address while the context lasts. Raises StudyError if the
+    port is taken, or the server does not start."""
     allow_open_files()
     port, token = free_port(port, host), secrets.token_urlsafe(24)
     base = base_path(base, port)
-    folder = Path(tempfile.mkdtemp(prefix="encapnet-explore-"))
-    log, place, server = folder/"log", folder/"notebooks", None
+    folder = Path(tempfile.mkdtemp(prefix='encapnet-explore-'))
+    log, place, server = folder / 'log', folder / 'notebooks', None
     try:
         place.mkdir()
-        for notebook in notebooks: parameterised(notebook, place, given)
-        with log.open("wb") as told:      # its own session: Ctrl-C is for the command, which ends the server
-            server = subprocess.Popen(_command(lab, place, name, host, port, base), env=_house(folder, token), cwd=place, stdin=subprocess.DEVNULL,
-                                      stdout=told, stderr=subprocess.STDOUT, start_new_session=True)
-        here = f"http://{LOOPBACK if host == EVERYWHERE else host}:{port}{base}"
-        _await(server, here + ("api" if lab else "voila/static/none"), log, patience_s)
-        opened = (f"lab/tree/{name}.ipynb" if name else "lab") if lab else ""
-        yield f"{here}{opened}?token={token}", server
+        for notebook in notebooks:
+            parameterised(notebook, place, given)
+        # its own session: Ctrl-C is for the command, which ends the server
+        with log.open('wb') as told:
+            server = subprocess.Popen(
+                _command(lab, place, name, host, port, base),
+                env=_house(folder, token),
+                cwd=place,
+                stdin=subprocess.DEVNULL,
+                stdout=told,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        here = f'http://{LOOPBACK if host == EVERYWHERE else host}:{port}{base}'
+        _await(server, here + ('api' if lab else 'voila/static/none'), log, patience_s)
+        opened = (f'lab/tree/{name}.ipynb' if name else 'lab') if lab else ''
+        yield f'{here}{opened}?token={token}', server
     finally:
-        if server: _end(server)
+        if server:
+            _end(server)
         shutil.rmtree(folder, ignore_errors=True)
 
+# %% ../../../nbs/show/explore/07_serve.ipynb #f608686c
 def _end(server: subprocess.Popen):
     "A server ends its kernels when it is asked to end; what is left then is ended too."
     server.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired): server.wait(10)
-    if os.name == "posix":
-        with contextlib.suppress(ProcessLookupError): os.killpg(server.pid, signal.SIGKILL)
-    else: server.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.wait(10)
+    if os.name == 'posix':
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+    else:
+        server.kill()
     server.wait()
 
 # %% ../../../nbs/show/explore/07_serve.ipynb #704c8bf1
 def open_browser(url: str) -> bool:  # if one was found
     "Open an address in the reader's browser."
-    try: found = webbrowser.get()
-    except webbrowser.Error: return False
-    if type(found) is webbrowser.GenericBrowser and not os.environ.get("BROWSER"): return False
+    try:
+        found = webbrowser.get()
+    except webbrowser.Error:
+        return False
+    if type(found) is webbrowser.GenericBrowser and not os.environ.get('BROWSER'):
+        return False
     return bool(found.open(url))
-

@@ -31,57 +31,82 @@ __all__ = ['SAMPLES', 'BLURS', 'Pair', 'clouds', 'capsule_pairs', 'costs', 'assi
 # %% ../../../nbs/show/explore/04_transport.ipynb #a634b005
 SAMPLES = 28
 
+
 class Pair(NamedTuple):
     "Two batches to compare."
+
     title: str
     about: str
-    x: Tensor          # (n, d)
-    y: Tensor          # (n, d)
-    partner: Tensor    # (n,): which of y each of x belongs to
+    x: Tensor  # (n, d)
+    y: Tensor  # (n, d)
+    partner: Tensor  # (n,): which of y each of x belongs to
+
 
 def clouds(count: int = SAMPLES) -> list[Pair]:
     "Two pairs in the plane, to look at."
     generator = torch.Generator().manual_seed(1)
-    def cloud(right, up): return 0.45 * torch.randn(count, 2, generator=generator) + torch.tensor([right, up])
+
+    def cloud(right, up):
+        return 0.45 * torch.randn(count, 2, generator=generator) + torch.tensor([right, up])
+
     first, second, own = cloud(1.6, 0.4), cloud(0.5, 1.7), torch.arange(count)
     order = torch.randperm(count, generator=generator)
-    apart = (f"{count} samples from each of two clouds, which lie in different directions from the origin. Partners are drawn by chance: "
-             "nothing here belongs together.")
-    same = (f"The same {count} samples twice, the second time in another order. The divergence is 0, whatever the blur; "
-            "a sharp plan finds every sample again.")
-    return [Pair("made up: two clouds", apart, first, second, own), Pair("made up: a cloud and itself", same, first, first[order], order.argsort())]
+    apart = (
+        f'{count} samples from each of two clouds, which lie in different directions from the '
+        'origin. Partners are drawn by chance: '
+        'nothing here belongs together.'
+    )
+    same = (
+        f'The same {count} samples twice, the second time in another order. The divergence is 0, '
+        'whatever the blur; '
+        'a sharp plan finds every sample again.'
+    )
+    return [
+        Pair('made up: two clouds', apart, first, second, own),
+        Pair('made up: a cloud and itself', same, first, first[order], order.argsort()),
+    ]
 
 # %% ../../../nbs/show/explore/04_transport.ipynb #68c9bd5c
-_SOURCES = {"lower": "its input", "first": "its Type I output"}
+_SOURCES = {'lower': 'its input', 'first': 'its Type I output'}
 
-def capsule_pairs(model: torch.nn.Module,  # with feedback
-                  images: Tensor,          # (n, channels, h, w)
-                  title: str,              # of the network
-                 ) -> list[Pair]:          # one of each agreement unit
+
+def capsule_pairs(
+    model: torch.nn.Module,  # with feedback
+    images: Tensor,  # (n, channels, h, w)
+    title: str,  # of the network
+) -> list[Pair]:  # one of each agreement unit
     "What the agreement units of a network compare. Raises StudyError if it has none."
-    points = [name for name, kind in hook_points(model).items() if kind == "transport"]
-    if not points: raise StudyError(f"{title}: a network without feedback has no agreement units")
+    points = [name for name, kind in hook_points(model).items() if kind == 'transport']
+    if not points:
+        raise StudyError(f'{title}: a network without feedback has no agreement units')
     found = []
     for name, opened in trace(model, images, points).items():
-        module, source = name.split(".")[-2:]
-        about = (f"{len(images)} test images, sorted by class, in module {int(module) + 1}: rows are f(u′), what the module's output says of "
-                 f"{_SOURCES[source]}; columns are f(u), what that is ({opened.real.shape[1]} features). A sample's partner is its own image.")
-        name = f"{title}: module {int(module) + 1} and {_SOURCES[source]}"
+        module, source = name.split('.')[-2:]
+        about = (
+            f'{len(images)} test images, sorted by class, in module {int(module) + 1}: rows are '
+            "f(u′), what the module's output says of "
+            f'{_SOURCES[source]}; columns are f(u), what that is ({opened.real.shape[1]} '
+            "features). A sample's partner is its own image."
+        )
+        name = f'{title}: module {int(module) + 1} and {_SOURCES[source]}'
         found.append(Pair(name, about, opened.generated, opened.real, torch.arange(len(images))))
     return found
 
 # %% ../../../nbs/show/explore/04_transport.ipynb #68034523
 _SIGNS = torch.tensor([2.0, -1.0, -1.0], dtype=torch.float64)
 
+
 def costs(pair: Pair, cost: str) -> Tensor:  # (3, n, n): x to y, x to x, y to y
     "The three cost matrices of a divergence."
     x, y = pair.x.double(), pair.y.double()
     return torch.stack([ground_cost(a, b, cost) for a, b in ((x, y), (x, x), (y, y))])
 
+
 def assigned(matrices: Tensor) -> float:
     "The divergence without blur, by assignment."
     best = [matrix[linear_sum_assignment(matrix)].mean() for matrix in matrices.numpy()]
     return (_SIGNS @ torch.tensor(best, dtype=torch.float64)).item()
+
 
 def uniform(matrices: Tensor) -> float:
     "The divergence with endless blur: of means."
@@ -90,9 +115,11 @@ def uniform(matrices: Tensor) -> float:
 # %% ../../../nbs/show/explore/04_transport.ipynb #efc3371d
 BLURS = torch.logspace(-3, 2, 41, dtype=torch.float64)
 
-def converged(matrices: Tensor,          # (s, n, n)
-              most: int = 20,            # iterations for each blur
-             ) -> Tensor:                # (blurs, s): <P, Q> for each of `BLURS`
+
+def converged(
+    matrices: Tensor,  # (s, n, n)
+    most: int = 20,  # iterations for each blur
+) -> Tensor:  # (blurs, s): <P, Q> for each of `BLURS`
     "What converged plans cost, for every blur."
     count, found = matrices.shape[1], []
     f, least = torch.zeros_like(matrices[:, :, :1]), math.log(count)
@@ -100,25 +127,50 @@ def converged(matrices: Tensor,          # (s, n, n)
         for _ in range(most):
             g = -eps * (torch.logsumexp((f - matrices) / eps, 1, keepdim=True) + least)
             before, f = f, -eps * (torch.logsumexp((g - matrices) / eps, 2, keepdim=True) + least)
-            if (f - before).abs().max() < 1e-6 * eps: break
+            if (f - before).abs().max() < 1e-6 * eps:
+                break
         found.append((((f + g - matrices) / eps).exp() * matrices).sum((1, 2)))
     return torch.stack(found[::-1])
 
 # %% ../../../nbs/show/explore/04_transport.ipynb #1ffa9bea
 def _spelled(values) -> dict[str, Any]:
     one = packed(values)
-    return one | dict(bytes=base64.b64encode(one["bytes"]).decode())
+    return one | dict(bytes=base64.b64encode(one['bytes']).decode())
+
 
 def entries(pairs: list[Pair], curves: bool = True) -> list[dict[str, Any]]:
-    "What the script draws of each pair; all pairs are solved as one batch. Curves take a second, the rest does not."
-    names = ("cosine", "l2")
+    """What the script draws of each pair; all pairs are solved as one batch. Curves take a
+    second, the rest does not."""
+    names = ('cosine', 'l2')
     matrices = torch.stack([costs(pair, name) for pair in pairs for name in names])
-    found = (converged(matrices.flatten(0, 1)).unflatten(1, (-1, 3)) @ _SIGNS).T if curves else torch.zeros(len(matrices), 0)
-    def known(three, curve): return dict(matrices=_spelled(three), divergence=curve.tolist(), transport=assigned(three), uniform=uniform(three))
-    return [dict(title=pair.title, about=pair.about, samples=len(pair.x), partner=pair.partner.tolist(),
-                 costs={name: known(*both) for name, *both in zip(names, three, curve)},
-                 points=_spelled(torch.stack([pair.x, pair.y])) if pair.x.shape[1] == 2 else None)
-            for pair, three, curve in zip(pairs, matrices.unflatten(0, (-1, 2)), found.unflatten(0, (-1, 2)))]
+    found = (
+        (converged(matrices.flatten(0, 1)).unflatten(1, (-1, 3)) @ _SIGNS).T
+        if curves
+        else torch.zeros(len(matrices), 0)
+    )
+
+    def known(three, curve):
+        return dict(
+            matrices=_spelled(three),
+            divergence=curve.tolist(),
+            transport=assigned(three),
+            uniform=uniform(three),
+        )
+
+    return [
+        dict(
+            title=pair.title,
+            about=pair.about,
+            samples=len(pair.x),
+            partner=pair.partner.tolist(),
+            costs={name: known(*both) for name, *both in zip(names, three, curve)},
+            points=_spelled(torch.stack([pair.x, pair.y])) if pair.x.shape[1] == 2 else None,
+        )
+        for pair, three, curve in zip(
+            pairs, matrices.unflatten(0, (-1, 2)), found.unflatten(0, (-1, 2))
+        )
+    ]
+
 
 def sent(pairs: list[Pair], curves: bool = True) -> dict[str, Any]:
     "The data of the script."
@@ -128,35 +180,56 @@ def sent(pairs: list[Pair], curves: bool = True) -> dict[str, Any]:
 def _untrained(epoch: int = 0) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return build(EncapNetConfig(groups=4, skip="both"), 10, FeedbackConfig())
+        return build(EncapNetConfig(groups=4, skip='both'), 10, FeedbackConfig())
 
-def networks(runs: str | Path = "runs", data_root: str = "") -> list[Offer]:
+
+def networks(runs: str | Path = 'runs', data_root: str = '') -> list[Offer]:
     "What can be shown, and what cannot and why."
-    have = [run for run in stored(runs, "EncapNet") if run.config.feedback]
-    offers = sorted((offer(run, partial(look_back, data_root=data_root or None)) for run in have), key=lambda one: bool(one.why))
-    absent = missing(["table3_right"], have, wanted=lambda row: row.feedback is not None and row.network.kind == "EncapNet")
-    return [Offer("untrained EncapNet", _untrained), *offers, *absent]
+    have = [run for run in stored(runs, 'EncapNet') if run.config.feedback]
+    offers = sorted(
+        (offer(run, partial(look_back, data_root=data_root or None)) for run in have),
+        key=lambda one: bool(one.why),
+    )
+    absent = missing(
+        ['table3_right'],
+        have,
+        wanted=lambda row: row.feedback is not None and row.network.kind == 'EncapNet',
+    )
+    return [Offer('untrained EncapNet', _untrained), *offers, *absent]
 
-def look(one: Offer, data_root: str = "", count: int = SAMPLES) -> list[Pair]:
-    "The pairs of a network, on test images of its data. Raises StudyError or UsageError with the reason why not."
-    if one.why: raise StudyError(one.why)
-    pixels, labels = pixels_to_watch(images_of.test_images(one.data, data_root or None), "none", count)
+
+def look(one: Offer, data_root: str = '', count: int = SAMPLES) -> list[Pair]:
+    """The pairs of a network, on test images of its data. Raises StudyError or UsageError with
+    the reason why not."""
+    if one.why:
+        raise StudyError(one.why)
+    pixels, labels = pixels_to_watch(
+        images_of.test_images(one.data, data_root or None), 'none', count
+    )
     pixels, model = pixels[labels.argsort(stable=True)], one.load(one.epochs[-1])
-    if not one.epochs[-1]: model = settled(model, pixels)
-    return capsule_pairs(model, pixels, one.title.split(",")[0])
+    if not one.epochs[-1]:
+        model = settled(model, pixels)
+    return capsule_pairs(model, pixels, one.title.split(',')[0])
 
 # %% ../../../nbs/show/explore/04_transport.ipynb #fb07dbbd
-class TransportPicture(Picture, drawn_by="transport"):
+class TransportPicture(Picture, drawn_by='transport'):
     "Plan, marginals and divergence of a pair of batches."
 
+
 class TransportExplorer(ipywidgets.VBox):
-    "The picture, and the network whose batches it shows; what goes wrong is said in a line of its own."
-    def __init__(self, runs: str | Path = "runs", data_root: str = "", **more):
+    """The picture, and the network whose batches it shows; what goes wrong is said in a line of
+    its own."""
+
+    def __init__(self, runs: str | Path = 'runs', data_root: str = '', **more):
         self.offers, self.data_root, self.seen = networks(runs, data_root), data_root, {}
         self.picture, self.status = TransportPicture(), ipywidgets.HTML()
-        self.network = ipywidgets.Dropdown(description="Network", options=[(one.title, number) for number, one in enumerate(self.offers)], value=0,
-                                           layout=ipywidgets.Layout(width="34em"))
-        self.network.observe(self._show, "value")
+        self.network = ipywidgets.Dropdown(
+            description='Network',
+            options=[(one.title, number) for number, one in enumerate(self.offers)],
+            value=0,
+            layout=ipywidgets.Layout(width='34em'),
+        )
+        self.network.observe(self._show, 'value')
         super().__init__([self.network, self.status, self.picture], **more)
         self._show()
 
@@ -165,49 +238,73 @@ class TransportExplorer(ipywidgets.VBox):
         try:
             if one.title not in self.seen:
                 pairs = look(one, self.data_root) + clouds()
-                self.picture.data = sent(pairs, curves=False)             # what is there at once is shown at once
+                # what is there at once is shown at once
+                self.picture.data = sent(pairs, curves=False)
                 self.seen[one.title] = sent(pairs)
             self.picture.data = self.seen[one.title]
         except (StudyError, UsageError) as error:
-            self.status.value = said(f"{one.title} cannot be shown: {error}. The picture is still that of the network before.", True)
-        else: self.status.value = ""
+            self.status.value = said(
+                f'{one.title} cannot be shown: {error}. The picture is still that of the network '
+                'before.',
+                True,
+            )
+        else:
+            self.status.value = ''
 
-def transport_page(runs: str | Path = "runs", data_root: str = "", trained: int = 1) -> Page:
-    "The explorer without a kernel: the untrained network, and some trained ones of the store, if there are any that can be shown."
+# %% ../../../nbs/show/explore/04_transport.ipynb #1d695a48
+def transport_page(runs: str | Path = 'runs', data_root: str = '', trained: int = 1) -> Page:
+    """The explorer without a kernel: the untrained network, and some trained ones of the store,
+    if there are any that can be shown."""
     pairs, left = clouds(), trained + 1
     for one in networks(runs, data_root):
-        if one.why or not left: continue
-        try: found = look(one, data_root)
-        except (StudyError, UsageError): continue
+        if one.why or not left:
+            continue
+        try:
+            found = look(one, data_root)
+        except (StudyError, UsageError):
+            continue
         pairs, left = [*pairs[:-2], *found, *pairs[-2:]], left - 1
-    return Page("transport", sent(pairs))
+    return Page('transport', sent(pairs))
 
 # %% ../../../nbs/show/explore/04_transport.ipynb #5500480f
 @own_style()
-def plans_over_blur(pair: Pair,
-                    cost: str = "cosine",
-                    blurs: Iterable[float] = (0.01, 0.1, 1.0),
-                    iterations: int = 200,
-                   ) -> Figure:
+def plans_over_blur(
+    pair: Pair,
+    cost: str = 'cosine',
+    blurs: Iterable[float] = (0.01, 0.1, 1.0),
+    iterations: int = 200,
+) -> Figure:
     "Plans of a pair for some blurs, and its divergence over all of them, between its two ends."
     blurs, matrices = list(blurs), costs(pair, cost)
     drawing, axes = canvas(8.6, 2.5, len(blurs) + 1, width_ratios=[1] * len(blurs) + [1.7])
     for ax, eps in zip(axes, blurs):
-        ax.imshow((len(pair.x) * sinkhorn_plan(matrices[0], eps, iterations)).numpy(), cmap="cividis", vmin=0, interpolation="nearest")
-        ax.set(title=f"$\\varepsilon$ = {eps:g}", xticks=[], yticks=[])
+        ax.imshow(
+            (len(pair.x) * sinkhorn_plan(matrices[0], eps, iterations)).numpy(),
+            cmap='cividis',
+            vmin=0,
+            interpolation='nearest',
+        )
+        ax.set(title=f'$\\varepsilon$ = {eps:g}', xticks=[], yticks=[])
         ax.grid(False)
     curve, ends = converged(matrices) @ _SIGNS, (assigned(matrices), uniform(matrices))
     last = axes[-1]
     last.plot(BLURS.numpy(), curve.numpy(), color=PALETTE[0], lw=1.5)
-    for height, words, colour, style in zip(ends, ("optimal transport", "uniform plan"), (PALETTE[2], PALETTE[1]), ("--", ":")):
+    for height, words, colour, style in zip(
+        ends, ('optimal transport', 'uniform plan'), (PALETTE[2], PALETTE[1]), ('--', ':')
+    ):
         last.axhline(height, color=colour, ls=style, lw=1.2, label=words)
     nearest = [int((BLURS.log() - math.log(eps)).abs().argmin()) for eps in blurs]
-    last.plot(BLURS[nearest].numpy(), curve[nearest].numpy(), "o", color=PALETTE[3], ms=4)
+    last.plot(BLURS[nearest].numpy(), curve[nearest].numpy(), 'o', color=PALETTE[3], ms=4)
     limits = (min(0, *ends) - 0.02 * max(ends), 1.1 * max(*curve.tolist(), *ends, 1e-3))
-    last.set(xscale="log", xlabel="blur $\\varepsilon$", ylabel="divergence", ylim=limits)
-    last.legend(loc="best")
-    told = ", ".join(f"{eps:g}" for eps in blurs)
-    left = f"the plan after {iterations} iterations, rows and columns sorted by class"
-    return Figure(drawing, f"Plans for a blur of {told}, and the divergence over the blur, which goes from {ends[0]:.3g} to {ends[1]:.3g}.",
-                  f"{pair.title}, {cost} cost. Left: {left}. Right: the divergence at convergence over the blur; dashed: "
-                  "optimal transport by assignment; dotted: the mean over all pairs.")
+    last.set(xscale='log', xlabel='blur $\\varepsilon$', ylabel='divergence', ylim=limits)
+    last.legend(loc='best')
+    told = ', '.join(f'{eps:g}' for eps in blurs)
+    left = f'the plan after {iterations} iterations, rows and columns sorted by class'
+    return Figure(
+        drawing,
+        f'Plans for a blur of {told}, and the divergence over the blur, which goes from '
+        f'{ends[0]:.3g} to {ends[1]:.3g}.',
+        f'{pair.title}, {cost} cost. Left: {left}. Right: the divergence at convergence over the '
+        'blur; dashed: '
+        'optimal transport by assignment; dotted: the mean over all pairs.',
+    )

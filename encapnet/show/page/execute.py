@@ -17,53 +17,83 @@ from ...files import write_atomic
 __all__ = ['execute']
 
 # %% ../../../nbs/show/page/03_execute.ipynb #60d17f4f
-def execute(notebook: str | Path,             # what to run
-            output: str | Path,               # where the executed notebook shall appear
-            parameters: dict,                 # as `check_parameters` takes them
-            timeout_s: float | None = None,   # seconds that any single cell may take
-            cwd: str | Path | None = None,    # the kernel's working folder; None: this process's
-            failed: Path | None = None,       # where a notebook that fails is kept; None: <output>.failed.ipynb
-           ) -> Path:                         # output
-    "Run a notebook in this interpreter. UsageError for its parameters, StudyError (one line) for what fails inside."
+def execute(
+    notebook: str | Path,  # what to run
+    output: str | Path,  # where the executed notebook shall appear
+    parameters: dict,  # as `check_parameters` takes them
+    timeout_s: float | None = None,  # seconds that any single cell may take
+    cwd: str | Path | None = None,  # the kernel's working folder; None: this process's
+    failed: Path | None = None,  # where a notebook that fails is kept; None: <output>.failed.ipynb
+) -> Path:  # output
+    """Run a notebook in this interpreter. UsageError for its parameters, StudyError (one line)
+    for what fails inside."""
     output = Path(output)
-    failed = failed or output.with_suffix(".failed.ipynb")
+    failed = failed or output.with_suffix('.failed.ipynb')
     given = check_parameters(notebook, parameters)
     import papermill
+
     with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder)/"draft.ipynb"
+        draft = Path(folder) / 'draft.ipynb'
         try:
             with own_folders():
                 papermill.execute_notebook(
-                    read_notebook(notebook), draft, given, kernel_name="python3", language="python", cwd=cwd,
-                    progress_bar=sys.stderr.isatty(), kernel_manager_class=kernel_manager(), execution_timeout=timeout_s)
+                    read_notebook(notebook),
+                    draft,
+                    given,
+                    kernel_name='python3',
+                    language='python',
+                    cwd=cwd,
+                    progress_bar=sys.stderr.isatty(),
+                    kernel_manager_class=kernel_manager(),
+                    execution_timeout=timeout_s,
+                )
         except Exception as error:
-            where = kept = ""
-            with suppress(StudyError, OSError, ValueError, LookupError, TypeError):   # half a draft, no room: not what failed
-                where = f", {_failing_cell(draft)}" if draft.exists() else ""
-                kept = f"; the notebook so far: {_keep(draft, notebook, failed)}" if draft.exists() else ""
-            raise StudyError(f"{Path(notebook).name}{where}: {_one_line(error)}{kept}") from error
+            where = kept = ''
+            # half a draft, no room: not what failed
+            with suppress(StudyError, OSError, ValueError, LookupError, TypeError):
+                where = f', {_failing_cell(draft)}' if draft.exists() else ''
+                kept = (
+                    f'; the notebook so far: {_keep(draft, notebook, failed)}'
+                    if draft.exists()
+                    else ''
+                )
+            raise StudyError(f'{Path(notebook).name}{where}: {_one_line(error)}{kept}') from error
         _keep(draft, notebook, output)
     failed.unlink(missing_ok=True)
     return output
 
 # %% ../../../nbs/show/page/03_execute.ipynb #0566cd78
 def _keep(draft: Path, notebook, path: Path) -> Path:
-    "Write an executed notebook where it belongs, without the folders of this machine that papermill noted in it."
-    nb = json.loads(draft.read_text(encoding="utf-8"))
-    nb["metadata"]["papermill"] |= {"input_path": Path(notebook).name, "output_path": path.name}
-    return write_atomic(path, json.dumps(nb, indent=1, ensure_ascii=False) + "\n")
+    """Write an executed notebook where it belongs, without the folders of this machine that
+    papermill noted in it."""
+    nb = json.loads(draft.read_text(encoding='utf-8'))
+    nb['metadata']['papermill'] |= {'input_path': Path(notebook).name, 'output_path': path.name}
+    return write_atomic(path, json.dumps(nb, indent=1, ensure_ascii=False) + '\n')
+
 
 def _failing_cell(draft: Path) -> str:
     cells = authored(cells_of(draft))
-    started = [i for i, cell in enumerate(cells) if cell["metadata"].get("papermill", {}).get("start_time")]
-    wrong = [i for i in started for output in cells[i].get("outputs", []) if output["output_type"] == "error"]
-    if not started: return "before its first cell"
+    started = [
+        i for i, cell in enumerate(cells) if cell['metadata'].get('papermill', {}).get('start_time')
+    ]
+    wrong = [
+        i
+        for i in started
+        for output in cells[i].get('outputs', [])
+        if output['output_type'] == 'error'
+    ]
+    if not started:
+        return 'before its first cell'
     number = (wrong or started)[-1]
-    lines = "".join(cells[number]["source"]).strip().splitlines()
-    return f"cell {number + 1} (`{lines[0] if lines else ''}`)"
+    lines = ''.join(cells[number]['source']).strip().splitlines()
+    return f'cell {number + 1} (`{lines[0] if lines else ""}`)'
+
 
 def _one_line(error: Exception) -> str:
     "Type and message of what happened, on one line of bearable length."
-    kind, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
-    text = " ".join(f"{kind}: {message}".split()).removesuffix(":")
-    return text if len(text) <= 300 else text[:299] + "…"
+    kind, message = (
+        getattr(error, 'ename', type(error).__name__),
+        getattr(error, 'evalue', str(error)),
+    )
+    text = ' '.join(f'{kind}: {message}'.split()).removesuffix(':')
+    return text if len(text) <= 300 else text[:299] + '…'

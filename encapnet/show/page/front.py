@@ -21,90 +21,173 @@ from ...study.verdicts import VERDICTS, judge_ledger, kind
 __all__ = ['LEDGERS', 'THUMBNAIL_LIMIT', 'THUMBNAILS_LIMIT', 'site']
 
 # %% ../../../nbs/show/page/12_front.ipynb #a94e57f6
-LEDGERS = ("claims", "deviations", "evidence")
-THUMBNAIL_LIMIT, THUMBNAILS_LIMIT = 150_000, 1_400_000   # characters: one figure, all of them
+LEDGERS = ('claims', 'deviations', 'evidence')
+THUMBNAIL_LIMIT, THUMBNAILS_LIMIT = 150_000, 1_400_000  # characters: one figure, all of them
 _FIRST_FIGURE = re.compile(r'<figure class="output figure">\s*<div class="paper">(<img\b[^>]*>)')
-_STALE = "✗ not fresh"       # as a page's provenance calls a run whose code has changed since
+_STALE = '✗ not fresh'  # as a page's provenance calls a run whose code has changed since
 _MADE_BY = re.compile(r'<div [^>]*\bid="provenance[^"]*".*?<tbody[^>]*>(.*?)</tbody>', re.DOTALL)
-_ROW = re.compile(r"<tr[^>]*>\s*<t[dh][^>]*>(.*?)</t[dh]>\s*<t[dh][^>]*>(.*?)</t[dh]>\s*</tr>", re.DOTALL)
+_ROW = re.compile(
+    r'<tr[^>]*>\s*<t[dh][^>]*>(.*?)</t[dh]>\s*<t[dh][^>]*>(.*?)</t[dh]>\s*</tr>', re.DOTALL
+)
+
 
 def _attributes(tag: str) -> dict[str, str]:
     return {name: unescape(value) for name, value in re.findall(r'\b(src|alt)="([^"]*)"', tag)}
 
+
 def _card(page: Path, reports: Path) -> dict | None:
     "What the front page says of a page; None if `render` did not write it."
-    text = page.read_text(encoding="utf-8", errors="replace")
-    if "name" not in (said := head_of(page)): return None
-    profile, figure, made = page.parent.name if page.parent != reports else "", _FIRST_FIGURE.search(text), _MADE_BY.search(text)
-    made = [(text_of(what), text_of(value)) for what, value in _ROW.findall(made[1])] if made else []
-    command = dict(made).get("command", "").replace(" --from-ledger", "")
+    text = page.read_text(encoding='utf-8', errors='replace')
+    if 'name' not in (said := head_of(page)):
+        return None
+    profile, figure, made = (
+        page.parent.name if page.parent != reports else '',
+        _FIRST_FIGURE.search(text),
+        _MADE_BY.search(text),
+    )
+    made = (
+        [(text_of(what), text_of(value)) for what, value in _ROW.findall(made[1])] if made else []
+    )
+    command = dict(made).get('command', '').replace(' --from-ledger', '')
     figure = _attributes(figure[1]) if figure else {}
-    return {key: said.get(key, "") for key in ("name", "title", "description", "verdict")} | dict(
-        profile=profile, href=quote(page.relative_to(reports).as_posix()), thumbnail=_small(figure.get("src", "")), alt=figure.get("alt", ""),
-        command=command or f"encapnet reproduce {page.stem}" + (f" --profile {profile}" if profile else ""),
-        made=[line for line in made if line[0] not in ("command", _STALE)], stale=[value for what, value in made if what == _STALE])
+    return {key: said.get(key, '') for key in ('name', 'title', 'description', 'verdict')} | dict(
+        profile=profile,
+        href=quote(page.relative_to(reports).as_posix()),
+        thumbnail=_small(figure.get('src', '')),
+        alt=figure.get('alt', ''),
+        command=command
+        or f'encapnet reproduce {page.stem}' + (f' --profile {profile}' if profile else ''),
+        made=[line for line in made if line[0] not in ('command', _STALE)],
+        stale=[value for what, value in made if what == _STALE],
+    )
 
+# %% ../../../nbs/show/page/12_front.ipynb #2bedad3b
 def _small(uri: str) -> str:
     "The thumbnail of a figure's data address; none where it would be too large, or cannot be read."
-    drawing = uri.removeprefix("data:image/svg+xml,")
+    drawing = uri.removeprefix('data:image/svg+xml,')
     try:
-        if drawing != uri: uri = svg_uri(thumbnail(unquote(drawing)))
-    except StudyError: return ""
-    return uri if len(uri) <= THUMBNAIL_LIMIT else ""
+        if drawing != uri:
+            uri = svg_uri(thumbnail(unquote(drawing)))
+    except StudyError:
+        return ''
+    return uri if len(uri) <= THUMBNAIL_LIMIT else ''
 
 # %% ../../../nbs/show/page/12_front.ipynb #6d3fd9aa
-_ORDER = ("table", "fig", "", "explore_", "bench_")      # by how a page's name begins
+_ORDER = ('table', 'fig', '', 'explore_', 'bench_')  # by how a page's name begins
+
 
 def _rank(card: dict) -> tuple:
-    kinds = [place for place, start in enumerate(_ORDER) if start and card["name"].startswith(start)]
-    return kinds[0] if kinds else _ORDER.index(""), card["name"]
+    kinds = [
+        place for place, start in enumerate(_ORDER) if start and card['name'].startswith(start)
+    ]
+    return kinds[0] if kinds else _ORDER.index(''), card['name']
+
 
 def _cards(reports: Path) -> list[dict]:
     "The cards of all pages, in order, with as many thumbnails as there is room for."
     efforts = [*reversed(PROFILES)]
-    effort = lambda profile: efforts.index(profile) if profile in efforts else len(efforts) + (not profile)
-    found = [card for path in [*reports.glob("*.html"), *reports.glob("*/*.html")] if (card := _card(path, reports))]
+    effort = lambda profile: (
+        efforts.index(profile) if profile in efforts else len(efforts) + (not profile)
+    )
+    found = [
+        card
+        for path in [*reports.glob('*.html'), *reports.glob('*/*.html')]
+        if (card := _card(path, reports))
+    ]
     room = THUMBNAILS_LIMIT
-    for card in sorted(found, key=lambda card: (len(card["thumbnail"]), card["href"])):
-        if len(card["thumbnail"]) > room: card["thumbnail"] = ""
-        room -= len(card["thumbnail"])
-    return sorted(found, key=lambda card: (effort(card["profile"]), card["profile"], *_rank(card)))
+    for card in sorted(found, key=lambda card: (len(card['thumbnail']), card['href'])):
+        if len(card['thumbnail']) > room:
+            card['thumbnail'] = ''
+        room -= len(card['thumbnail'])
+    return sorted(found, key=lambda card: (effort(card['profile']), card['profile'], *_rank(card)))
 
 # %% ../../../nbs/show/page/12_front.ipynb #8dd79d71
 def _claims(judged) -> dict[str, list[dict]]:
     "What the front page says of each claim, by the part of the paper that makes it."
     groups = {}
     for one in judged:
-        word, gaps = kind(one.verdict), "; ".join(finding.gap for finding in one.findings if finding.gap)
-        groups.setdefault(one.group, []).append(dict(
-            id=one.id, statement=one.statement, verdict=one.verdict, kind=word, shape=VERDICTS[word], tone=word.replace(" ", "-"), why=one.why,
-            paper=one.paper or "–", ours=one.ours or "–", gap=gaps, seeds=one.seeds, profile=one.profile, dataset=one.dataset,
-            command=one.command, stale=bool(one.stale)))
+        word, gaps = (
+            kind(one.verdict),
+            '; '.join(finding.gap for finding in one.findings if finding.gap),
+        )
+        groups.setdefault(one.group, []).append(
+            dict(
+                id=one.id,
+                statement=one.statement,
+                verdict=one.verdict,
+                kind=word,
+                shape=VERDICTS[word],
+                tone=word.replace(' ', '-'),
+                why=one.why,
+                paper=one.paper or '–',
+                ours=one.ours or '–',
+                gap=gaps,
+                seeds=one.seeds,
+                profile=one.profile,
+                dataset=one.dataset,
+                command=one.command,
+                stale=bool(one.stale),
+            )
+        )
     return groups
+
 
 def _letters() -> list[tuple[str, str]]:
     "The letters by which claims call the rows of Table 1, and what they are."
-    return [(f"({name[0]})", row.title) for name, row in EXPERIMENTS["table1"].items() if name[1] == "_"]
+    return [
+        (f'({name[0]})', row.title) for name, row in EXPERIMENTS['table1'].items() if name[1] == '_'
+    ]
 
 # %% ../../../nbs/show/page/12_front.ipynb #5883c746
-def site(reports: str | Path,       # the folder that holds <name>.html and <profile>/<name>.html
-         title: str = "encapnet",
-         judged=None,               # of every claim, as `judge_ledger` makes them; None: what it makes of this folder's ledger
-        ) -> Path:                  # reports/index.html
+def site(
+    reports: str | Path,  # the folder that holds <name>.html and <profile>/<name>.html
+    title: str = 'encapnet',
+    judged=None,  # of every claim, as `judge_ledger` makes them; None: what it makes of this folder's ledger
+) -> Path:  # reports/index.html
     "Write the front page of all pages that are there, be they none."
     from jinja2 import Environment, FileSystemLoader
+
     reports = Path(reports)
-    if judged is None: judged = judge_ledger(reports)
+    if judged is None:
+        judged = judge_ledger(reports)
     cards, claims = _cards(reports), _claims(judged)
-    ledgers = sorted((card for card in cards if not card["profile"] and card["name"] in LEDGERS), key=lambda card: LEDGERS.index(card["name"]))
+    ledgers = sorted(
+        (card for card in cards if not card['profile'] and card['name'] in LEDGERS),
+        key=lambda card: LEDGERS.index(card['name']),
+    )
     profiles = {}
     for card in cards:
-        if card not in ledgers: profiles.setdefault(card["profile"], []).append(card)
+        if card not in ledgers:
+            profiles.setdefault(card['profile'], []).append(card)
     found = [claim for group in claims.values() for claim in group]
-    counts = {word: count for word in VERDICTS if (count := sum(claim["kind"] == word for claim in found))}
-    template = Environment(loader=FileSystemLoader(TEMPLATES/"report")).get_template("front.html.j2")
-    page = page_settings(title, "index.html", [], {"description": f"{title}: what the paper claims, what was measured, and how to measure it again"},
-                 more="front.js")
-    return write_page(reports/"index.html", template.render(
-        page=page, profiles=profiles, ledgers=ledgers, claims=claims, counts=counts, shapes=VERDICTS, total=len(found), letters=_letters(),
-        about={name: profile.about for name, profile in PROFILES.items()}, addressed="claims" in [card["name"] for card in ledgers]))
+    counts = {
+        word: count for word in VERDICTS if (count := sum(claim['kind'] == word for claim in found))
+    }
+    template = Environment(loader=FileSystemLoader(TEMPLATES / 'report')).get_template(
+        'front.html.j2'
+    )
+    page = page_settings(
+        title,
+        'index.html',
+        [],
+        {
+            'description': f'{title}: what the paper claims, what was measured, and how to '
+            'measure it again'
+        },
+        more='front.js',
+    )
+    return write_page(
+        reports / 'index.html',
+        template.render(
+            page=page,
+            profiles=profiles,
+            ledgers=ledgers,
+            claims=claims,
+            counts=counts,
+            shapes=VERDICTS,
+            total=len(found),
+            letters=_letters(),
+            about={name: profile.about for name, profile in PROFILES.items()},
+            addressed='claims' in [card['name'] for card in ledgers],
+        ),
+    )

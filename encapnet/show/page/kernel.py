@@ -22,61 +22,118 @@ def kernel_manager() -> type:
     from jupyter_client.manager import AsyncKernelManager
     from jupyter_core.paths import jupyter_runtime_dir
     from traitlets import default
-    # What a kernel has to say of its own end is no line for the reader: errors of cells come as messages.
-    start = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL", "--ignore-cwd"]
+
+    # What a kernel has to say of its own end is no line for the reader: errors of cells come as
+    # messages.
+    start = [
+        sys.executable,
+        '-Xfrozen_modules=off',
+        '-m',
+        'ipykernel_launcher',
+        '-f',
+        '{connection_file}',
+        '--log-level=CRITICAL',
+        '--ignore-cwd',
+    ]
 
     class ThisInterpreter(AsyncKernelManager):
         @property
-        def kernel_spec(self): return KernelSpec(argv=start, display_name="python3", language="python")
+        def kernel_spec(self):
+            return KernelSpec(argv=start, display_name='python3', language='python')
 
-        @default("transport")
-        def _choose_transport(self): return "ipc" if sys.platform != "win32" and has_room_for_sockets(jupyter_runtime_dir()) else "tcp"
+        @default('transport')
+        def _choose_transport(self):
+            return (
+                'ipc'
+                if sys.platform != 'win32' and has_room_for_sockets(jupyter_runtime_dir())
+                else 'tcp'
+            )
 
-        @default("ip")
+        @default('ip')
         def _choose_address(self):
-            # Left alone, every kernel of one folder takes the sockets "kernel-ipc-1" and so on: two at once would talk to each other.
-            if self.transport != "ipc": return "127.0.0.1"
-            return os.path.join(jupyter_runtime_dir(), f"ipc-{uuid.uuid4().hex[:12]}")
+            # Left alone, every kernel of one folder takes the sockets "kernel-ipc-1" and so on: two
+            # at once would talk to each other.
+            if self.transport != 'ipc':
+                return '127.0.0.1'
+            return os.path.join(jupyter_runtime_dir(), f'ipc-{uuid.uuid4().hex[:12]}')
+
     return ThisInterpreter
 
+
 def has_room_for_sockets(folder: str | Path) -> bool:
-    "Whether a socket in a folder has an address: its path ends at 107 bytes, and its name takes about 20."
+    """Whether a socket in a folder has an address: its path ends at 107 bytes, and its name takes
+    about 20."""
     return len(os.fsencode(folder)) < 80
 
 # %% ../../../nbs/show/page/02_kernel.ipynb #ae3bdd7e
-OPEN_FILES = 256     # a kernel's sockets, its libraries and its notebook, with some room
+OPEN_FILES = 256  # a kernel's sockets, its libraries and its notebook, with some room
+
 
 @contextmanager
-def own_folders(parent: str | Path | None = None) -> Iterator[dict[str, str]]:  # the environment variables that say so
-    "Let kernels that are started meanwhile read and write in private folders. Raises StudyError if there is no room for them."
+def own_folders(
+    parent: str | Path | None = None,
+) -> Iterator[dict[str, str]]:  # the environment variables that say so
+    """Let kernels that are started meanwhile read and write in private folders. Raises StudyError
+    if there is no room for them."""
     allow_open_files()
-    try: folder = tempfile.TemporaryDirectory(prefix="encapnet-", dir=parent, ignore_cleanup_errors=True)
+    try:
+        folder = tempfile.TemporaryDirectory(
+            prefix='encapnet-', dir=parent, ignore_cleanup_errors=True
+        )
     except OSError as error:
-        raise StudyError(f"no temporary folder can be made: {error.strerror or error}; TMPDIR=... names another place") from error
+        raise StudyError(
+            f'no temporary folder can be made: {error.strerror or error}; TMPDIR=... names '
+            'another place'
+        ) from error
     with folder as place:
-        own = dict(JUPYTER_RUNTIME_DIR=f"{place}/runtime", IPYTHONDIR=f"{place}/ipython", PYTHONSTARTUP="", PYTHONSAFEPATH="1") | home_instead(place)
-        os.makedirs(own["JUPYTER_RUNTIME_DIR"], mode=0o700)
+        own = dict(
+            JUPYTER_RUNTIME_DIR=f'{place}/runtime',
+            IPYTHONDIR=f'{place}/ipython',
+            PYTHONSTARTUP='',
+            PYTHONSAFEPATH='1',
+        ) | home_instead(place)
+        os.makedirs(own['JUPYTER_RUNTIME_DIR'], mode=0o700)
         before = {name: os.environ.get(name) for name in own}
         os.environ |= own
-        try: yield own
+        try:
+            yield own
         finally:
             for name, value in before.items():
-                if value is None: del os.environ[name]
-                else: os.environ[name] = value
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
+# %% ../../../nbs/show/page/02_kernel.ipynb #01e3b955
 def home_instead(instead: str) -> dict[str, str]:
     "What stands in for a home folder that cannot be used; nothing where it can."
-    home = os.path.expanduser("~")
-    if os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK): return {}
-    names = "HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "MPLCONFIGDIR"
+    home = os.path.expanduser('~')
+    if os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK):
+        return {}
+    names = (
+        'HOME',
+        'XDG_CONFIG_HOME',
+        'XDG_CACHE_HOME',
+        'XDG_DATA_HOME',
+        'JUPYTER_CONFIG_DIR',
+        'JUPYTER_DATA_DIR',
+        'MPLCONFIGDIR',
+    )
     return dict.fromkeys(names, instead)
+
 
 def allow_open_files():
     "Let this process open as many files as a kernel needs. Raises StudyError if it may not."
-    try: import resource
-    except ImportError: return                       # Windows has no such limit
+    try:
+        import resource
+    except ImportError:
+        return  # Windows has no such limit
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES: return
+    if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
+        return
     if hard != resource.RLIM_INFINITY and hard < OPEN_FILES:
-        raise StudyError(f"this process may open {hard} files at a time (ulimit -n), and a page's kernel needs {OPEN_FILES}")
+        raise StudyError(
+            f"this process may open {hard} files at a time (ulimit -n), and a page's kernel "
+            f'needs {OPEN_FILES}'
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, hard))

@@ -15,19 +15,23 @@ __all__ = ['equation', 'slug', 'text_of', 'to_html', 'line_to_html']
 # %% ../../../nbs/show/page/05_markdown.ipynb #b686d8c3
 def equation(tex: str) -> str:
     "Mathematics on a line of its own, with its number if it has one."
-    tag = re.search(r"\\tag\*?\{([^{}]*)\}", tex)
-    formula = mathml(re.sub(r"\\(tag\*?|label)\{[^{}]*\}", "", tex), block=True)
-    attributes = f'class="equation numbered" id="equation-{slug(tag[1])}"' if tag else 'class="equation"'
-    number = f'<span class="number">({escape(tag[1])})</span>' if tag else ""
+    tag = re.search(r'\\tag\*?\{([^{}]*)\}', tex)
+    formula = mathml(re.sub(r'\\(tag\*?|label)\{[^{}]*\}', '', tex), block=True)
+    attributes = (
+        f'class="equation numbered" id="equation-{slug(tag[1])}"' if tag else 'class="equation"'
+    )
+    number = f'<span class="number">({escape(tag[1])})</span>' if tag else ''
     return f'<div {attributes}><span class="formula">{formula}</span>{number}</div>\n'
+
 
 def slug(text: str) -> str:
     "Text, or HTML, as an address within the page."
-    return re.sub(r"\W+", "-", text_of(text).lower()).strip("-") or "section"
+    return re.sub(r'\W+', '-', text_of(text).lower()).strip('-') or 'section'
+
 
 def text_of(html: str) -> str:
     "What remains of HTML without its tags."
-    return unescape(re.sub(r"<[^>]*>", "", html)).strip()
+    return unescape(re.sub(r'<[^>]*>', '', html)).strip()
 
 # %% ../../../nbs/show/page/05_markdown.ipynb #33a5646d
 @lru_cache(1)
@@ -37,23 +41,42 @@ def _renderer() -> type:
 
     class PageRenderer(IPythonRenderer):
         outline: list[dict]
-        def inline_math(self, body): return mathml(body)
-        def block_math(self, body): return equation(body)
-        def latex_environment(self, name, body): return equation(f"\\begin{{{name}}}{body}\\end{{{name}}}")
-        def table(self, text): return f'<div class="table scroll"><table>\n{text}</table></div>\n'
-        def heading(self, text, level, **attributes): return _heading(self.outline, text, level)
+
+        def inline_math(self, body):
+            return mathml(body)
+
+        def block_math(self, body):
+            return equation(body)
+
+        def latex_environment(self, name, body):
+            return equation(f'\\begin{{{name}}}{body}\\end{{{name}}}')
+
+        def table(self, text):
+            return f'<div class="table scroll"><table>\n{text}</table></div>\n'
+
+        def heading(self, text, level, **attributes):
+            return _heading(self.outline, text, level)
 
         def paragraph(self, text):
             parts = re.split(r'(<div class="equation.*?</div>\n)', text, flags=re.DOTALL)
-            parts = [part if part.startswith("<div") else f"<p>{part.strip()}</p>\n" for part in parts if part.strip()]
-            return "".join(parts)
+            parts = [
+                part if part.startswith('<div') else f'<p>{part.strip()}</p>\n'
+                for part in parts
+                if part.strip()
+            ]
+            return ''.join(parts)
+
     return PageRenderer
 
+
 def _heading(outline: list[dict], text: str, level: int) -> str:
-    "A heading with an address that no other has; level 1 is the page's title, so the rest start at 2."
-    level, taken, name = max(level, 2), [heading["id"] for heading in outline], slug(text)
-    address = next(a for a in [name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))] if a not in taken)
-    outline.append({"level": level, "id": address, "html": re.sub(r"</?a\b[^>]*>", "", text)})
+    """A heading with an address that no other has; level 1 is the page's title, so the rest start
+    at 2."""
+    level, taken, name = max(level, 2), [heading['id'] for heading in outline], slug(text)
+    address = next(
+        a for a in [name, *(f'{name}-{n}' for n in range(2, len(taken) + 3))] if a not in taken
+    )
+    outline.append({'level': level, 'id': address, 'html': re.sub(r'</?a\b[^>]*>', '', text)})
     link = f'<a class="anchor" href="#{address}" aria-label="Link to this section">#</a>'
     return f'<h{level} id="{address}">{text}{link}</h{level}>\n'
 
@@ -61,10 +84,12 @@ def _heading(outline: list[dict], text: str, level: int) -> str:
 def to_html(text: str, outline: list[dict] | None = None, **settings) -> str:
     "Markdown to HTML, mathematics included; headings go into the outline."
     from nbconvert.filters.markdown_mistune import MarkdownWithMath
+
     renderer = _renderer()(escape=False, **settings)
     renderer.outline = [] if outline is None else outline
     return MarkdownWithMath(renderer=renderer).render(text)
 
+
 def line_to_html(text: str) -> str:
     "One line of markdown, without a paragraph around it."
-    return to_html(text).strip().removeprefix("<p>").removesuffix("</p>")
+    return to_html(text).strip().removeprefix('<p>').removesuffix('</p>')

@@ -13,103 +13,158 @@ from ...errors import StudyError
 __all__ = ['mathml']
 
 # %% ../../../nbs/show/page/04_mathml.ipynb #e9dceb8f
-_ENVIRONMENTS = {"aligned": "align*", "align": "align*", "split": "align*",
-                 "gathered": "matrix", "gather": "matrix", "gather*": "matrix"}
-_ARGUMENTS = {"mfrac": 2, "mroot": 2, "msub": 2, "msup": 2, "munder": 2, "mover": 2, "msubsup": 3, "munderover": 3}
+_ENVIRONMENTS = {
+    'aligned': 'align*',
+    'align': 'align*',
+    'split': 'align*',
+    'gathered': 'matrix',
+    'gather': 'matrix',
+    'gather*': 'matrix',
+}
+_ARGUMENTS = {
+    'mfrac': 2,
+    'mroot': 2,
+    'msub': 2,
+    'msup': 2,
+    'munder': 2,
+    'mover': 2,
+    'msubsup': 3,
+    'munderover': 3,
+}
 
-def mathml(tex: str,             # without the dollars around it
-           block: bool = False,  # on a line of its own?
-          ) -> str:              # a <math> element
+
+def mathml(
+    tex: str,  # without the dollars around it
+    block: bool = False,  # on a line of its own?
+) -> str:  # a <math> element
     "TeX to MathML that browsers draw by themselves. StudyError for TeX that would come out wrong."
     from xml.etree.ElementTree import tostring
     from latex2mathml.converter import convert_to_element
-    try: tree = convert_to_element(_known_tex(tex), display="block" if block else "inline")
-    except Exception as error:
-        raise StudyError(f"TeX not understood ({type(error).__name__}): {tex.strip()}") from error
-    for element in tree.iter():
-        element.text = re.sub(r"\\([&%$#_{}])", r"\1", unescape(element.text or ""))
-        unknown = re.search(r"\\[A-Za-z]*", element.text)
-        if unknown and "backslash" not in tex: raise StudyError(f"TeX not understood ({unknown[0]}): {tex.strip()}")
-        if len(element) != _ARGUMENTS.get(element.tag, len(element)):
-            raise StudyError(f"TeX lacks an argument: {tex.strip()}")
-    for repair in (_style, _accent, _limits, _prime, _space):
-        for element in list(tree.iter()): repair(element)
-    tree.attrib.pop("xmlns", None)
-    return tostring(tree, encoding="unicode", short_empty_elements=False)
 
+    try:
+        tree = convert_to_element(_known_tex(tex), display='block' if block else 'inline')
+    except Exception as error:
+        raise StudyError(f'TeX not understood ({type(error).__name__}): {tex.strip()}') from error
+    for element in tree.iter():
+        element.text = re.sub(r'\\([&%$#_{}])', r'\1', unescape(element.text or ''))
+        unknown = re.search(r'\\[A-Za-z]*', element.text)
+        if unknown and 'backslash' not in tex:
+            raise StudyError(f'TeX not understood ({unknown[0]}): {tex.strip()}')
+        if len(element) != _ARGUMENTS.get(element.tag, len(element)):
+            raise StudyError(f'TeX lacks an argument: {tex.strip()}')
+    for repair in (_style, _accent, _limits, _prime, _space):
+        for element in list(tree.iter()):
+            repair(element)
+    tree.attrib.pop('xmlns', None)
+    return tostring(tree, encoding='unicode', short_empty_elements=False)
+
+# %% ../../../nbs/show/page/04_mathml.ipynb #5e909e3d
 def _known_tex(tex: str) -> str:
     "The same in the words that latex2mathml knows."
-    tex = re.sub(r"\\(begin|end)\{equation\*?\}", "", tex)
-    tex = re.sub(r"\\(begin|end)\{(\w+\*?)\}", lambda m: f"\\{m[1]}{{{_ENVIRONMENTS.get(m[2], m[2])}}}", tex)
-    upright = lambda m: f"\\text{{{m[1].replace(' ', '')}}}"       # its \mathrm{d} would come out slanted
-    return re.sub(r"\\mathrm\{([^{}\\$]+)\}", upright, tex).strip()
+    tex = re.sub(r'\\(begin|end)\{equation\*?\}', '', tex)
+    tex = re.sub(
+        r'\\(begin|end)\{(\w+\*?)\}', lambda m: f'\\{m[1]}{{{_ENVIRONMENTS.get(m[2], m[2])}}}', tex
+    )
+    # its \mathrm{d} would come out slanted
+    upright = lambda m: f'\\text{{{m[1].replace(" ", "")}}}'
+    return re.sub(r'\\mathrm\{([^{}\\$]+)\}', upright, tex).strip()
 
 # %% ../../../nbs/show/page/04_mathml.ipynb #30c6a0ee
-_CLOSE = {"lspace": "0", "rspace": "0"}
+_CLOSE = {'lspace': '0', 'rspace': '0'}
+
 
 def _style(element):
-    style = element.attrib.pop("mathvariant", "normal")
-    if style != "normal": element.text = "".join(_styled(character, style) for character in element.text)
-    side = element.attrib.pop("columnalign", None)
-    if side and element.tag == "mtd": element.set("class", side)
-    if element.tag == "mtable" and element.get("displaystyle"): element.set("class", "aligned")
-    if element.tag == "mi" and element.text in (";", ":"): element.tag = "mo"
-    if element.tag == "mo" and element.text in ("|", "‖", "/"):
-        element.attrib = {"stretchy": "false"} | element.attrib | _CLOSE
+    style = element.attrib.pop('mathvariant', 'normal')
+    if style != 'normal':
+        element.text = ''.join(_styled(character, style) for character in element.text)
+    side = element.attrib.pop('columnalign', None)
+    if side and element.tag == 'mtd':
+        element.set('class', side)
+    if element.tag == 'mtable' and element.get('displaystyle'):
+        element.set('class', 'aligned')
+    if element.tag == 'mi' and element.text in (';', ':'):
+        element.tag = 'mo'
+    if element.tag == 'mo' and element.text in ('|', '‖', '/'):
+        element.attrib = {'stretchy': 'false'} | element.attrib | _CLOSE
+
 
 @lru_cache(None)
 def _styled(character: str, style: str) -> str:
-    "The character in a mathematical style, by its Unicode name; itself where there is no such character."
-    letter = re.sub("LATIN |GREEK |LETTER ", "", unicodedata.name(character, ""))
-    style = style.upper().replace("-", " ").replace("SANS SERIF", "SANS-SERIF").replace("DOUBLE ", "DOUBLE-")
-    for name in (f"MATHEMATICAL {style} {letter}", f"{style.replace('FRAKTUR', 'BLACK-LETTER')} {letter}"):
-        try: return unicodedata.lookup(name)
-        except KeyError: pass
+    """The character in a mathematical style, by its Unicode name; itself where there is no such
+    character."""
+    letter = re.sub('LATIN |GREEK |LETTER ', '', unicodedata.name(character, ''))
+    style = (
+        style.upper()
+        .replace('-', ' ')
+        .replace('SANS SERIF', 'SANS-SERIF')
+        .replace('DOUBLE ', 'DOUBLE-')
+    )
+    for name in (
+        f'MATHEMATICAL {style} {letter}',
+        f'{style.replace("FRAKTUR", "BLACK-LETTER")} {letter}',
+    ):
+        try:
+            return unicodedata.lookup(name)
+        except KeyError:
+            pass
     return character
 
 # %% ../../../nbs/show/page/04_mathml.ipynb #d29c046f
-_ACCENTS = set("^~¯˙¨―‾ˇ˘´`")
+_ACCENTS = set('^~¯˙¨―‾ˇ˘´`')
+
 
 def _accent(element):
-    if element.tag != "mover" or element[1].tag != "mo" or element[1].text not in _ACCENTS: return
-    element.set("accent", "true")
-    if element[1].text in "¯―‾":
-        element.tag, element.attrib = "mrow", {"class": "over"}
+    if element.tag != 'mover' or element[1].tag != 'mo' or element[1].text not in _ACCENTS:
+        return
+    element.set('accent', 'true')
+    if element[1].text in '¯―‾':
+        element.tag, element.attrib = 'mrow', {'class': 'over'}
         element.remove(element[1])
 
+
 def _limits(element):
-    if element.tag != "msub" or (name := _function_name(element[0])) is None: return
-    if re.match("max|min|sup|inf|arg|lim|Pr", name.text):
-        element.tag, name.attrib = "munder", {"movablelimits": "true"}
+    if element.tag != 'msub' or (name := _function_name(element[0])) is None:
+        return
+    if re.match('max|min|sup|inf|arg|lim|Pr', name.text):
+        element.tag, name.attrib = 'munder', {'movablelimits': 'true'}
+
 
 def _prime(element):
-    if element.tag not in ("msup", "msubsup") or set("".join(element[-1].itertext())) != {"′"}: return
-    prime = element.makeelement("mo", _CLOSE)
-    prime.text = "".join(element[-1].itertext())
+    if element.tag not in ('msup', 'msubsup') or set(''.join(element[-1].itertext())) != {'′'}:
+        return
+    prime = element.makeelement('mo', _CLOSE)
+    prime.text = ''.join(element[-1].itertext())
     element.remove(element[-1])
-    if element.tag == "msup":
-        element.tag = "mrow"
+    if element.tag == 'msup':
+        element.tag = 'mrow'
         element.append(prime)
     else:
-        element.tag, base, row = "msub", element[0], element.makeelement("mrow", {})
+        element.tag, base, row = 'msub', element[0], element.makeelement('mrow', {})
         row.extend([base, prime])
         element[0] = row
 
 # %% ../../../nbs/show/page/04_mathml.ipynb #edef7811
 def _space(row):
-    if row.tag not in ("math", "mrow", "mtd", "mstyle", "msqrt", "mpadded"): return
+    if row.tag not in ('math', 'mrow', 'mtd', 'mstyle', 'msqrt', 'mpadded'):
+        return
     for before, here, after in zip([None, *row[:-1]], row, [*row[1:], None]):
-        after_operator = before is None or before.tag == "mo"
-        if here.tag == "mo" and here.text in ("+", "−", "±", "∓") and before is not None:
-            if after_operator and before.text not in set(")]}|‖!′"): here.attrib.update(form="prefix", **_CLOSE)
+        after_operator = before is None or before.tag == 'mo'
+        if here.tag == 'mo' and here.text in ('+', '−', '±', '∓') and before is not None:
+            if after_operator and before.text not in set(')]}|‖!′'):
+                here.attrib.update(form='prefix', **_CLOSE)
         if (name := _function_name(here)) is not None:
-            near = after is None or (after.tag == "mo" and after.text in set("([{,)]}"))
-            left, right = "0" if after_operator else "0.167em", "0" if near else "0.167em"
-            name.tag = "mo"
-            name.attrib.update(form="prefix", lspace=left, rspace=right)
+            near = after is None or (after.tag == 'mo' and after.text in set('([{,)]}'))
+            left, right = '0' if after_operator else '0.167em', '0' if near else '0.167em'
+            name.tag = 'mo'
+            name.attrib.update(form='prefix', lspace=left, rspace=right)
+
 
 def _function_name(element):
-    "The part that says `log` or `max`, also where it carries an index; None if there is no such part."
-    if element.tag in ("msub", "msup", "msubsup", "munder", "munderover"): return _function_name(element[0])
-    named = element.tag in ("mi", "mo") and re.fullmatch("[a-zA-Z\u2006\u2009]{2,}", element.text or "")
+    """The part that says `log` or `max`, also where it carries an index; None if there is no such
+    part."""
+    if element.tag in ('msub', 'msup', 'msubsup', 'munder', 'munderover'):
+        return _function_name(element[0])
+    named = element.tag in ('mi', 'mo') and re.fullmatch(
+        '[a-zA-Z\u2006\u2009]{2,}', element.text or ''
+    )
     return element if named else None

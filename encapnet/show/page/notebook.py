@@ -13,18 +13,25 @@ __all__ = ['cells_of', 'tags_of', 'authored', 'read_notebook']
 
 # %% ../../../nbs/show/page/00_notebook.ipynb #d40a28d7
 def cells_of(notebook) -> list[dict]:
-    try: return json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    except OSError as error: raise StudyError(f"cannot read the notebook {notebook}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError): raise StudyError(f"{notebook} is not a notebook of format 4") from None
+    try:
+        return json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
+    except OSError as error:
+        raise StudyError(f'cannot read the notebook {notebook}: {error.strerror}') from error
+    except (ValueError, KeyError, TypeError):
+        raise StudyError(f'{notebook} is not a notebook of format 4') from None
 
-def tags_of(cell) -> list[str]: return cell["metadata"].get("tags", [])
+
+def tags_of(cell) -> list[str]:
+    return cell['metadata'].get('tags', [])
 
 # %% ../../../nbs/show/page/00_notebook.ipynb #b700e756
 def authored(cells: list) -> list:
-    of_papermill = {"injected-parameters", "papermill-error-cell-tag"}
+    of_papermill = {'injected-parameters', 'papermill-error-cell-tag'}
     return [cell for cell in cells if not of_papermill & set(tags_of(cell))]
+
 
 def read_notebook(notebook):
     import nbformat
-    cells_of(notebook)                     # says what is wrong with a file that is no notebook
+
+    cells_of(notebook)  # says what is wrong with a file that is no notebook
     return nbformat.read(notebook, as_version=4)

@@ -14,72 +14,102 @@ __all__ = ['output_metadata', 'size_of', 'tidy', 'take_head', 'profile_of', 'not
 # %% ../../../nbs/show/page/07_outputs.ipynb #27c8707a
 def output_metadata(output, mime: str, key: str) -> str:
     "What the output says of itself under this key."
-    said = output.get("metadata", {})
-    return str(said.get(mime, {}).get(key) or said.get(key) or "")
+    said = output.get('metadata', {})
+    return str(said.get(mime, {}).get(key) or said.get(key) or '')
+
 
 def size_of(output, mime: str) -> str:
     "Width and height as attributes, in CSS pixels; nothing if they are unknown."
-    found = [output_metadata(output, mime, side) for side in ("width", "height")]
-    if mime == "image/svg+xml":
-        root = re.search(r"<svg[^>]*>", output["data"][mime])[0]
-        found = [re.search(rf'\s{side}="([\d.]+)(pt|px|)"', root) for side in ("width", "height")]
-        found = [float(match[1]) * (96/72 if match[2] == "pt" else 1) for match in found if match]
-    found = [f"{float(side):.0f}" for side in found if side]
-    return f' width="{found[0]}" height="{found[1]}"' if len(found) == 2 else ""
+    found = [output_metadata(output, mime, side) for side in ('width', 'height')]
+    if mime == 'image/svg+xml':
+        root = re.search(r'<svg[^>]*>', output['data'][mime])[0]
+        found = [re.search(rf'\s{side}="([\d.]+)(pt|px|)"', root) for side in ('width', 'height')]
+        found = [float(match[1]) * (96 / 72 if match[2] == 'pt' else 1) for match in found if match]
+    found = [f'{float(side):.0f}' for side in found if side]
+    return f' width="{found[0]}" height="{found[1]}"' if len(found) == 2 else ''
 
 # %% ../../../nbs/show/page/07_outputs.ipynb #dcffa07c
 def tidy(nb) -> list[str]:
     "Drop from every cell what a page does not show; return the scripts that explorers bring."
     scripts = []
     for number, cell in enumerate(authored(nb.cells), start=1):
-        if cell.cell_type != "code": continue
+        if cell.cell_type != 'code':
+            continue
         cell.outputs = [output for output in cell.outputs if _is_shown(output)]
         for output in cell.outputs:
-            if output.output_type == "stream":      # a carriage return means: write over this line
-                output.text = "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in output.text.split("\n"))
-            html = output.get("data", {}).get("text/html", "")
-            found = re.findall(r"<script\b[^>]*>(.*?)</script", html, re.DOTALL | re.IGNORECASE)
-            if found and "explorer" not in tags_of(cell):
-                raise StudyError(f"cell {number} shows HTML with a script; only cells tagged `explorer` may")
+            if output.output_type == 'stream':  # a carriage return means: write over this line
+                output.text = '\n'.join(
+                    line.rstrip('\r').rsplit('\r', 1)[-1] for line in output.text.split('\n')
+                )
+            html = output.get('data', {}).get('text/html', '')
+            found = re.findall(r'<script\b[^>]*>(.*?)</script', html, re.DOTALL | re.IGNORECASE)
+            if found and 'explorer' not in tags_of(cell):
+                raise StudyError(
+                    f'cell {number} shows HTML with a script; only cells tagged `explorer` may'
+                )
             scripts += found
     return scripts
 
+
 def _is_shown(output) -> bool:
-    if output.output_type == "stream": return output.name == "stdout" and bool(output.text.strip())
-    data = output.get("data", {})
-    return "application/vnd.jupyter.widget-view+json" not in data or "text/html" in data
+    if output.output_type == 'stream':
+        return output.name == 'stdout' and bool(output.text.strip())
+    data = output.get('data', {})
+    return 'application/vnd.jupyter.widget-view+json' not in data or 'text/html' in data
 
 # %% ../../../nbs/show/page/07_outputs.ipynb #77cbd741
-_HEAD = re.compile(r"\s*#[ \t]+(?P<title>[^\n]+?)[ \t]*(?:\n|$)\s*(?P<lede>(?:>[^\n]*(?:\n|$))*)")
+_HEAD = re.compile(r'\s*#[ \t]+(?P<title>[^\n]+?)[ \t]*(?:\n|$)\s*(?P<lede>(?:>[^\n]*(?:\n|$))*)')
+
 
 def take_head(nb) -> tuple[str, str]:
-    "Take title and lede, as markdown, out of the notebook's first prose; empty texts where there are none."
-    first = next((cell for cell in nb.cells if cell.cell_type == "markdown"), None)
+    """Take title and lede, as markdown, out of the notebook's first prose; empty texts where
+    there are none."""
+    first = next((cell for cell in nb.cells if cell.cell_type == 'markdown'), None)
     head = _HEAD.match(first.source) if first else None
-    if not head: return "", ""
-    first.source = first.source[head.end():].lstrip()
-    return head["title"], " ".join(line.lstrip("> ").strip() for line in head["lede"].splitlines())
+    if not head:
+        return '', ''
+    first.source = first.source[head.end() :].lstrip()
+    return head['title'], ' '.join(line.lstrip('> ').strip() for line in head['lede'].splitlines())
+
 
 def profile_of(nb) -> str:
-    "The profile that the notebook was run with, else its default; empty if it has no such parameter."
-    given = nb.metadata.get("papermill", {}).get("parameters", {}).get("profile")
-    source = "\n".join(cell.source for cell in nb.cells if "parameters" in tags_of(cell))
+    """The profile that the notebook was run with, else its default; empty if it has no such
+    parameter."""
+    given = nb.metadata.get('papermill', {}).get('parameters', {}).get('profile')
+    source = '\n'.join(cell.source for cell in nb.cells if 'parameters' in tags_of(cell))
     default = re.search(r"""^profile\b[^=]*=\s*["'](\w+)["']""", source, re.MULTILINE)
-    return str(given or (default[1] if default else ""))
+    return str(given or (default[1] if default else ''))
+
 
 def notebook_metadata(nb, key: str) -> str:
     "What an output's metadata say under a key; empty if none does."
-    noted = (output_metadata(output, mime, key) for cell in nb.cells for output in cell.get("outputs", []) for mime in output.get("data", {}))
-    return next(filter(None, noted), "")
+    noted = (
+        output_metadata(output, mime, key)
+        for cell in nb.cells
+        for output in cell.get('outputs', [])
+        for mime in output.get('data', {})
+    )
+    return next(filter(None, noted), '')
 
+# %% ../../../nbs/show/page/07_outputs.ipynb #8cd37c82
 def verdict_of(nb) -> str:
     "One line on what came out, if the notebook says it."
     for cell in nb.cells:
-        for output in cell.get("outputs", []):
-            said = next((text for mime in output.get("data", {}) if (text := output_metadata(output, mime, "verdict"))), "")
-            if not said and "verdict" in tags_of(cell):
-                data = output.get("data", {})
-                shown = output.get("text") or data.get("text/markdown") or data.get("text/plain", "")
-                said = next(iter(shown.strip().splitlines()), "")
-            if said: return said if len(said) <= 200 else said[:199] + "…"
-    return ""
+        for output in cell.get('outputs', []):
+            said = next(
+                (
+                    text
+                    for mime in output.get('data', {})
+                    if (text := output_metadata(output, mime, 'verdict'))
+                ),
+                '',
+            )
+            if not said and 'verdict' in tags_of(cell):
+                data = output.get('data', {})
+                shown = (
+                    output.get('text') or data.get('text/markdown') or data.get('text/plain', '')
+                )
+                said = next(iter(shown.strip().splitlines()), '')
+            if said:
+                return said if len(said) <= 200 else said[:199] + '…'
+    return ''

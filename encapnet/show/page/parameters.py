@@ -17,23 +17,34 @@ __all__ = ['Parameter', 'parameters', 'check_parameters']
 @dataclass(frozen=True)
 class Parameter:
     "One thing that a notebook lets its caller set."
+
     name: str
-    type: str        # "int", "float", "bool" or "str", perhaps followed by " | None"
+    type: str  # "int", "float", "bool" or "str", perhaps followed by " | None"
     default: int | float | bool | str | None
-    help: str = ""   # the comment behind the default
+    help: str = ''  # the comment behind the default
 
 # %% ../../../nbs/show/page/01_parameters.ipynb #c03f249d
-def parameters(notebook: str | Path,       # a notebook, executed or not
-              ) -> dict[str, Parameter]:   # by name, in the notebook's order; empty without a cell tagged `parameters`
-    "What a notebook lets its caller set. StudyError if it cannot be read, or its parameters are no scalars."
-    source = "\n".join("".join(cell["source"]) for cell in cells_of(notebook) if "parameters" in tags_of(cell))
+def parameters(
+    notebook: str | Path,  # a notebook, executed or not
+) -> dict[
+    str, Parameter
+]:  # by name, in the notebook's order; empty without a cell tagged `parameters`
+    """What a notebook lets its caller set. StudyError if it cannot be read, or its parameters are
+    no scalars."""
+    source = '\n'.join(
+        ''.join(cell['source']) for cell in cells_of(notebook) if 'parameters' in tags_of(cell)
+    )
     try:
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-        comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+        comments = {
+            token.start[0]: token.string.lstrip('# ')
+            for token in tokens
+            if token.type == tokenize.COMMENT
+        }
         found = [_parameter(statement, comments) for statement in ast.parse(source).body]
     except (SyntaxError, ValueError, tokenize.TokenError) as error:
-        expected = "the parameters cell must hold lines like `seeds: int = 1  # help`"
-        raise StudyError(f"{notebook}: {expected}: {error}") from None
+        expected = 'the parameters cell must hold lines like `seeds: int = 1  # help`'
+        raise StudyError(f'{notebook}: {expected}: {error}') from None
     return {parameter.name: parameter for parameter in found}
 
 # %% ../../../nbs/show/page/01_parameters.ipynb #d76d5529
@@ -44,35 +55,51 @@ def _parameter(statement: ast.stmt, comments: dict[int, str]) -> Parameter:
             kind = ast.unparse(annotation)
         case ast.Assign(targets=[ast.Name(name)], value=value):
             kind = type(ast.literal_eval(value)).__name__
-        case _: raise ValueError(f"line {statement.lineno} does not give a name a value")
-    if kind.removesuffix(" | None") not in _READ:
-        raise ValueError(f"{name} is of type {kind}, not one of {', '.join(_READ)}")
-    parameter = Parameter(name, kind, ast.literal_eval(value), comments.get(statement.end_lineno, "").rstrip())
+        case _:
+            raise ValueError(f'line {statement.lineno} does not give a name a value')
+    if kind.removesuffix(' | None') not in _READ:
+        raise ValueError(f'{name} is of type {kind}, not one of {", ".join(_READ)}')
+    parameter = Parameter(
+        name, kind, ast.literal_eval(value), comments.get(statement.end_lineno, '').rstrip()
+    )
     _typed(parameter, parameter.default)
     return parameter
 
 # %% ../../../nbs/show/page/01_parameters.ipynb #ba1a1569
-_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_READ = {"int": int, "float": float, "bool": lambda text: _TRUTH[text.lower()], "str": str}
+_TRUTH = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
+_READ = {'int': int, 'float': float, 'bool': lambda text: _TRUTH[text.lower()], 'str': str}
+
 
 def _typed(parameter: Parameter, value):
     "The value in the parameter's declared type. UsageError if it has no such meaning."
-    kind, optional = parameter.type.removesuffix(" | None"), parameter.type.endswith(" | None")
-    if optional and (value is None or (isinstance(value, str) and value.lower() == "none")): return None
-    if isinstance(value, str) and kind != "str":
-        try: return _READ[kind](value)
-        except (ValueError, KeyError): pass
-    elif kind == "float" and type(value) is int: return float(value)
-    elif type(value).__name__ == kind: return value
-    raise UsageError(f"parameter {parameter.name!r} expects {parameter.type}, got {value!r} ({type(value).__name__})")
+    kind, optional = parameter.type.removesuffix(' | None'), parameter.type.endswith(' | None')
+    if optional and (value is None or (isinstance(value, str) and value.lower() == 'none')):
+        return None
+    if isinstance(value, str) and kind != 'str':
+        try:
+            return _READ[kind](value)
+        except (ValueError, KeyError):
+            pass
+    elif kind == 'float' and type(value) is int:
+        return float(value)
+    elif type(value).__name__ == kind:
+        return value
+    raise UsageError(
+        f'parameter {parameter.name!r} expects {parameter.type}, got {value!r} '
+        f'({type(value).__name__})'
+    )
 
 # %% ../../../nbs/show/page/01_parameters.ipynb #452909dc
-def check_parameters(notebook: str | Path,  # the notebook to be run
-                     given: dict,           # name → value; text is read in the declared type
-                    ) -> dict:              # the same names, typed values
-    "Refuse, before anything runs, a parameter that the notebook does not have or cannot take (UsageError)."
+def check_parameters(
+    notebook: str | Path,  # the notebook to be run
+    given: dict,  # name → value; text is read in the declared type
+) -> dict:  # the same names, typed values
+    """Refuse, before anything runs, a parameter that the notebook does not have or cannot take
+    (UsageError)."""
     known = parameters(notebook)
     for name in given:
         if name not in known:
-            raise UsageError(f"{Path(notebook).name} has no parameter {name!r}: {nearest(name, known)}")
+            raise UsageError(
+                f'{Path(notebook).name} has no parameter {name!r}: {nearest(name, known)}'
+            )
     return {name: _typed(known[name], value) for name, value in given.items()}

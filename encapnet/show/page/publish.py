@@ -16,45 +16,61 @@ from .render import render
 __all__ = ['SIDE_BY_SIDE', 'place', 'has_profile', 'publish', 'publish_all']
 
 # %% ../../../nbs/show/page/11_publish.ipynb #b0a134bb
-def place(notebook: str | Path,   # a report
-          reports: str | Path,    # the folder of all pages
-          name: str,              # the page's name
-          profile: str,           # what it is run with, if it asks
-         ) -> Path:               # where its page belongs
+def place(
+    notebook: str | Path,  # a report
+    reports: str | Path,  # the folder of all pages
+    name: str,  # the page's name
+    profile: str,  # what it is run with, if it asks
+) -> Path:  # where its page belongs
     "`<profile>/<name>.html`, or `<name>.html` for a report that knows no profile."
-    return Path(reports)/(profile if has_profile(notebook) else "")/f"{name}.html"
+    return Path(reports) / (profile if has_profile(notebook) else '') / f'{name}.html'
 
-def has_profile(notebook) -> bool: return "profile" in parameters(notebook)
+
+def has_profile(notebook) -> bool:
+    return 'profile' in parameters(notebook)
 
 # %% ../../../nbs/show/page/11_publish.ipynb #51bae8d2
-def publish(notebook: str | Path,            # what to run
-            html: str | Path,                # where the page shall appear
-            parameters: dict,                # as `check_parameters` takes them
-            title: str | None = None,        # as for `render`
-            profile: str | None = None,      # as for `render`
-            timeout_s: float | None = None,  # seconds that any single cell may take
-           ) -> Path:                        # html
+def publish(
+    notebook: str | Path,  # what to run
+    html: str | Path,  # where the page shall appear
+    parameters: dict,  # as `check_parameters` takes them
+    title: str | None = None,  # as for `render`
+    profile: str | None = None,  # as for `render`
+    timeout_s: float | None = None,  # seconds that any single cell may take
+) -> Path:  # html
     "Run a notebook and render it. UsageError for its parameters, StudyError for what fails later."
     notebook, html = Path(notebook), Path(html)
-    home = "../index.html" if has_profile(notebook) else "index.html"
+    home = '../index.html' if has_profile(notebook) else 'index.html'
     with own_folders(), tempfile.TemporaryDirectory() as folder:
-        executed = Path(folder)/notebook.name
-        execute(notebook, executed, parameters, timeout_s, failed=html.with_suffix(".failed.ipynb"))
+        executed = Path(folder) / notebook.name
+        execute(notebook, executed, parameters, timeout_s, failed=html.with_suffix('.failed.ipynb'))
         return render(executed, html, title, None, profile, home, notebook.parent)
 
 # %% ../../../nbs/show/page/11_publish.ipynb #c1df9e9c
-SIDE_BY_SIDE = 4     # pages at once
+SIDE_BY_SIDE = 4  # pages at once
 
-def publish_all(pages: Sequence[tuple[Path, Path, dict, str]],   # notebook, where the page shall appear, parameters, profile
-                workers: int = 1,
-               ) -> Iterator[Path]:                              # in the same order, each as soon as it is there
+
+def publish_all(
+    pages: Sequence[
+        tuple[Path, Path, dict, str]
+    ],  # notebook, where the page shall appear, parameters, profile
+    workers: int = 1,
+) -> Iterator[Path]:  # in the same order, each as soon as it is there
     "Publish many pages; the first that fails ends it."
     workers = min(workers, len(pages), SIDE_BY_SIDE)
-    if workers < 2: yield from map(_published, pages)
+    if workers < 2:
+        yield from map(_published, pages)
     else:
-        # A fresh interpreter for each: a fork would take this one's event loops along. An interrupt ends the pool, and that its kernels.
-        with own_folders(), multiprocessing.get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        # A fresh interpreter for each: a fork would take this one's event loops along. An interrupt
+        # ends the pool, and that its kernels.
+        with (
+            own_folders(),
+            multiprocessing.get_context('spawn').Pool(
+                workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)
+            ) as pool,
+        ):
             yield from pool.imap(_published, pages)
+
 
 def _published(page: tuple[Path, Path, dict, str]) -> Path:
     notebook, html, parameters, profile = page

@@ -16,31 +16,65 @@ __all__ = ['TEMPLATES', 'PAGE_LIMIT', 'page_settings', 'check_ours', 'write_page
 # %% ../../../nbs/show/page/08_shell.ipynb #e094d660
 def _policy(ours: list[str], explorers: list[str]) -> str:
     "The content security policy of a page with these inline scripts."
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in [*ours, *explorers]]
-    allowed = [f"'sha256-{value}'" for value in dict.fromkeys(hashes)] + ["data:"]*bool(explorers)
-    return ("default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; img-src data:; "
-            f"font-src data:; script-src {' '.join(allowed)}")
+    hashes = [
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        for script in [*ours, *explorers]
+    ]
+    allowed = [f"'sha256-{value}'" for value in dict.fromkeys(hashes)] + ['data:'] * bool(explorers)
+    return (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; "
+        'img-src data:; '
+        f'font-src data:; script-src {" ".join(allowed)}'
+    )
 
 # %% ../../../nbs/show/page/08_shell.ipynb #9466745a
-TEMPLATES = Path(str(files("encapnet.show.page")/"templates"))
-PAGE_LIMIT = 2_000_000   # bytes
+TEMPLATES = Path(str(files('encapnet.show.page') / 'templates'))
+PAGE_LIMIT = 2_000_000  # bytes
 
-def page_settings(title: str, home: str, scripts: list[str], meta: dict[str, str], more: str = "", **said) -> dict:
+
+def page_settings(
+    title: str, home: str, scripts: list[str], meta: dict[str, str], more: str = '', **said
+) -> dict:
     "What the shell of every page asks for; `more` names a script that only this page has."
-    css, *ours = ((TEMPLATES/"report"/name).read_text(encoding="utf-8") for name in ("style.css", "theme.js", "page.js", more) if name)
-    return dict(title=title, project="encapnet", home=home, policy=_policy(ours, scripts),
-                meta={name: content for name, content in meta.items() if content}, css=css, theme_js=ours[0], page_js=ours[1:], **said)
+    css, *ours = (
+        (TEMPLATES / 'report' / name).read_text(encoding='utf-8')
+        for name in ('style.css', 'theme.js', 'page.js', more)
+        if name
+    )
+    return dict(
+        title=title,
+        project='encapnet',
+        home=home,
+        policy=_policy(ours, scripts),
+        meta={name: content for name, content in meta.items() if content},
+        css=css,
+        theme_js=ours[0],
+        page_js=ours[1:],
+        **said,
+    )
 
 # %% ../../../nbs/show/page/08_shell.ipynb #b8d05c35
 def check_ours(page: Path):
     "Raise StudyError if a page would take the place of a file that was not made here."
-    try: head, _, body = page.read_text(encoding="utf-8", errors="replace").partition("</head>")
-    except FileNotFoundError: return
-    except OSError as error: raise StudyError(f"cannot write {page}: {error.strerror}") from error
-    if (head or body).strip() and "encapnet:" not in head:       # in the name of a mark, and what the front page says of itself
-        raise StudyError(f"{page} is there and was not made by encapnet; move it, or let --reports name another folder")
+    try:
+        head, _, body = page.read_text(encoding='utf-8', errors='replace').partition('</head>')
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StudyError(f'cannot write {page}: {error.strerror}') from error
+    # in the name of a mark, and what the front page says of itself
+    if (head or body).strip() and 'encapnet:' not in head:
+        raise StudyError(
+            f'{page} is there and was not made by encapnet; move it, or let --reports name '
+            'another folder'
+        )
 
-def write_page(path: Path, html: str, blame: str = "") -> Path:
+
+def write_page(path: Path, html: str, blame: str = '') -> Path:
     check_ours(path)
-    if (size := len(html.encode())) <= PAGE_LIMIT: return write_atomic(path, html)
-    raise StudyError(f"{path.name} would have {size/1e6:.1f} MB, and {PAGE_LIMIT/1e6:.0f} MB is the limit{blame}")
+    if (size := len(html.encode())) <= PAGE_LIMIT:
+        return write_atomic(path, html)
+    raise StudyError(
+        f'{path.name} would have {size / 1e6:.1f} MB, and {PAGE_LIMIT / 1e6:.0f} MB is the '
+        f'limit{blame}'
+    )

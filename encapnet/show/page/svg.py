@@ -12,89 +12,137 @@ from ...errors import StudyError
 __all__ = ['SVG', 'LINK', 'parse_svg', 'svg_text', 'svg_uri', 'bitmap_uri', 'thumbnail']
 
 # %% ../../../nbs/show/page/06_svg.ipynb #08019ddd
-SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+SVG, LINK = '{http://www.w3.org/2000/svg}', '{http://www.w3.org/1999/xlink}href'
+
 
 def parse_svg(svg: str):
-    "An SVG's root element, comments kept. Raises StudyError for what is no SVG: browsers show such a picture as nothing at all."
+    """An SVG's root element, comments kept. Raises StudyError for what is no SVG: browsers show
+    such a picture as nothing at all."""
     from xml.etree.ElementTree import Comment, ParseError, TreeBuilder
     from defusedxml.common import DefusedXmlException
     from defusedxml.ElementTree import XMLParser
+
     parser = XMLParser(target=TreeBuilder(insert_comments=True))
     try:
-        parser.feed(svg[max(0, svg.find("<svg")):].strip())
+        parser.feed(svg[max(0, svg.find('<svg')) :].strip())
         root = parser.close()
-    except (ParseError, DefusedXmlException) as error: raise StudyError(f"an output calls itself SVG but is no XML: {error}") from None
-    for element in root.iter():                       # without a namespace it is drawn inside a page, and nowhere else
-        if element.tag is not Comment and "}" not in element.tag: element.tag = f"{SVG}{element.tag}"
-    if root.tag != f"{SVG}svg": raise StudyError(f"an output calls itself SVG but is <{root.tag.partition('}')[2]}>")
+    except (ParseError, DefusedXmlException) as error:
+        raise StudyError(f'an output calls itself SVG but is no XML: {error}') from None
+    # without a namespace it is drawn inside a page, and nowhere else
+    for element in root.iter():
+        if element.tag is not Comment and '}' not in element.tag:
+            element.tag = f'{SVG}{element.tag}'
+    if root.tag != f'{SVG}svg':
+        raise StudyError(f'an output calls itself SVG but is <{root.tag.partition("}")[2]}>')
     return root
 
 # %% ../../../nbs/show/page/06_svg.ipynb #b09aada2
 def svg_text(root) -> str:
-    "An SVG as text, its attributes in single quotes: in an address each double quote would take three characters."
+    """An SVG as text, its attributes in single quotes: in an address each double quote would take
+    three characters."""
     from xml.etree.ElementTree import register_namespace, tostring
-    for prefix, space in (("", SVG[1:-1]), ("xlink", LINK[1:-5])): register_namespace(prefix, space)
-    kept = "\ue000"                                   # stands for double quotes in text, of no use in a drawing
+
+    for prefix, space in (('', SVG[1:-1]), ('xlink', LINK[1:-5])):
+        register_namespace(prefix, space)
+    # stands for double quotes in text, of no use in a drawing
+    kept = '\ue000'
     for element in root.iter():
-        if element.text: element.text = element.text.replace('"', kept)
-        if element.tail: element.tail = element.tail.replace('"', kept)
-    written = tostring(root, encoding="unicode").replace("'", "&apos;").replace('"', "'").replace(kept, "&quot;")
-    return " ".join(written.splitlines())
+        if element.text:
+            element.text = element.text.replace('"', kept)
+        if element.tail:
+            element.tail = element.tail.replace('"', kept)
+    written = (
+        tostring(root, encoding='unicode')
+        .replace("'", '&apos;')
+        .replace('"', "'")
+        .replace(kept, '&quot;')
+    )
+    return ' '.join(written.splitlines())
+
 
 def svg_uri(svg: str) -> str:
-    "An SVG as a data address, without what precedes its root element. Raises StudyError for what is no SVG."
-    return "data:image/svg+xml," + quote(svg_text(parse_svg(svg)), safe=" !$'()*+,/:;=?@[]^_|~-.")
+    """An SVG as a data address, without what precedes its root element. Raises StudyError for
+    what is no SVG."""
+    return 'data:image/svg+xml,' + quote(svg_text(parse_svg(svg)), safe=" !$'()*+,/:;=?@[]^_|~-.")
 
 # %% ../../../nbs/show/page/06_svg.ipynb #7a3233a2
-def bitmap_uri(data: str, mime: str) -> str: return f"data:{mime};base64,{''.join(data.split())}"
+def bitmap_uri(data: str, mime: str) -> str:
+    return f'data:{mime};base64,{"".join(data.split())}'
 
 # %% ../../../nbs/show/page/06_svg.ipynb #49b9c4c1
-def thumbnail(svg: str,   # as matplotlib writes it
-             ) -> str:    # a fraction of its size
+def thumbnail(
+    svg: str,  # as matplotlib writes it
+) -> str:  # a fraction of its size
     "A drawing without what no eye finds in a small one. Raises StudyError for what is no SVG."
     from xml.etree.ElementTree import Comment
+
     root = parse_svg(svg)
-    outlines = {element.get("id"): element for element in root.iter(f"{SVG}path") if element.get("id")}
+    outlines = {
+        element.get('id'): element for element in root.iter(f'{SVG}path') if element.get('id')
+    }
     for parent in list(root.iter()):
         for before, here in zip(list(parent), list(parent)[1:]):
-            if before.tag is Comment and (words := _words(before.text.strip(), here)) is not None: parent[list(parent).index(here)] = words
+            if before.tag is Comment and (words := _words(before.text.strip(), here)) is not None:
+                parent[list(parent).index(here)] = words
         for child in list(parent):
-            if child.tag in (Comment, f"{SVG}metadata"): parent.remove(child)
-    used = {element.get(LINK, "")[1:] for element in root.iter()} | set(re.findall(r"url\(#([^)]*)\)", svg))
-    there = {element.get("id") for element in root.iter()}
-    root.insert(0, lost := root.makeelement(f"{SVG}defs", {}))      # outlines that text took along and formulas still use
+            if child.tag in (Comment, f'{SVG}metadata'):
+                parent.remove(child)
+    used = {element.get(LINK, '')[1:] for element in root.iter()} | set(
+        re.findall(r'url\(#([^)]*)\)', svg)
+    )
+    there = {element.get('id') for element in root.iter()}
+    # outlines that text took along and formulas still use
+    root.insert(0, lost := root.makeelement(f'{SVG}defs', {}))
     lost.extend(outlines[name] for name in sorted(used & outlines.keys() - there))
-    for element in root.iter(): _thin(element, used)
-    root.set("font-family", "DejaVu Sans, Verdana, sans-serif")
+    for element in root.iter():
+        _thin(element, used)
+    root.set('font-family', 'DejaVu Sans, Verdana, sans-serif')
     return svg_text(root)
 
 # %% ../../../nbs/show/page/06_svg.ipynb #50d5f5d3
 def _words(text: str, outlines):
     "The text element that says what outlines draw; None for a formula, or what is no text."
-    letters = outlines.findall(f"{SVG}use")
-    place = re.fullmatch(r"(.*?)\s*scale\(([\d.]+) -[\d.]+\)", outlines.get("transform", ""))
-    if "$" in text or not letters or not place: return None
-    size, face = float(place[2]), letters[0].get(LINK, "")
-    words = outlines.makeelement(f"{SVG}text", {"transform": place[1], "font-size": f"{100 * size:g}"})
-    if style := outlines.get("style"): words.set("style", style)
-    if "Bold" in face: words.set("font-weight", "bold")
-    if "Oblique" in face: words.set("font-style", "italic")
-    if last := re.search(r"translate\(([\d.]+)", letters[-1].get("transform", "")):
-        words.attrib |= {"textLength": f"{float(last[1]) * size * len(letters) / (len(letters) - 1):.0f}", "lengthAdjust": "spacingAndGlyphs"}
+    letters = outlines.findall(f'{SVG}use')
+    place = re.fullmatch(r'(.*?)\s*scale\(([\d.]+) -[\d.]+\)', outlines.get('transform', ''))
+    if '$' in text or not letters or not place:
+        return None
+    size, face = float(place[2]), letters[0].get(LINK, '')
+    words = outlines.makeelement(
+        f'{SVG}text', {'transform': place[1], 'font-size': f'{100 * size:g}'}
+    )
+    if style := outlines.get('style'):
+        words.set('style', style)
+    if 'Bold' in face:
+        words.set('font-weight', 'bold')
+    if 'Oblique' in face:
+        words.set('font-style', 'italic')
+    if last := re.search(r'translate\(([\d.]+)', letters[-1].get('transform', '')):
+        words.attrib |= {
+            'textLength': f'{float(last[1]) * size * len(letters) / (len(letters) - 1):.0f}',
+            'lengthAdjust': 'spacingAndGlyphs',
+        }
     words.text = text
     return words
 
+
 def _thin(element, used: set[str]):
-    "Round numbers, forget unused names and empty space, and draw but one of the marks that coincide."
-    if element.get("id") not in used: element.attrib.pop("id", None)
+    """Round numbers, forget unused names and empty space, and draw but one of the marks that
+    coincide."""
+    if element.get('id') not in used:
+        element.attrib.pop('id', None)
     for name, value in element.attrib.items():
-        if name not in (LINK, "id") and "scale" not in value and "opacity" not in value:
-            value = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), value)
-            element.set(name, " ".join(value.split()))
-    if not (element.text or "").strip(): element.text = None
+        if name not in (LINK, 'id') and 'scale' not in value and 'opacity' not in value:
+            value = re.sub(
+                r'-?\d+\.\d+', lambda found: f'{float(found[0]):.1f}'.removesuffix('.0'), value
+            )
+            element.set(name, ' '.join(value.split()))
+    if not (element.text or '').strip():
+        element.text = None
     element.tail = None
     drawn = set()
-    for mark in element.findall(f"{SVG}use[@x]"):
-        for side in "xy": mark.set(side, f"{float(mark.get(side, 0)):.0f}")
-        if (same := tuple(sorted(mark.attrib.items()))) in drawn: element.remove(mark)
+    for mark in element.findall(f'{SVG}use[@x]'):
+        for side in 'xy':
+            mark.set(side, f'{float(mark.get(side, 0)):.0f}')
+        if (same := tuple(sorted(mark.attrib.items()))) in drawn:
+            element.remove(mark)
         drawn.add(same)

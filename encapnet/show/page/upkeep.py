@@ -18,49 +18,87 @@ from ...study.ledger import Record, changed_code, config_of, counted, seal_of
 __all__ = ['WHICH', 'FEWER', 'made_by', 'head_of', 'differences', 'Looked', 'check']
 
 # %% ../../../nbs/show/page/09_upkeep.ipynb #c8559888
-_BOOKS = "config", "experiments", "profiles", "planning", "freshness", "provenance", "ledger", "run", "launch", "cluster"
-WHICH = ("encapnet.errors", "encapnet.files", *(f"encapnet.study.{name}" for name in _BOOKS), "encapnet.show.page")
+_BOOKS = (
+    'config',
+    'experiments',
+    'profiles',
+    'planning',
+    'freshness',
+    'provenance',
+    'ledger',
+    'run',
+    'launch',
+    'cluster',
+)
+WHICH = (
+    'encapnet.errors',
+    'encapnet.files',
+    *(f'encapnet.study.{name}' for name in _BOOKS),
+    'encapnet.show.page',
+)
 
-def _short(content) -> str: return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
-def made_by(cells: Sequence[dict],       # of the notebook
-            asked: Sequence[Sequence[str]] = (),   # experiments with profiles, as `ledger.counted` takes them
-           ) -> dict[str, str]:          # what -> eight digits
-    "What a page is made by: its notebook, its rows and profiles, the code that it reaches, and that code module by module."
+def _short(content) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+# %% ../../../nbs/show/page/09_upkeep.ipynb #813904ad
+def made_by(
+    cells: Sequence[dict],  # of the notebook
+    asked: Sequence[
+        Sequence[str]
+    ] = (),  # experiments with profiles, as `ledger.counted` takes them
+) -> dict[str, str]:  # what -> eight digits
+    """What a page is made by: its notebook, its rows and profiles, the code that it reaches, and
+    that code module by module."""
     prose, code = [], []
     for cell in cells:
-        text = "".join(cell["source"])
-        if cell["cell_type"] == "code" and _is_python(text): code.append(text)
-        else: prose.append(text.split())
-    source = "\n".join(code)
-    reached, alone = code_closure((), WHICH, source), code_closure((), ["encapnet"], source)
+        text = ''.join(cell['source'])
+        if cell['cell_type'] == 'code' and _is_python(text):
+            code.append(text)
+        else:
+            prose.append(text.split())
+    source = '\n'.join(code)
+    reached, alone = code_closure((), WHICH, source), code_closure((), ['encapnet'], source)
     parts = {
-        "notebook": _short([prose, alone.digest]),
-        "plan": _short([[_rows(experiment), _profile(profile)] for experiment, profile in asked]),
-        "code": reached.digest,
+        'notebook': _short([prose, alone.digest]),
+        'plan': _short([[_rows(experiment), _profile(profile)] for experiment, profile in asked]),
+        'code': reached.digest,
     }
-    for module in sorted({name.partition(":")[0] for name in reached.definitions}):
-        digits = [value for name, value in reached.definitions.items() if name.startswith(f"{module}:")]
-        parts[module.removeprefix("encapnet.")] = _short(sorted(digits))
+    for module in sorted({name.partition(':')[0] for name in reached.definitions}):
+        digits = [
+            value for name, value in reached.definitions.items() if name.startswith(f'{module}:')
+        ]
+        parts[module.removeprefix('encapnet.')] = _short(sorted(digits))
     return parts
+
 
 def _is_python(text: str) -> bool:
     "Whether a cell is; a magic, or another language, is not."
-    try: ast.parse(text)
-    except SyntaxError: return False
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
     return True
 
-def _rows(experiment: str) -> list: return [row.model_dump(mode="json") for row in EXPERIMENTS.get(experiment, {}).values()]
-def _profile(name: str) -> dict: return PROFILES[name].model_dump(mode="json") if name in PROFILES else {}
+
+def _rows(experiment: str) -> list:
+    return [row.model_dump(mode='json') for row in EXPERIMENTS.get(experiment, {}).values()]
+
+
+def _profile(name: str) -> dict:
+    return PROFILES[name].model_dump(mode='json') if name in PROFILES else {}
 
 # %% ../../../nbs/show/page/09_upkeep.ipynb #d8546fd5
 def head_of(page: Path) -> dict[str, str]:
     "What a page's head says of it: name -> content; nothing where it cannot be read."
-    try: text = page.read_text(encoding="utf-8", errors="replace")
-    except OSError: return {}
+    try:
+        text = page.read_text(encoding='utf-8', errors='replace')
+    except OSError:
+        return {}
     read = _Head()
-    read.feed(text.partition("</head>")[0])
+    read.feed(text.partition('</head>')[0])
     return read.found
+
 
 class _Head(HTMLParser):
     def __init__(self):
@@ -68,86 +106,155 @@ class _Head(HTMLParser):
         self.found = {}
 
     def handle_starttag(self, tag, attributes):
-        given = {name: value or "" for name, value in attributes}
-        if tag == "meta" and given.get("name", "").startswith("encapnet:"):
-            self.found[given["name"].removeprefix("encapnet:")] = given.get("content", "")
+        given = {name: value or '' for name, value in attributes}
+        if tag == 'meta' and given.get('name', '').startswith('encapnet:'):
+            self.found[given['name'].removeprefix('encapnet:')] = given.get('content', '')
 
+# %% ../../../nbs/show/page/09_upkeep.ipynb #f8d468d0
 def differences(page: Path, notebook: Path | None, reports: str | Path) -> list[str]:
     "What of a page no longer holds, each in a sentence; nothing where all does."
     head = head_of(page)
     try:
-        code, sources = json.loads(head["code"]), json.loads(head.get("sources") or '{"asked": [], "records": []}')
-        asked, theirs = [tuple(one) for one in sources["asked"]], [tuple(record.split(" ")) for record in sources["records"]]
+        code, sources = (
+            json.loads(head['code']),
+            json.loads(head.get('sources') or '{"asked": [], "records": []}'),
+        )
+        asked, theirs = (
+            [tuple(one) for one in sources['asked']],
+            [tuple(record.split(' ')) for record in sources['records']],
+        )
         theirs = {(name, key): seal for name, key, seal in theirs}
-    except (KeyError, TypeError, ValueError): return ["not made by this tool, or by an earlier version: it bears no stamp"]
-    if notebook is None: return [f"there is no notebook {page.stem} any more"]
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except (KeyError, TypeError, ValueError):
+        return ['not made by this tool, or by an earlier version: it bears no stamp']
+    if notebook is None:
+        return [f'there is no notebook {page.stem} any more']
+    cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
     now = made_by(cells, asked)
     # Definitions that have only been moved or renamed leave the digest of them all as it was.
-    counts = now.keys() | code.keys() if code.get("code") != now["code"] else {"notebook", "plan"}
+    counts = now.keys() | code.keys() if code.get('code') != now['code'] else {'notebook', 'plan'}
     changed = sorted(name for name in counts if code.get(name) != now.get(name))
     # Where no module differs, the notebook calls another definition of the same ones.
-    if changed == ["code"]: changed = ["notebook"]
-    changed = [name for name in changed if name != "code"]
-    records = [record for experiment, profile in asked for record in counted(reports, experiment, profile).records]
-    return [*_stale(records), *_others(theirs, records), *[f"code of the page changed since: {', '.join(changed)}"] * bool(changed)]
+    if changed == ['code']:
+        changed = ['notebook']
+    changed = [name for name in changed if name != 'code']
+    records = [
+        record
+        for experiment, profile in asked
+        for record in counted(reports, experiment, profile).records
+    ]
+    return [
+        *_stale(records),
+        *_others(theirs, records),
+        *[f'code of the page changed since: {", ".join(changed)}'] * bool(changed),
+    ]
 
 # %% ../../../nbs/show/page/09_upkeep.ipynb #5a968b03
 def _name(record: Record) -> str:
-    seed = record.config.get("seed")
-    return f"{record.experiment}/{record.row}" + (f" seed {seed}" if seed else "")
+    seed = record.config.get('seed')
+    return f'{record.experiment}/{record.row}' + (f' seed {seed}' if seed else '')
+
 
 def _listed(names: Sequence[str]) -> str:
     names = list(dict.fromkeys(names))
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
+
 
 def _stale(records: list[Record]) -> list[str]:
     "Results that today's code would not make, by what has changed."
     reasons: dict[str, list[str]] = {}
     for record in records:
-        if why := changed_code(record, config_of(record)): reasons.setdefault(why, []).append(_name(record))
-    return [f"stale results: {_listed(names)} ({why})" for why, names in reasons.items()]
+        if why := changed_code(record, config_of(record)):
+            reasons.setdefault(why, []).append(_name(record))
+    return [f'stale results: {_listed(names)} ({why})' for why, names in reasons.items()]
 
-FEWER = "made with fewer seeds than the ledger holds"
+
+FEWER = 'made with fewer seeds than the ledger holds'
+
 
 def _seedless(record: Record) -> tuple | None:
     "What a record shares with other seeds of its row; None for a measurement, which has no seed."
-    if "seed" not in record.config: return None
-    return record.experiment, record.row, record.config["data"]["name"], record.config["data"]["sha256"]
+    if 'seed' not in record.config:
+        return None
+    return (
+        record.experiment,
+        record.row,
+        record.config['data']['name'],
+        record.config['data']['sha256'],
+    )
 
+# %% ../../../nbs/show/page/09_upkeep.ipynb #c11f4602
 def _others(theirs: dict[tuple[str, str], str], records: list[Record]) -> list[str]:
-    "How the records that count today differ from those that a page was made from (name and key -> seal)."
-    ours = {(f"{record.experiment}/{record.row}", record.key): record for record in records}
+    """How the records that count today differ from those that a page was made from (name and key
+    -> seal)."""
+    ours = {(f'{record.experiment}/{record.row}', record.key): record for record in records}
     shown = [record for place, record in ours.items() if place in theirs]
-    more = [record for place, record in ours.items() if place not in theirs and _seedless(record) in map(_seedless, shown)]
-    new = [_name(record) for place, record in ours.items() if place not in theirs and record not in more]
-    other = [_name(record) for place, record in ours.items() if theirs.get(place, seal_of(record)) != seal_of(record)]
+    more = [
+        record
+        for place, record in ours.items()
+        if place not in theirs and _seedless(record) in map(_seedless, shown)
+    ]
+    new = [
+        _name(record)
+        for place, record in ours.items()
+        if place not in theirs and record not in more
+    ]
+    other = [
+        _name(record)
+        for place, record in ours.items()
+        if theirs.get(place, seal_of(record)) != seal_of(record)
+    ]
     gone = [name for name, key in theirs if (name, key) not in ours]
-    found = (("records that the page has not", new), ("other records than the page", other), ("no longer, or not countable", gone))
-    said = [f"the ledger has {what}: {_listed(names)}" for what, names in found if names]
+    found = (
+        ('records that the page has not', new),
+        ('other records than the page', other),
+        ('no longer, or not countable', gone),
+    )
+    said = [f'the ledger has {what}: {_listed(names)}' for what, names in found if names]
     if more:
-        there, all_of_them = (len({record.config.get("seed") for record in group}) for group in (shown, [*shown, *more]))
-        said.append(f"{FEWER}: {there} of {all_of_them}")
+        there, all_of_them = (
+            len({record.config.get('seed') for record in group})
+            for group in (shown, [*shown, *more])
+        )
+        said.append(f'{FEWER}: {there} of {all_of_them}')
     return said
 
 # %% ../../../nbs/show/page/09_upkeep.ipynb #dca6020d
-_TRIALS = {name for name, profile in PROFILES.items() if not profile.in_ledger}     # what they make is nobody's to keep
+# what they make is nobody's to keep
+_TRIALS = {name for name, profile in PROFILES.items() if not profile.in_ledger}
+
 
 class Looked(NamedTuple):
-    page: str                # below reports/
-    differences: list[str]   # none: it still holds
+    page: str  # below reports/
+    differences: list[str]  # none: it still holds
 
-def check(reports: str | Path,
-          notebooks: dict[str, Path],     # every report there is, by name
-          names: Sequence[str] = (),      # (): all, and whatever other page is found
-          profile: str = "",              # "": every profile
-         ) -> list[Looked]:
+
+def check(
+    reports: str | Path,
+    notebooks: dict[str, Path],  # every report there is, by name
+    names: Sequence[str] = (),  # (): all, and whatever other page is found
+    profile: str = '',  # "": every profile
+) -> list[Looked]:
     "Hold pages against the ledger and the code."
     reports = Path(reports)
-    places = [path for path in [*reports.glob("*.html"), *reports.glob("*/*.html")] if path != reports/"index.html"]
-    if profile: places = [path for path in places if path.parent == reports/profile]
-    else: places = [path for path in places if path.parent.name not in _TRIALS]
+    places = [
+        path
+        for path in [*reports.glob('*.html'), *reports.glob('*/*.html')]
+        if path != reports / 'index.html'
+    ]
+    if profile:
+        places = [path for path in places if path.parent == reports / profile]
+    else:
+        places = [path for path in places if path.parent.name not in _TRIALS]
     pages = sorted(path for path in places if not names or path.stem in names)
     absent = [name for name in names or notebooks if name not in {path.stem for path in pages}]
-    looked = [Looked(path.relative_to(reports).as_posix(), differences(path, notebooks.get(path.stem), reports)) for path in pages]
-    return looked + [Looked(f"{profile + '/' if profile else ''}{name}.html", ["missing: there is no such page"]) for name in absent]
+    looked = [
+        Looked(
+            path.relative_to(reports).as_posix(),
+            differences(path, notebooks.get(path.stem), reports),
+        )
+        for path in pages
+    ]
+    return looked + [
+        Looked(f'{profile + "/" if profile else ""}{name}.html', ['missing: there is no such page'])
+        for name in absent
+    ]

@@ -16,103 +16,195 @@ __all__ = ['kept_bytes', 'routing_costs', 'candidate_seconds', 'layer_profile']
 
 # %% ../../../nbs/show/plots/04_costs.ipynb #ddd66027
 @own_style()
-def kept_bytes(frame: pd.DataFrame,  # backend, higher, model, kept (bytes per sample)
-              ) -> Figure:
-    "Bytes kept for the backward pass per sample over the number of higher capsules: model as lines, autograd's count as marks."
+def kept_bytes(
+    frame: pd.DataFrame,  # backend, higher, model, kept (bytes per sample)
+) -> Figure:
+    """Bytes kept for the backward pass per sample over the number of higher capsules: model as
+    lines, autograd's count as marks."""
     drawing, ax = canvas(5.2, 3.2)
-    for number, (backend, lines) in enumerate(frame.groupby("backend", sort=False)):
-        ax.plot(lines.higher, lines.model / 2**20, color=PALETTE[number], label=f"{backend}: model", lw=1.2)
-        ax.plot(lines.higher, lines.kept / 2**20, "os"[number % 2], color=PALETTE[number], label=f"{backend}: autograd", ms=5)
-    ax.set(xscale="log", yscale="log", xlabel="higher capsules J", ylabel="kept for backward (MiB per sample)")
+    for number, (backend, lines) in enumerate(frame.groupby('backend', sort=False)):
+        ax.plot(
+            lines.higher,
+            lines.model / 2**20,
+            color=PALETTE[number],
+            label=f'{backend}: model',
+            lw=1.2,
+        )
+        ax.plot(
+            lines.higher,
+            lines.kept / 2**20,
+            'os'[number % 2],
+            color=PALETTE[number],
+            label=f'{backend}: autograd',
+            ms=5,
+        )
+    ax.set(
+        xscale='log',
+        yscale='log',
+        xlabel='higher capsules J',
+        ylabel='kept for backward (MiB per sample)',
+    )
     ax.set_xticks(sorted(frame.higher.unique()), [str(j) for j in sorted(frame.higher.unique())])
     ax.minorticks_off()
     ax.legend()
-    return Figure(drawing, "Bytes kept for the backward pass over the number of higher capsules, with votes and without, model and count.",
-                  "Bytes that dynamic routing keeps for the backward pass, per sample, 2,048 lower capsules of dimension 8, R = 3.")
+    return Figure(
+        drawing,
+        'Bytes kept for the backward pass over the number of higher capsules, with votes and '
+        'without, model and count.',
+        'Bytes that dynamic routing keeps for the backward pass, per sample, 2,048 lower '
+        'capsules of dimension 8, R = 3.',
+    )
 
 # %% ../../../nbs/show/plots/04_costs.ipynb #5366af7e
 @own_style()
-def routing_costs(frame: pd.DataFrame,  # way, size, median, low, high (s), peak, accounted (bytes), operations; one line per candidate
-                  size: str,            # what the horizontal axis shows
-                  what: str,            # what was timed, for the caption
-                 ) -> Figure:
+def routing_costs(
+    frame: pd.DataFrame,  # way, size, median, low, high (s), peak, accounted (bytes), operations; one line each
+    size: str,  # what the horizontal axis shows
+    what: str,  # what was timed, for the caption
+) -> Figure:
     "Time and peak memory of ways of routing over a size, on logarithmic axes."
     drawing, (time, memory) = canvas(7.2, 3.2, 2)
-    if frame.empty: return empty_figure(drawing, (time, memory), f"Time and memory over {size}: nothing measured yet.")
-    for number, (way, lines) in enumerate(frame.groupby("way", sort=False)):
-        lines = lines.sort_values("size")
-        look, ran = dict(color=PALETTE[number], lw=1.0), lines.dropna(subset=["median"])
+    if frame.empty:
+        return empty_figure(
+            drawing, (time, memory), f'Time and memory over {size}: nothing measured yet.'
+        )
+    for number, (way, lines) in enumerate(frame.groupby('way', sort=False)):
+        lines = lines.sort_values('size')
+        look, ran = dict(color=PALETTE[number], lw=1.0), lines.dropna(subset=['median'])
         if len(ran):
-            rate = ran["median"].iloc[-1] / ran.operations.iloc[-1]
-            time.plot(lines["size"], lines.operations * rate, **look)
-            bars = [ran["median"] - ran.low, ran.high - ran["median"]]
-            time.errorbar(ran["size"], ran["median"], yerr=bars, fmt="os^"[number % 3], color=PALETTE[number], capsize=2, ms=5, label=way)
-        memory.plot(lines["size"], lines.accounted / 2**20, **look)
-        weighed = ran.dropna(subset=["peak"])
-        memory.plot(weighed["size"], weighed.peak / 2**20, "os^"[number % 3], color=PALETTE[number], ms=5, label=way)
-        unrun = lines[lines["median"].isna()]
-        memory.plot(unrun["size"], unrun.accounted / 2**20, "os^"[number % 3], color=PALETTE[number], ms=6, markerfacecolor="white")
-    ticks = sorted(frame["size"].unique())
-    for ax, label in ((time, "seconds, forward and backward"), (memory, "peak memory (MiB)")):
-        ax.set(xscale="log", yscale="log", xlabel=size, ylabel=label)
+            rate = ran['median'].iloc[-1] / ran.operations.iloc[-1]
+            time.plot(lines['size'], lines.operations * rate, **look)
+            bars = [ran['median'] - ran.low, ran.high - ran['median']]
+            time.errorbar(
+                ran['size'],
+                ran['median'],
+                yerr=bars,
+                fmt='os^'[number % 3],
+                color=PALETTE[number],
+                capsize=2,
+                ms=5,
+                label=way,
+            )
+        memory.plot(lines['size'], lines.accounted / 2**20, **look)
+        weighed = ran.dropna(subset=['peak'])
+        memory.plot(
+            weighed['size'],
+            weighed.peak / 2**20,
+            'os^'[number % 3],
+            color=PALETTE[number],
+            ms=5,
+            label=way,
+        )
+        unrun = lines[lines['median'].isna()]
+        memory.plot(
+            unrun['size'],
+            unrun.accounted / 2**20,
+            'os^'[number % 3],
+            color=PALETTE[number],
+            ms=6,
+            markerfacecolor='white',
+        )
+    ticks = sorted(frame['size'].unique())
+    for ax, label in ((time, 'seconds, forward and backward'), (memory, 'peak memory (MiB)')):
+        ax.set(xscale='log', yscale='log', xlabel=size, ylabel=label)
         plain_log(ax.yaxis)
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        ax.tick_params(axis="x", which="minor", bottom=False)
-    memory.legend(loc="upper left")
-    return Figure(drawing, f"Two plots over {size}: seconds of a step and peak memory, a line for each way of routing.",
-                  f"{what}. Marks: measured (median and range; hollow: not run, by account). "
-                  "Lines: the model of operations, scaled to the largest size that was run, and the account of live tensors.")
+        ax.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+        ax.tick_params(axis='x', which='minor', bottom=False)
+    memory.legend(loc='upper left')
+    return Figure(
+        drawing,
+        f'Two plots over {size}: seconds of a step and peak memory, a line for each way of '
+        'routing.',
+        f'{what}. Marks: measured (median and range; hollow: not run, by account). '
+        'Lines: the model of operations, scaled to the largest size that was run, and the '
+        'account of live tensors.',
+    )
 
 # %% ../../../nbs/show/plots/04_costs.ipynb #e8a0918a
 @own_style()
-def candidate_seconds(frame: pd.DataFrame,  # group, way, turns (a list of lists of seconds); one line per candidate
-                      what: str,            # what was timed, for the caption
-                     ) -> Figure:
+def candidate_seconds(
+    frame: pd.DataFrame,  # group, way, turns (a list of lists of seconds); one line per candidate
+    what: str,  # what was timed, for the caption
+) -> Figure:
     "Seconds of every step of every candidate on a logarithmic axis, a panel for each group."
-    groups = list(frame.groupby("group", sort=False)) or [("", frame)]
+    groups = list(frame.groupby('group', sort=False)) or [('', frame)]
     rows = max(1, *(len(lines) for _, lines in groups))
     drawing, axes = canvas(7.2, 0.9 + 0.36 * rows, len(groups), sharey=True, squeeze=False)
     axes = list(axes[0])
-    if frame.empty: return empty_figure(drawing, axes, f"{what}: nothing measured yet.")
+    if frame.empty:
+        return empty_figure(drawing, axes, f'{what}: nothing measured yet.')
     for ax, (group, lines) in zip(axes, groups):
         for place, (turns, color) in enumerate(zip(lines.turns, itertools.cycle(PALETTE))):
             steps = pd.Series([second for turn in turns for second in turn])
-            ax.plot(steps, [place] * len(steps), "o", ms=4, color=color, alpha=0.5, mec="none")
+            ax.plot(steps, [place] * len(steps), 'o', ms=4, color=color, alpha=0.5, mec='none')
             ax.plot([steps.median()] * 2, [place - 0.3, place + 0.3], color=color, lw=2)
-        ax.set(xscale="log", xlabel="seconds", title=group, ylim=(rows - 0.5, -0.5))
+        ax.set(xscale='log', xlabel='seconds', title=group, ylim=(rows - 0.5, -0.5))
         ax.set_yticks(range(len(lines)), lines.way)
         ax.margins(x=0.15)
         plain_log(ax.xaxis)
-        if math.log10(ax.get_xlim()[1] / ax.get_xlim()[0]) > 3: ax.xaxis.set_major_locator(LogLocator())    # or numbers run into each other
-    return Figure(drawing, f"Marks on a logarithmic axis of seconds, a row for each of {'; '.join(dict.fromkeys(frame.way))}.",
-                  f"{what}. Each mark is one step, the bar its candidate's median; all took turns.")
+        # or numbers run into each other
+        if math.log10(ax.get_xlim()[1] / ax.get_xlim()[0]) > 3:
+            ax.xaxis.set_major_locator(LogLocator())
+    return Figure(
+        drawing,
+        'Marks on a logarithmic axis of seconds, a row for each of '
+        f'{"; ".join(dict.fromkeys(frame.way))}.',
+        f"{what}. Each mark is one step, the bar its candidate's median; all took turns.",
+    )
 
 # %% ../../../nbs/show/plots/04_costs.ipynb #18a94bbc
 @own_style()
-def layer_profile(frame: pd.DataFrame,  # network, module, height, parameters, operations; one line per layer, in order
-                 ) -> Figure:
-    "Output size, parameters and multiply-adds of each layer, a column of three panels for each network; colours are modules."
+def layer_profile(
+    frame: pd.DataFrame,  # network, module, height, parameters, operations; one line per layer, in order
+) -> Figure:
+    """Output size, parameters and multiply-adds of each layer, a column of three panels for each
+    network; colours are modules."""
     networks = list(frame.network.unique())
     with own_style():
         drawing = Canvas(figsize=(7.2, 4.6))
-        panels = drawing.subplots(3, len(networks), sharey="row", sharex="col", squeeze=False)
+        panels = drawing.subplots(3, len(networks), sharey='row', sharex='col', squeeze=False)
     modules = {module: PALETTE[number % 10] for number, module in enumerate(frame.module.unique())}
     for number, (column, network) in enumerate(zip(panels.T, networks)):
         lines = frame[frame.network == network]
-        for ax, values, label in zip(column, (lines.height, lines.parameters / 1e3, lines.operations / 1e6),
-                                     ("height of\nthe map", "parameters\n(thousands)", "multiply-adds per\nimage (millions)")):
-            ax.bar(range(1, len(lines) + 1), values, color=[modules[module] for module in lines.module], width=0.85)
-            ax.set(yscale="log", ylabel="" if number else label)
-            ax.grid(axis="x", visible=False)
+        for ax, values, label in zip(
+            column,
+            (lines.height, lines.parameters / 1e3, lines.operations / 1e6),
+            (
+                'height of\nthe map',
+                'parameters\n(thousands)',
+                'multiply-adds per\nimage (millions)',
+            ),
+        ):
+            ax.bar(
+                range(1, len(lines) + 1),
+                values,
+                color=[modules[module] for module in lines.module],
+                width=0.85,
+            )
+            ax.set(yscale='log', ylabel='' if number else label)
+            ax.grid(axis='x', visible=False)
             plain_log(ax.yaxis)
         column[0].set_title(network, fontsize=9)
-        column[-1].set_xlabel("layer")
+        column[-1].set_xlabel('layer')
         column[-1].xaxis.get_major_locator().set_params(integer=True)
     for ax in panels[0]:
-        ax.set_yscale("log", base=2)
-        ax.set_yticks(heights := sorted({int(height) for height in frame.height}), [str(height) for height in heights])
+        ax.set_yscale('log', base=2)
+        ax.set_yticks(
+            heights := sorted({int(height) for height in frame.height}),
+            [str(height) for height in heights],
+        )
         ax.minorticks_off()
     with own_style():
-        drawing.legend([Patch(color=colour) for colour in modules.values()], list(modules), loc="outside lower center", ncols=len(modules))
-    return Figure(drawing, f"Bar charts of map height, parameters and multiply-adds of every layer of {' and '.join(networks)}.",
-                  "Each layer's output height, parameters and multiply-adds per image, logarithmic; colours are the modules of Table 2.")
+        drawing.legend(
+            [Patch(color=colour) for colour in modules.values()],
+            list(modules),
+            loc='outside lower center',
+            ncols=len(modules),
+        )
+    return Figure(
+        drawing,
+        'Bar charts of map height, parameters and multiply-adds of every layer of '
+        f'{" and ".join(networks)}.',
+        "Each layer's output height, parameters and multiply-adds per image, logarithmic; "
+        'colours are the modules of Table 2.',
+    )

@@ -7,89 +7,177 @@ from __future__ import annotations
 import itertools
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
-from .canvas import PALETTE, Figure, canvas, empty_figure, no_run_yet, own_style, plain_log
+from encapnet.show.plots.canvas import (
+    PALETTE,
+    Figure,
+    canvas,
+    empty_figure,
+    no_run_yet,
+    own_style,
+    plain_log,
+)
 
 # %% auto #0
 __all__ = ['training_curves', 'loss_and_lengths', 'feedback_curves', 'polarisation_curves']
 
 # %% ../../../nbs/show/plots/02_curves.ipynb #2cf5ec8b
 @own_style()
-def training_curves(frame: pd.DataFrame,  # row, epoch, error, train_loss, seed
-                    dataset: str,
-                   ) -> Figure:
+def training_curves(
+    frame: pd.DataFrame,  # row, epoch, error, train_loss, seed
+    dataset: str,
+) -> Figure:
     "Test error and training loss over epochs, a line per row, its band the range over seeds."
     import seaborn as sns
+
     drawing, axes = canvas(7.2, 3.0, 2)
-    if frame.empty: return empty_figure(drawing, axes, f"Training curves on {dataset}: no run yet.")
+    if frame.empty:
+        return empty_figure(drawing, axes, f'Training curves on {dataset}: no run yet.')
     with own_style():
-        for ax, y, label in zip(axes, ("error", "train_loss"), ("test error (%)", "training loss")):
-            sns.lineplot(frame, x="epoch", y=y, hue="row", style="row", markers=True, dashes=False, ax=ax, palette="colorblind",
-                         errorbar=("pi", 100), legend="full" if ax is axes[1] else False)
-            ax.set(xlabel="epoch", ylabel=label, yscale="log")
+        for ax, y, label in zip(axes, ('error', 'train_loss'), ('test error (%)', 'training loss')):
+            sns.lineplot(
+                frame,
+                x='epoch',
+                y=y,
+                hue='row',
+                style='row',
+                markers=True,
+                dashes=False,
+                ax=ax,
+                palette='colorblind',
+                errorbar=('pi', 100),
+                legend='full' if ax is axes[1] else False,
+            )
+            ax.set(xlabel='epoch', ylabel=label, yscale='log')
             plain_log(ax.yaxis)
             ax.xaxis.get_major_locator().set_params(integer=True)
-        sns.move_legend(axes[1], "center left", bbox_to_anchor=(1.0, 0.5), title=None)
-    return Figure(drawing, f"Two line plots over epochs on {dataset}: test error and training loss of each network.",
-                  f"Test error (left) and training loss (right) over epochs on {dataset}"
-                  + ("; bands span the seeds." if frame.seed.nunique() > 1 else ", one seed."))
+        sns.move_legend(axes[1], 'center left', bbox_to_anchor=(1.0, 0.5), title=None)
+    return Figure(
+        drawing,
+        f'Two line plots over epochs on {dataset}: test error and training loss of each network.',
+        f'Test error (left) and training loss (right) over epochs on {dataset}'
+        + ('; bands span the seeds.' if frame.seed.nunique() > 1 else ', one seed.'),
+    )
 
 # %% ../../../nbs/show/plots/02_curves.ipynb #eb3a6886
 @own_style()
-def loss_and_lengths(frame: pd.DataFrame,  # row, axis, initialization, seed, epoch (from 0), train_loss (none at 0), s_length, s_varying
-                     dataset: str,
-                    ) -> Figure:
-    "Training loss, median |s_j| of the class capsules, and how far s_j moves between images, over epochs; the mean over seeds."
-    about = f"Training loss, length of a class capsule's s, and its variation between images, over epochs on {dataset}"
+def loss_and_lengths(
+    frame: pd.DataFrame,  # row, axis, initialization, seed, epoch (from 0), train_loss (none at 0), s_length, s_varying
+    dataset: str,
+) -> Figure:
+    """Training loss, median |s_j| of the class capsules, and how far s_j moves between images,
+    over epochs; the mean over seeds."""
+    about = (
+        "Training loss, length of a class capsule's s, and its variation between images, "
+        f'over epochs on {dataset}'
+    )
     drawing, axes = canvas(8.4, 3.4, 3)
-    if frame.empty: return empty_figure(drawing, axes, f"{about}: no run yet.")
+    if frame.empty:
+        return empty_figure(drawing, axes, f'{about}: no run yet.')
     colours = {name: PALETTE[number] for number, name in enumerate(frame.initialization.unique())}
-    panels = zip(axes, ("train_loss", "s_length", "s_varying"), ("training loss", "median |s| of a class capsule", "how far s moves between images"))
+    panels = zip(
+        axes,
+        ('train_loss', 's_length', 's_varying'),
+        ('training loss', 'median |s| of a class capsule', 'how far s moves between images'),
+    )
     for ax, y, label in panels:
-        for (row, axis, initialization), lines in frame.groupby(["row", "axis", "initialization"], sort=False):
-            mean = lines.dropna(subset=[y]).groupby("epoch")[y].mean()
-            style = "o-" if axis == "higher" else "s--"
-            ax.plot(mean.index, mean.clip(lower=1e-9), style, color=colours[initialization], ms=4, lw=1.3, label=row)
-        ax.set(xlabel="epoch", ylabel=label, yscale="log")
+        for (row, axis, initialization), lines in frame.groupby(
+            ['row', 'axis', 'initialization'], sort=False
+        ):
+            mean = lines.dropna(subset=[y]).groupby('epoch')[y].mean()
+            style = 'o-' if axis == 'higher' else 's--'
+            ax.plot(
+                mean.index,
+                mean.clip(lower=1e-9),
+                style,
+                color=colours[initialization],
+                ms=4,
+                lw=1.3,
+                label=row,
+            )
+        ax.set(xlabel='epoch', ylabel=label, yscale='log')
         ax.xaxis.get_major_locator().set_params(integer=True)
     plain_log(axes[0].yaxis)
-    for height, meaning, rise in ((10, "saturated", 2), (0.1, "dead", -8)):
-        axes[1].axhline(height, ls=":", c="0.35", lw=1)
-        axes[1].annotate(meaning, (1, height), xycoords=("axes fraction", "data"), xytext=(-2, rise),
-                         textcoords="offset points", ha="right", fontsize=7)
-    with own_style(): drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    return Figure(drawing, f"Three line plots. {about}.", f"{about}, logarithmic. Epoch 0 is before the first step. Solid: softmax over higher "
-                  "capsules; dashed: over lower ones. Dotted: beyond |s| = 10 a capsule is saturated, below 0.1 dead.")
+    for height, meaning, rise in ((10, 'saturated', 2), (0.1, 'dead', -8)):
+        axes[1].axhline(height, ls=':', c='0.35', lw=1)
+        axes[1].annotate(
+            meaning,
+            (1, height),
+            xycoords=('axes fraction', 'data'),
+            xytext=(-2, rise),
+            textcoords='offset points',
+            ha='right',
+            fontsize=7,
+        )
+    with own_style():
+        drawing.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=5)
+    return Figure(
+        drawing,
+        f'Three line plots. {about}.',
+        f'{about}, logarithmic. Epoch 0 is before the first step. Solid: softmax over higher '
+        'capsules; dashed: over lower ones. Dotted: beyond |s| = 10 a capsule is saturated, '
+        'below 0.1 dead.',
+    )
 
 # %% ../../../nbs/show/plots/02_curves.ipynb #8b5ca300
 @own_style()
-def feedback_curves(frame: pd.DataFrame,  # row, fed (with feedback), network, seed, epoch, train_loss, divergence (none without feedback)
-                    dataset: str,
-                   ) -> Figure:
-    "Training loss of each row, and the divergence of those that have one, over epochs; bands span the seeds."
-    about = f"Training loss with and without optimal transport, and the divergence, over epochs on {dataset}"
+def feedback_curves(
+    frame: pd.DataFrame,  # row, fed (has feedback), network, seed, epoch, train_loss, divergence (if fed)
+    dataset: str,
+) -> Figure:
+    """Training loss of each row, and the divergence of those that have one, over epochs; bands
+    span the seeds."""
+    about = (
+        'Training loss with and without optimal transport, and the divergence, over epochs '
+        f'on {dataset}'
+    )
     drawing, axes = canvas(7.2, 3.2, 2)
-    if frame.empty: return empty_figure(drawing, axes, f"{about}: no run yet.")
-    for ax, y, label in zip(axes, ("train_loss", "divergence"), ("training loss of the task", "Sinkhorn divergence,\nsummed over modules")):
-        for row, lines in frame.dropna(subset=[y]).groupby("row", sort=False):
-            colour, over = PALETTE[0 if lines.network.iloc[0] == "EncapNet" else 1], lines.groupby("epoch")[y]
-            ax.plot(over.mean().index, over.mean(), "o-" if lines.fed.iloc[0] else "s--", color=colour, ms=4, lw=1.3, label=row)
-            ax.fill_between(over.mean().index, over.min(), over.max(), color=colour, alpha=0.15, lw=0)
-        ax.set(xlabel="epoch", ylabel=label, yscale="log")
+    if frame.empty:
+        return empty_figure(drawing, axes, f'{about}: no run yet.')
+    for ax, y, label in zip(
+        axes,
+        ('train_loss', 'divergence'),
+        ('training loss of the task', 'Sinkhorn divergence,\nsummed over modules'),
+    ):
+        for row, lines in frame.dropna(subset=[y]).groupby('row', sort=False):
+            colour, over = (
+                PALETTE[0 if lines.network.iloc[0] == 'EncapNet' else 1],
+                lines.groupby('epoch')[y],
+            )
+            ax.plot(
+                over.mean().index,
+                over.mean(),
+                'o-' if lines.fed.iloc[0] else 's--',
+                color=colour,
+                ms=4,
+                lw=1.3,
+                label=row,
+            )
+            ax.fill_between(
+                over.mean().index, over.min(), over.max(), color=colour, alpha=0.15, lw=0
+            )
+        ax.set(xlabel='epoch', ylabel=label, yscale='log')
         plain_log(ax.yaxis)
         ax.xaxis.get_major_locator().set_params(integer=True)
-    with own_style(): drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return Figure(drawing, f"Two line plots. {about}.", f"{about}, logarithmic. Means over seeds, bands from the least to the most. "
-                  "The loss is the task's alone: what feedback adds is drawn on the right.")
+    with own_style():
+        drawing.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
+    return Figure(
+        drawing,
+        f'Two line plots. {about}.',
+        f'{about}, logarithmic. Means over seeds, bands from the least to the most. '
+        "The loss is the task's alone: what feedback adds is drawn on the right.",
+    )
 
 # %% ../../../nbs/show/plots/02_curves.ipynb #986a8ba2
 @own_style()
-def polarisation_curves(frame: pd.DataFrame,   # row, statistic, epoch, value, low, high
-                        printed: pd.DataFrame, # row, statistic, value: what the paper prints for the end of training
-                        dataset: str,
-                       ) -> Figure:
+def polarisation_curves(
+    frame: pd.DataFrame,  # row, statistic, epoch, value, low, high
+    printed: pd.DataFrame,  # row, statistic, value: what the paper prints for the end of training
+    dataset: str,
+) -> Figure:
     "Statistics of agreement over epochs, a panel for each, a line with its band for each row."
-    about = f"How votes agree, epoch by epoch on {dataset}"
-    if frame.empty: return no_run_yet(about)
+    about = f'How votes agree, epoch by epoch on {dataset}'
+    if frame.empty:
+        return no_run_yet(about)
     statistics, rows = list(frame.statistic.unique()), list(frame.row.unique())
     with own_style():
         drawing = Canvas(figsize=(7.6, 0.6 + 2.0 * -(-len(statistics) // 3)))
@@ -99,20 +187,48 @@ def polarisation_curves(frame: pd.DataFrame,   # row, statistic, epoch, value, l
                 ax.set_axis_off()
                 continue
             for number, row in enumerate(rows):
-                lines = frame[(frame.row == row) & (frame.statistic == statistic)].sort_values("epoch")
-                if lines.empty: continue
+                lines = frame[(frame.row == row) & (frame.statistic == statistic)].sort_values(
+                    'epoch'
+                )
+                if lines.empty:
+                    continue
                 color = PALETTE[number]
-                ax.plot(lines.epoch, lines.value, ("o-", "s--", "^:")[number % 3], color=color, ms=3.5, lw=1.3, label=row)
+                ax.plot(
+                    lines.epoch,
+                    lines.value,
+                    ('o-', 's--', '^:')[number % 3],
+                    color=color,
+                    ms=3.5,
+                    lw=1.3,
+                    label=row,
+                )
                 ax.fill_between(lines.epoch, lines.low, lines.high, color=color, alpha=0.18, lw=0)
                 for value in printed[(printed.row == row) & (printed.statistic == statistic)].value:
-                    ax.plot([1], [value], marker=4, transform=ax.get_yaxis_transform(), color=color, ms=8, clip_on=False, ls="",
-                            label=f"the paper, {row}")
+                    ax.plot(
+                        [1],
+                        [value],
+                        marker=4,
+                        transform=ax.get_yaxis_transform(),
+                        color=color,
+                        ms=8,
+                        clip_on=False,
+                        ls='',
+                        label=f'the paper, {row}',
+                    )
             ax.set_title(statistic)
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.tick_params(labelbottom=True)
-        for ax in drawing.axes[-3:]: ax.set_xlabel("epoch")
-        found = {label: handle for ax in drawing.axes for handle, label in zip(*ax.get_legend_handles_labels())}
-        drawing.legend(found.values(), found.keys(), loc="outside lower center", ncols=4)
-    marks = " Triangles at the right edge: what the paper prints." if len(printed) else ""
-    return Figure(drawing, f"Line plots over epochs: {', '.join(statistics)}. {about}.",
-                  f"{about}: {'; '.join(statistics)}. Bands are 95 % intervals.{marks}")
+        for ax in drawing.axes[-3:]:
+            ax.set_xlabel('epoch')
+        found = {
+            label: handle
+            for ax in drawing.axes
+            for handle, label in zip(*ax.get_legend_handles_labels())
+        }
+        drawing.legend(found.values(), found.keys(), loc='outside lower center', ncols=4)
+    marks = ' Triangles at the right edge: what the paper prints.' if len(printed) else ''
+    return Figure(
+        drawing,
+        f'Line plots over epochs: {", ".join(statistics)}. {about}.',
+        f'{about}: {"; ".join(statistics)}. Bands are 95 % intervals.{marks}',
+    )

@@ -12,56 +12,120 @@ __all__ = ['error_against_cost', 'error_ladder']
 
 # %% ../../../nbs/show/plots/01_errors.ipynb #a112bfd3
 @own_style()
-def error_against_cost(frame: pd.DataFrame,   # row, cost, error, low, high, paper_cost, paper_error; one line per row
-                       cost: str,             # what the horizontal axis shows, with its unit
-                       dataset: str,
-                       unit: float = 1.0,     # the cost is written in multiples of it
-                      ) -> Figure:
+def error_against_cost(
+    frame: pd.DataFrame,  # row, cost, error, low, high, paper_cost, paper_error; one line per row
+    cost: str,  # what the horizontal axis shows, with its unit
+    dataset: str,
+    unit: float = 1.0,  # the cost is written in multiples of it
+) -> Figure:
     "Error over cost on a logarithmic axis; ours filled, the paper's hollow."
-    panels = [("cost", "error", f"measured here, {dataset}"), ("paper_cost", "paper_error", "the paper, CIFAR-10")]
-    alone = len(frame) > 0 and bool(frame.paper_error.isna().all())        # nothing of the paper stands beside it
+    panels = [
+        ('cost', 'error', f'measured here, {dataset}'),
+        ('paper_cost', 'paper_error', 'the paper, CIFAR-10'),
+    ]
+    # nothing of the paper stands beside it
+    alone = len(frame) > 0 and bool(frame.paper_error.isna().all())
     drawing, axes = canvas(7.2, 3.2, 2 - alone, squeeze=False)
     axes = axes[0]
-    if frame.empty: return empty_figure(drawing, axes, f"Test error over {cost} on {dataset}: no run yet.")
+    if frame.empty:
+        return empty_figure(drawing, axes, f'Test error over {cost} on {dataset}: no run yet.')
     for ax, (x, y, title) in zip(axes, panels):
         for number, line in enumerate(frame.itertuples()):
             value, error = getattr(line, x), getattr(line, y)
-            if pd.isna(value) or pd.isna(error): continue
-            bars = [[max(0.0, error - line.low)], [max(0.0, line.high - error)]] if y == "error" else None
-            ax.errorbar(value, error, yerr=bars, fmt="os^DvpXP"[number % 8], color=PALETTE[number % 10], capsize=2, label=line.row,
-                        markerfacecolor=None if y == "error" else "white")
+            if pd.isna(value) or pd.isna(error):
+                continue
+            bars = (
+                [[max(0.0, error - line.low)], [max(0.0, line.high - error)]]
+                if y == 'error'
+                else None
+            )
+            ax.errorbar(
+                value,
+                error,
+                yerr=bars,
+                fmt='os^DvpXP'[number % 8],
+                color=PALETTE[number % 10],
+                capsize=2,
+                label=line.row,
+                markerfacecolor=None if y == 'error' else 'white',
+            )
         apart = frame[y].max() > 4 * frame[y].min() > 0
-        ax.set(xscale="log", yscale="log" if apart else "linear", xlabel=cost, ylabel="test error (%)", title=title)
+        ax.set(
+            xscale='log',
+            yscale='log' if apart else 'linear',
+            xlabel=cost,
+            ylabel='test error (%)',
+            title=title,
+        )
         plain_log(ax.xaxis, unit)
-        if apart: plain_log(ax.yaxis)
+        if apart:
+            plain_log(ax.yaxis)
         ax.margins(0.18)
-    with own_style(): drawing.legend(*max((ax.get_legend_handles_labels() for ax in axes), key=lambda shown: len(shown[0])),
-                                                      loc="outside right center")
-    here = f"measured here on {dataset}, bars are 95 % intervals{', logarithmic' * (axes[0].get_yscale() == 'log')}"
-    if alone: return Figure(drawing, f"A scatter plot of test error over {cost}: this study's rows on {dataset}.", f"Test error over {cost}, {here}.")
-    return Figure(drawing, f"Two scatter plots of test error over {cost}: this study's rows on {dataset}, and the paper's on CIFAR-10.",
-                  f"Test error over {cost}. Left: {here}. Right: the paper's Table 1 on CIFAR-10.")
+    with own_style():
+        drawing.legend(
+            *max((ax.get_legend_handles_labels() for ax in axes), key=lambda shown: len(shown[0])),
+            loc='outside right center',
+        )
+    here = (
+        f'measured here on {dataset}, bars are 95 % '
+        f'intervals{", logarithmic" * (axes[0].get_yscale() == "log")}'
+    )
+    if alone:
+        return Figure(
+            drawing,
+            f"A scatter plot of test error over {cost}: this study's rows on {dataset}.",
+            f'Test error over {cost}, {here}.',
+        )
+    return Figure(
+        drawing,
+        f"Two scatter plots of test error over {cost}: this study's rows on {dataset}, and the "
+        "paper's on CIFAR-10.",
+        f"Test error over {cost}. Left: {here}. Right: the paper's Table 1 on CIFAR-10.",
+    )
 
 # %% ../../../nbs/show/plots/01_errors.ipynb #ee5c91b7
 @own_style()
-def error_ladder(frame: pd.DataFrame,   # label, title, error, low, high, paper; one line per row, from the top down; gaps are left out
-                 dataset: str,
-                ) -> Figure:
+def error_ladder(
+    frame: pd.DataFrame,  # label, title, error, low, high, paper; a line per row, from the top down; gaps left out
+    dataset: str,
+) -> Figure:
     "Test errors row by row, ours with their intervals beside the paper's."
-    alone = len(frame) > 0 and bool(frame.paper.isna().all())              # nothing of the paper stands beside it
-    about = f"Test error of each row, measured on {dataset}" + " and as the paper has it on CIFAR-10" * (not alone)
-    drawing, axes = canvas(7.6, 0.9 + 0.26 * max(len(frame), 4), 2 - alone, sharey=True, squeeze=False)
+    # nothing of the paper stands beside it
+    alone = len(frame) > 0 and bool(frame.paper.isna().all())
+    about = (
+        f'Test error of each row, measured on {dataset}'
+        + ' and as the paper has it on CIFAR-10' * (not alone)
+    )
+    drawing, axes = canvas(
+        7.6, 0.9 + 0.26 * max(len(frame), 4), 2 - alone, sharey=True, squeeze=False
+    )
     axes = axes[0]
-    if frame.empty: return empty_figure(drawing, axes, f"{about}: no run yet.")
+    if frame.empty:
+        return empty_figure(drawing, axes, f'{about}: no run yet.')
     places = range(len(frame))
-    for ax, values, filled, title in zip(axes, (frame.error, frame.paper), (True, False), (f"ours, {dataset}", "the paper, CIFAR-10")):
+    for ax, values, filled, title in zip(
+        axes, (frame.error, frame.paper), (True, False), (f'ours, {dataset}', 'the paper, CIFAR-10')
+    ):
         bars = [frame.error - frame.low, frame.high - frame.error] if filled else None
-        ax.errorbar(values, places, xerr=bars, fmt="o", color=PALETTE[0 if filled else 1], capsize=2, ms=5,
-                    markerfacecolor=None if filled else "white")
-        ax.set_xlabel("test error (%)")
+        ax.errorbar(
+            values,
+            places,
+            xerr=bars,
+            fmt='o',
+            color=PALETTE[0 if filled else 1],
+            capsize=2,
+            ms=5,
+            markerfacecolor=None if filled else 'white',
+        )
+        ax.set_xlabel('test error (%)')
         ax.set_title(title, fontsize=8)
         ax.margins(x=0.08)
-    axes[0].set_yticks(list(places), [f"{line.label}  {line.title}" for line in frame.itertuples()])
+    axes[0].set_yticks(list(places), [f'{line.label}  {line.title}' for line in frame.itertuples()])
     axes[0].invert_yaxis()
-    if alone: return Figure(drawing, f"A dot plot. {about}.", f"{about}. Bars are 95 % intervals.")
-    return Figure(drawing, f"Two dot plots. {about}.", f"{about}. Bars are 95 % intervals; the paper gives none.")
+    if alone:
+        return Figure(drawing, f'A dot plot. {about}.', f'{about}. Bars are 95 % intervals.')
+    return Figure(
+        drawing,
+        f'Two dot plots. {about}.',
+        f'{about}. Bars are 95 % intervals; the paper gives none.',
+    )

@@ -13,15 +13,30 @@ from .canvas import PALETTE, Figure, no_run_yet, own_style
 __all__ = ['agreement_histograms']
 
 # %% ../../../nbs/show/plots/03_histograms.ipynb #3ec30f6f
-def _agreement_panel(ax, bars: pd.DataFrame, outline: pd.DataFrame, shades=("0.74", PALETTE[0], PALETTE[3])):
+def _agreement_panel(
+    ax, bars: pd.DataFrame, outline: pd.DataFrame, shades=('0.74', PALETTE[0], PALETTE[3])
+):
     "One histogram; returns the axis of lengths and what the legend shows."
     filled = bars[bars.share > 0]
     edges = [*bars.left, bars.left.iloc[-1] + 0.1]
     grey = ax.stairs(bars.share, edges, color=shades[0], fill=True, lw=0)
     right = ax.twinx()
-    blue, = right.plot(filled.left + 0.05, filled.length, "-" if len(filled) > 2 else "o-", color=shades[1], ms=2.5, lw=1.3)
-    if outline.empty: return right, [grey, blue]
-    return right, [grey, blue, ax.stairs(outline.share, edges, color=shades[2], lw=1.1, ls=(0, (3, 1)))]
+    (blue,) = right.plot(
+        filled.left + 0.05,
+        filled.length,
+        '-' if len(filled) > 2 else 'o-',
+        color=shades[1],
+        ms=2.5,
+        lw=1.3,
+    )
+    if outline.empty:
+        return right, [grey, blue]
+    return right, [
+        grey,
+        blue,
+        ax.stairs(outline.share, edges, color=shades[2], lw=1.1, ls=(0, (3, 1))),
+    ]
+
 
 def _share_axes(grid, rights, rows: list[str]):
     "One scale for shares, one for each row's lengths; numbers at the outer edges only."
@@ -32,26 +47,33 @@ def _share_axes(grid, rights, rows: list[str]):
             ax.set(ylim=(0, most), xlim=(-1.03, 1.03), xticks=[-1, 0, 1])
             ax.tick_params(left=not place, labelleft=not place)
             ax.grid(visible=False)
-            if not right: continue
+            if not right:
+                continue
             right.set_ylim(0, 1.06 * top)
             right.grid(visible=False)
-            right.spines["right"].set(visible=True, color=PALETTE[0])
+            right.spines['right'].set(visible=True, color=PALETTE[0])
             last = place == grid.shape[1] - 1
-            right.tick_params(axis="y", colors=PALETTE[0], right=last, labelright=last)
-            if last: right.set_ylabel("mean |V|", color=PALETTE[0])
-        axes[0].set_ylabel(f"{line}\ncapsules (%)")
+            right.tick_params(axis='y', colors=PALETTE[0], right=last, labelright=last)
+            if last:
+                right.set_ylabel('mean |V|', color=PALETTE[0])
+        axes[0].set_ylabel(f'{line}\ncapsules (%)')
 
 # %% ../../../nbs/show/plots/03_histograms.ipynb #700c837a
 @own_style()
-def agreement_histograms(frame: pd.DataFrame,   # row, moment, left, share (%), length; one line per row, moment and bin
-                         theirs: pd.DataFrame,  # row, moment (of ours, under which it is drawn), epoch (of theirs), left, share
-                         which: str,            # whose votes: "the true class"
-                         dataset: str,
-                        ) -> Figure:
+def agreement_histograms(
+    frame: pd.DataFrame,  # row, moment, left, share (%), length; one line per row, moment and bin
+    theirs: pd.DataFrame,  # row, moment (of ours, under which it is drawn), epoch (of theirs), left, share
+    which: str,  # whose votes: "the true class"
+    dataset: str,
+) -> Figure:
     "Shares of lower capsules and mean length of their votes by cosine, at moments of training."
-    about = f"Cosine of lower capsules' votes and the capsule of {which}, over moments of training on {dataset}"
+    about = (
+        f"Cosine of lower capsules' votes and the capsule of {which}, over moments of "
+        f'training on {dataset}'
+    )
     rows, moments = list(frame.row.unique()), sorted(frame.moment.unique())
-    if frame.empty: return no_run_yet(about)
+    if frame.empty:
+        return no_run_yet(about)
     with own_style():
         drawing = Canvas(figsize=(7.6, 0.9 + 1.45 * len(rows)))
         grid, handles = drawing.subplots(len(rows), len(moments), sharex=True, squeeze=False), []
@@ -59,14 +81,26 @@ def agreement_histograms(frame: pd.DataFrame,   # row, moment, left, share (%), 
         for (at, row), (place, moment) in itertools.product(enumerate(rows), enumerate(moments)):
             bars = frame[(frame.row == row) & (frame.moment == moment)]
             outline = theirs[(theirs.row == row) & (theirs.moment == moment)]
-            if bars.empty: continue
+            if bars.empty:
+                continue
             rights[at][place], shown = _agreement_panel(grid[at][place], bars, outline)
             handles = max(handles, shown, key=len)
-            if not at: grid[0][place].set_title(f"epoch {moment}")
+            if not at:
+                grid[0][place].set_title(f'epoch {moment}')
         _share_axes(grid, rights, rows)
-        for ax in grid[-1]: ax.set_xlabel("cosine")
-        epochs = ", ".join(f"{epoch}" for epoch in dict.fromkeys(theirs.epoch))
-        words = ["share of lower capsules (left)", "mean length |V| of their votes (right)", f"authors' share, epochs {epochs}"]
-        drawing.legend(handles, words[:len(handles)], loc="outside lower center", ncols=3)
-    return Figure(drawing, f"Histograms, a row for each of {'; '.join(rows)}; a column for each of epochs {', '.join(map(str, moments))}. {about}.",
-                  f"{about}. Bars: share of lower capsules in each of 20 bins. Line: mean length of their votes in the bin, none where it is empty.")
+        for ax in grid[-1]:
+            ax.set_xlabel('cosine')
+        epochs = ', '.join(f'{epoch}' for epoch in dict.fromkeys(theirs.epoch))
+        words = [
+            'share of lower capsules (left)',
+            'mean length |V| of their votes (right)',
+            f"authors' share, epochs {epochs}",
+        ]
+        drawing.legend(handles, words[: len(handles)], loc='outside lower center', ncols=3)
+    return Figure(
+        drawing,
+        f'Histograms, a row for each of {"; ".join(rows)}; a column for each of epochs '
+        f'{", ".join(map(str, moments))}. {about}.',
+        f'{about}. Bars: share of lower capsules in each of 20 bins. Line: mean length of their '
+        'votes in the bin, none where it is empty.',
+    )

@@ -15,28 +15,39 @@ from .canvas import PALETTE, canvas
 __all__ = ['INK', 'SOFT', 'PLAIN', 'MAIN', 'AIDE', 'WEIGHT', 'BACK', 'tint', 'Box', 'Sheet']
 
 # %% ../../../nbs/show/plots/05_sheet.ipynb #be3ce1e5
-INK, SOFT, PLAIN = map(to_rgb, ("#23252b", "#5c616b", "#8d9099"))
-MAIN, AIDE, WEIGHT, BACK = (tuple(PALETTE[number]) for number in (0, 1, 2, 3))    # maps, the aide, coefficients, feedback
+INK, SOFT, PLAIN = map(to_rgb, ('#23252b', '#5c616b', '#8d9099'))
+# maps, the aide, coefficients, feedback
+MAIN, AIDE, WEIGHT, BACK = (tuple(PALETTE[number]) for number in (0, 1, 2, 3))
+
 
 def tint(colour: tuple[float, float, float], strength: float) -> tuple[float, float, float]:
     "The colour on white paper: 0 is white, 1 the colour itself."
     return tuple(1 - strength * (1 - part) for part in colour)
 
+
 class Box(NamedTuple):
     "Where something was drawn, by its middle."
+
     x: float
     y: float
     width: float
     height: float
 
     @property
-    def left(self) -> tuple[float, float]: return self.x - self.width / 2, self.y
+    def left(self) -> tuple[float, float]:
+        return self.x - self.width / 2, self.y
+
     @property
-    def right(self) -> tuple[float, float]: return self.x + self.width / 2, self.y
+    def right(self) -> tuple[float, float]:
+        return self.x + self.width / 2, self.y
+
     @property
-    def top(self) -> tuple[float, float]: return self.x, self.y + self.height / 2
+    def top(self) -> tuple[float, float]:
+        return self.x, self.y + self.height / 2
+
     @property
-    def bottom(self) -> tuple[float, float]: return self.x, self.y - self.height / 2
+    def bottom(self) -> tuple[float, float]:
+        return self.x, self.y - self.height / 2
 
 # %% ../../../nbs/show/plots/05_sheet.ipynb #8cee5af5
 def _towards(here: np.ndarray, goal: np.ndarray, length: float) -> np.ndarray:
@@ -46,24 +57,58 @@ def _towards(here: np.ndarray, goal: np.ndarray, length: float) -> np.ndarray:
 # %% ../../../nbs/show/plots/05_sheet.ipynb #0788e0ce
 class _Paper:
     "What words, boxes and arrows are put on; inches from the lower left corner."
+
     def __init__(self, width: float, height: float):
         self.canvas, self.ax = canvas(width, height)
-        self.canvas.set_layout_engine("none")
+        self.canvas.set_layout_engine('none')
         self.ax.set(position=(0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
         self.ax.set_axis_off()
 
-    def label(self, x: float, y: float, text: str, size: float = 9, colour=INK, ha: str = "center", **more):
-        self.ax.text(x, y, text, fontsize=size, color=colour, ha=ha, va="center", linespacing=1.25, **more)
+    def label(
+        self, x: float, y: float, text: str, size: float = 9, colour=INK, ha: str = 'center', **more
+    ):
+        self.ax.text(
+            x, y, text, fontsize=size, color=colour, ha=ha, va='center', linespacing=1.25, **more
+        )
 
-    def box(self, x: float, y: float, width: float, height: float, text: str = "", colour=MAIN, strength: float = 0.14, dashed: bool = False,
-            size: float = 9, corner: float = 0.06) -> Box:
-        shape = f"round,pad=0,rounding_size={corner}"
-        self.ax.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle=shape, facecolor=tint(colour, strength),
-                                         edgecolor=colour, linewidth=1.0, linestyle=(0, (3, 2)) if dashed else "-"))
+    def box(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        text: str = '',
+        colour=MAIN,
+        strength: float = 0.14,
+        dashed: bool = False,
+        size: float = 9,
+        corner: float = 0.06,
+    ) -> Box:
+        shape = f'round,pad=0,rounding_size={corner}'
+        self.ax.add_patch(
+            FancyBboxPatch(
+                (x - width / 2, y - height / 2),
+                width,
+                height,
+                boxstyle=shape,
+                facecolor=tint(colour, strength),
+                edgecolor=colour,
+                linewidth=1.0,
+                linestyle=(0, (3, 2)) if dashed else '-',
+            )
+        )
         self.label(x, y, text, size)
         return Box(x, y, width, height)
 
-    def arrow(self, *points: tuple[float, float], colour=INK, width: float = 1.0, dashed: bool = False, head: bool = True, corner: float = 0.09):
+    def arrow(
+        self,
+        *points: tuple[float, float],
+        colour=INK,
+        width: float = 1.0,
+        dashed: bool = False,
+        head: bool = True,
+        corner: float = 0.09,
+    ):
         "A line through the points, its elbows rounded, with a head at the end."
         way = [np.array(point, float) for point in points]
         along = _towards(way[-2], way[-1], 1) - way[-2]
@@ -73,50 +118,141 @@ class _Paper:
             vertices += [_towards(here, before, bend), here, _towards(here, after, bend)]
             codes += [Outline.LINETO, Outline.CURVE3, Outline.CURVE3]
         outline = Outline([*vertices, way[-1] - 0.06 * along * head], [*codes, Outline.LINETO])
-        self.ax.add_patch(PathPatch(outline, facecolor="none", edgecolor=colour, linewidth=width, linestyle=(0, (3, 2)) if dashed else "-",
-                                    capstyle="butt", joinstyle="round"))
+        self.ax.add_patch(
+            PathPatch(
+                outline,
+                facecolor='none',
+                edgecolor=colour,
+                linewidth=width,
+                linestyle=(0, (3, 2)) if dashed else '-',
+                capstyle='butt',
+                joinstyle='round',
+            )
+        )
         if head:
             across = (0.033 + 0.008 * width) * np.array((-along[1], along[0]))
             base = way[-1] - 0.095 * along
-            self.ax.add_patch(Polygon([way[-1], base + across, base - across], facecolor=colour, edgecolor="none"))
+            self.ax.add_patch(
+                Polygon([way[-1], base + across, base - across], facecolor=colour, edgecolor='none')
+            )
 
 # %% ../../../nbs/show/plots/05_sheet.ipynb #8379e74b
 class Sheet(_Paper):
     "Paper on which capsules can be drawn: bundles of numbers, maps, matrices."
+
     def node(self, x: float, y: float, sign: str, colour=INK) -> Box:
         "A small circle: a sum or a product."
-        self.ax.add_patch(Circle((x, y), 0.11, facecolor="white", edgecolor=colour, linewidth=1.0, zorder=3))
+        self.ax.add_patch(
+            Circle((x, y), 0.11, facecolor='white', edgecolor=colour, linewidth=1.0, zorder=3)
+        )
         self.label(x, y, sign, 9, zorder=4)
         return Box(x, y, 0.22, 0.22)
 
-    def capsule(self, x: float, y: float, values, colour=MAIN, cell: float = 0.1, upright: bool = True) -> Box:
+    def capsule(
+        self, x: float, y: float, values, colour=MAIN, cell: float = 0.1, upright: bool = True
+    ) -> Box:
         "A bundle of numbers, one cell for each; the stronger the fuller."
         width, height = (cell, cell * len(values)) if upright else (cell * len(values), cell)
         for place, value in enumerate(values):
             near = place * cell
-            corner = (x - width / 2, y + height / 2 - near - cell) if upright else (x - width / 2 + near, y - height / 2)
-            self.ax.add_patch(Rectangle(corner, cell, cell, facecolor=tint(colour, 0.15 + 0.7 * abs(value)), edgecolor="white", linewidth=0.5))
-        self.ax.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.015,rounding_size=0.04",
-                                         facecolor="none", edgecolor=colour, linewidth=1.0))
+            corner = (
+                (x - width / 2, y + height / 2 - near - cell)
+                if upright
+                else (x - width / 2 + near, y - height / 2)
+            )
+            self.ax.add_patch(
+                Rectangle(
+                    corner,
+                    cell,
+                    cell,
+                    facecolor=tint(colour, 0.15 + 0.7 * abs(value)),
+                    edgecolor='white',
+                    linewidth=0.5,
+                )
+            )
+        self.ax.add_patch(
+            FancyBboxPatch(
+                (x - width / 2, y - height / 2),
+                width,
+                height,
+                boxstyle='round,pad=0.015,rounding_size=0.04',
+                facecolor='none',
+                edgecolor=colour,
+                linewidth=1.0,
+            )
+        )
         return Box(x, y, width + 0.03, height + 0.03)
 
-    def matrix(self, x: float, y: float, values: np.ndarray, width: float, height: float, colour=MAIN) -> Box:
+    def matrix(
+        self, x: float, y: float, values: np.ndarray, width: float, height: float, colour=MAIN
+    ) -> Box:
         "A matrix as shades, 0 white and its largest entry full."
         shades = values / max(values.max(), 1e-12)
         long, high = width / values.shape[1], height / values.shape[0]
         for (row, column), shade in np.ndenumerate(shades):
             corner = (x - width / 2 + column * long, y + height / 2 - (row + 1) * high)
-            self.ax.add_patch(Rectangle(corner, long, high, facecolor=tint(colour, float(shade)), edgecolor="white", linewidth=0.3))
-        self.ax.add_patch(Rectangle((x - width / 2, y - height / 2), width, height, facecolor="none", edgecolor=colour, linewidth=1.0))
+            self.ax.add_patch(
+                Rectangle(
+                    corner,
+                    long,
+                    high,
+                    facecolor=tint(colour, float(shade)),
+                    edgecolor='white',
+                    linewidth=0.3,
+                )
+            )
+        self.ax.add_patch(
+            Rectangle(
+                (x - width / 2, y - height / 2),
+                width,
+                height,
+                facecolor='none',
+                edgecolor=colour,
+                linewidth=1.0,
+            )
+        )
         return Box(x, y, width, height)
 
-    def map(self, x: float, y: float, cells: int, side: float, colour=MAIN, marked: tuple[int, int] | None = None) -> Box:
+    def map(
+        self,
+        x: float,
+        y: float,
+        cells: int,
+        side: float,
+        colour=MAIN,
+        marked: tuple[int, int] | None = None,
+    ) -> Box:
         "A channel of capsules on its grid; `marked` (row, column) is one to speak of."
         cell, left, top = side / cells, x - side / 2, y + side / 2
-        self.ax.add_patch(Rectangle((left, top - side), side, side, facecolor=tint(colour, 0.4), edgecolor=colour, linewidth=1.0))
-        if marked: self.ax.add_patch(Rectangle((left + marked[1] * cell, top - (marked[0] + 1) * cell), cell, cell, facecolor=colour))
-        ends = [point for near in np.arange(1, cells) * cell for point in ((left + near, top), (left + near, top - side),
-                                                                           (left, top - near), (left + side, top - near))]
+        self.ax.add_patch(
+            Rectangle(
+                (left, top - side),
+                side,
+                side,
+                facecolor=tint(colour, 0.4),
+                edgecolor=colour,
+                linewidth=1.0,
+            )
+        )
+        if marked:
+            self.ax.add_patch(
+                Rectangle(
+                    (left + marked[1] * cell, top - (marked[0] + 1) * cell),
+                    cell,
+                    cell,
+                    facecolor=colour,
+                )
+            )
+        ends = [
+            point
+            for near in np.arange(1, cells) * cell
+            for point in (
+                (left + near, top),
+                (left + near, top - side),
+                (left, top - near),
+                (left + side, top - near),
+            )
+        ]
         grid = Outline(ends, [Outline.MOVETO, Outline.LINETO] * (len(ends) // 2))
-        self.ax.add_patch(PathPatch(grid, facecolor="none", edgecolor="white", linewidth=0.6))
+        self.ax.add_patch(PathPatch(grid, facecolor='none', edgecolor='white', linewidth=0.6))
         return Box(x, y, side, side)

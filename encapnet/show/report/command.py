@@ -15,31 +15,54 @@ __all__ = ['check_arguments', 'command_of', 'ledger_command']
 # %% ../../../nbs/show/report/01_command.ipynb #c625a5ee
 def _injected() -> list[str]:
     "Names that papermill has set in this kernel; none outside of one."
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    cells = [str(cell) for cell in (shell.user_ns.get("In", []) if shell else [])]
-    trees = [ast.parse(cell) for cell in cells if cell.startswith("# Parameters\n")]
-    return [node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    cells = [str(cell) for cell in (shell.user_ns.get('In', []) if shell else [])]
+    trees = [ast.parse(cell) for cell in cells if cell.startswith('# Parameters\n')]
+    return [
+        node.id
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    ]
+
 
 def check_arguments(function, given: dict):
-    "Refuse arguments of another type than their defaults, and parameters that papermill passed on and nobody takes (UsageError)."
-    known = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    """Refuse arguments of another type than their defaults, and parameters that papermill passed
+    on and nobody takes (UsageError)."""
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+    }
     for name in _injected():
-        if name not in known: raise UsageError(f"no parameter {name!r}; {nearest(name, known)}")
+        if name not in known:
+            raise UsageError(f'no parameter {name!r}; {nearest(name, known)}')
     for name, default in known.items():
         if type(given[name]) is not type(default):
-            raise UsageError(f"parameter {name!r} expects {type(default).__name__}, got {given[name]!r} ({type(given[name]).__name__})")
+            raise UsageError(
+                f'parameter {name!r} expects {type(default).__name__}, got {given[name]!r} '
+                f'({type(given[name]).__name__})'
+            )
 
 # %% ../../../nbs/show/report/01_command.ipynb #1f4f98cc
-def command_of(report: str, profile: str, seeds: int, data: str = "", data_root: str = "") -> str:
+def command_of(report: str, profile: str, seeds: int, data: str = '', data_root: str = '') -> str:
     "What to type to get this page again; the place of the data is the reader's own."
-    named = f" --data {data}" if data else ""
-    return f"encapnet reproduce {report} --profile {profile} --seeds {seeds}{named}" + " --data-root DATA" * bool(data_root)
+    named = f' --data {data}' if data else ''
+    return (
+        f'encapnet reproduce {report} --profile {profile} --seeds {seeds}{named}'
+        + ' --data-root DATA' * bool(data_root)
+    )
+
 
 def ledger_command(report: str, profile: str, records: list[Record]) -> str:
     "The same for a page that the ledger made: what its records took."
     configs = [record.config for record in records]
-    names = list(dict.fromkeys(config["data"]["name"] for config in configs))
+    names = list(dict.fromkeys(config['data']['name'] for config in configs))
     usual = names == list(find_profile(profile).datasets)
-    shipped = set(names) <= {"digits", "synthetic"}
-    seeds = len({config["seed"] for config in configs})
-    return command_of(report, profile, seeds, "" if usual else ",".join(names), "" if shipped else "DATA") + " --from-ledger"
+    shipped = set(names) <= {'digits', 'synthetic'}
+    seeds = len({config['seed'] for config in configs})
+    return (
+        command_of(
+            report, profile, seeds, '' if usual else ','.join(names), '' if shipped else 'DATA'
+        )
+        + ' --from-ledger'
+    )

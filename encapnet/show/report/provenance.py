@@ -19,67 +19,153 @@ from ...study.provenance import own_versions
 __all__ = ['RULE', 'ALARM', 'Provenance', 'provenance_table', 'revision_text', 'machine', 'computed']
 
 # %% ../../../nbs/show/report/04_provenance.ipynb #ddedb6c5
-RULE = ("Of several records of one run, one of today's code counts before a stale one, and then the one further down in the ledger; "
-        "of timings, those of the machine that measured last.")
-ALARM = "color: var(--alarm, #b00020); font-weight: bold"      # the page's own red, which it has for light and dark
+RULE = (
+    "Of several records of one run, one of today's code counts before a stale one, and then the "
+    'one further down in the ledger; '
+    'of timings, those of the machine that measured last.'
+)
+# the page's own red, which it has for light and dark
+ALARM = 'color: var(--alarm, #b00020); font-weight: bold'
+
 
 class Provenance:
     "A table of what made a page, and for programs what its numbers come from."
-    def __init__(self, table: GT, sources: dict[str, list]): self.table, self.sources = table, sources
-    def as_raw_html(self) -> str: return self.table.as_raw_html()
+
+    def __init__(self, table: GT, sources: dict[str, list]):
+        self.table, self.sources = table, sources
+
+    def as_raw_html(self) -> str:
+        return self.table.as_raw_html()
+
     def _repr_mimebundle_(self, include=None, exclude=None):
-        said = {"sources": json.dumps(self.sources)}
-        return {"text/html": self.table.as_raw_html(), "text/plain": f"made from {len(self.sources['records'])} records"}, {"text/html": said}
+        said = {'sources': json.dumps(self.sources)}
+        return {
+            'text/html': self.table.as_raw_html(),
+            'text/plain': f'made from {len(self.sources["records"])} records',
+        }, {'text/html': said}
 
+# %% ../../../nbs/show/report/04_provenance.ipynb #4d1ce0b2
 def provenance_table(command: str, profile, *standings: Standing) -> Provenance:
-    "What made a page's numbers; each run that is not fresh; each line of the ledger that does not count."
+    """What made a page's numbers; each run that is not fresh; each line of the ledger that does
+    not count."""
     records = [record for standing in standings for record in standing.records]
-    command, from_ledger, _ = command.partition(" --from-ledger")
-    lines = [("command", command), *[("rendered", "from the ledger (--from-ledger); nothing was trained for it on the way")] * bool(from_ledger),
-             ("profile", f"{profile.name}: {profile.about}" if profile else ""), *_made_by(records)]
-    problems, notes = ([one for standing in standings for one in getattr(standing, what)] for what in ("problems", "notes"))
-    lines += [("✗ not fresh", problem) for problem in problems] or [("freshness", "✓ every number is today's code's")] * bool(records)
-    lines += [("✗ left out", note) for note in dict.fromkeys(notes)]
-    sources = dict(asked=[list(one) for standing in standings for one in standing.asked], records=sorted({*sum((s.sources for s in standings), [])}))
-    return Provenance(_stamped(lines, RULE if notes else ""), sources)
+    command, from_ledger, _ = command.partition(' --from-ledger')
+    lines = [
+        ('command', command),
+        *[('rendered', 'from the ledger (--from-ledger); nothing was trained for it on the way')]
+        * bool(from_ledger),
+        ('profile', f'{profile.name}: {profile.about}' if profile else ''),
+        *_made_by(records),
+    ]
+    problems, notes = (
+        [one for standing in standings for one in getattr(standing, what)]
+        for what in ('problems', 'notes')
+    )
+    lines += [('✗ not fresh', problem) for problem in problems] or [
+        ('freshness', "✓ every number is today's code's")
+    ] * bool(records)
+    lines += [('✗ left out', note) for note in dict.fromkeys(notes)]
+    sources = dict(
+        asked=[list(one) for standing in standings for one in standing.asked],
+        records=sorted({*sum((s.sources for s in standings), [])}),
+    )
+    return Provenance(_stamped(lines, RULE if notes else ''), sources)
 
-def _stamped(lines: list[tuple[str, str]], note: str = "") -> GT:
+
+def _stamped(lines: list[tuple[str, str]], note: str = '') -> GT:
     lines = [(what, str(value)) for what, value in lines if value]
-    table = themed(GT(pd.DataFrame(lines, columns=["what", "value"]), id="provenance-table").cols_label(what="", value=""))
-    bad = [index for index, (what, _) in enumerate(lines) if what.startswith("✗")]
-    if bad: table = table.tab_style(style.css(ALARM), loc.body(rows=bad))
+    table = themed(
+        GT(pd.DataFrame(lines, columns=['what', 'value']), id='provenance-table').cols_label(
+            what='', value=''
+        )
+    )
+    bad = [index for index, (what, _) in enumerate(lines) if what.startswith('✗')]
+    if bad:
+        table = table.tab_style(style.css(ALARM), loc.body(rows=bad))
     return table.tab_source_note(note) if note else table
 
 # %% ../../../nbs/show/report/04_provenance.ipynb #cbe62e2b
 def revision_text(provenance: dict) -> str:
     "The commit behind a record, and what is known of changes to it."
-    commit, changed = provenance.get("git"), provenance.get("dirty")
-    if not commit: return "unknown"
-    return commit[:10] + {True: ", with uncommitted changes", False: "", None: ", perhaps with uncommitted changes"}[changed]
+    commit, changed = provenance.get('git'), provenance.get('dirty')
+    if not commit:
+        return 'unknown'
+    return (
+        commit[:10]
+        + {
+            True: ', with uncommitted changes',
+            False: '',
+            None: ', perhaps with uncommitted changes',
+        }[changed]
+    )
+
 
 def machine(device: str) -> str:
     "A device as a reader is told of it; its name, by which records are compared, says `1 threads`."
-    return device.removesuffix("s") if device.endswith(", 1 threads") else device
+    return device.removesuffix('s') if device.endswith(', 1 threads') else device
 
+# %% ../../../nbs/show/report/04_provenance.ipynb #3ff3d56b
 def _made_by(records: list[Record]) -> list[tuple[str, str]]:
     "Data, seeds, revision, code, hardware, versions and time behind records."
-    def every(pick): return sorted({value for record in records if (value := pick(record))})
-    def counts(pick):
-        return "; ".join(f"{value} ({count} record{'s' * (count != 1)})" for value, count in sorted(Counter(map(pick, records)).items()))
-    trained = [record for record in records if "data" in record.config]
-    data = sorted({f"{r.config['data']['name']} ({r.outcome['source']}, sha256 {r.config['data']['sha256'][:12]})" for r in trained})
-    revisions = every(lambda r: revision_text(r.provenance))
-    versions = every(lambda r: ", ".join(f"{name} {version}" for name, version in (
-        dict(Python=r.provenance.get("python", "?")) | r.provenance.get("versions", {})).items()))
-    seconds = sum(record.provenance.get("seconds") or 0 for record in records)
-    return [("data", "; ".join(data)), ("seeds", ", ".join(map(str, sorted({r.config["seed"] for r in records if "seed" in r.config})))),
-            ("revision", "; ".join(revisions)), ("code", counts(lambda r: r.provenance.get("code") or "unknown")),
-            ("hardware", "; ".join(map(machine, every(lambda r: r.provenance.get("device"))))), ("versions", "; ".join(versions)),
-            ("computing time", f"{seconds / 60:.1f} minutes for {len(records)} records" if records else "")]
 
+    def every(pick):
+        return sorted({value for record in records if (value := pick(record))})
+
+    def counts(pick):
+        return '; '.join(
+            f'{value} ({count} record{"s" * (count != 1)})'
+            for value, count in sorted(Counter(map(pick, records)).items())
+        )
+
+    trained = [record for record in records if 'data' in record.config]
+    data = sorted(
+        {
+            f'{r.config["data"]["name"]} ({r.outcome["source"]}, sha256 '
+            f'{r.config["data"]["sha256"][:12]})'
+            for r in trained
+        }
+    )
+    revisions = every(lambda r: revision_text(r.provenance))
+    versions = every(
+        lambda r: ', '.join(
+            f'{name} {version}'
+            for name, version in (
+                dict(Python=r.provenance.get('python', '?')) | r.provenance.get('versions', {})
+            ).items()
+        )
+    )
+    seconds = sum(record.provenance.get('seconds') or 0 for record in records)
+    return [
+        ('data', '; '.join(data)),
+        (
+            'seeds',
+            ', '.join(map(str, sorted({r.config['seed'] for r in records if 'seed' in r.config}))),
+        ),
+        ('revision', '; '.join(revisions)),
+        ('code', counts(lambda r: r.provenance.get('code') or 'unknown')),
+        ('hardware', '; '.join(map(machine, every(lambda r: r.provenance.get('device'))))),
+        ('versions', '; '.join(versions)),
+        (
+            'computing time',
+            f'{seconds / 60:.1f} minutes for {len(records)} records' if records else '',
+        ),
+    ]
+
+# %% ../../../nbs/show/report/04_provenance.ipynb #be5c48ca
 def computed(command: str, *functions: Callable, standings: Sequence[Standing] = ()) -> Provenance:
-    "The provenance of a page that computes what it shows when it is rendered: the code of the functions that do."
-    code = code_closure([f"{function.__module__}:{function.__qualname__}" for function in functions], leave_out=()).digest
-    lines = [("command", command), ("data", "none: what is shown is computed when the page is rendered, nothing was trained or measured for it"),
-             ("code", code), ("versions", ", ".join(f"{name} {version}" for name, version in own_versions().items()))]
+    """The provenance of a page that computes what it shows when it is rendered: the code of the
+    functions that do."""
+    code = code_closure(
+        [f'{function.__module__}:{function.__qualname__}' for function in functions], leave_out=()
+    ).digest
+    lines = [
+        ('command', command),
+        (
+            'data',
+            'none: what is shown is computed when the page is rendered, nothing was trained or '
+            'measured for it',
+        ),
+        ('code', code),
+        ('versions', ', '.join(f'{name} {version}' for name, version in own_versions().items())),
+    ]
     return Provenance(_stamped(lines), dict(asked=[], records=[]))

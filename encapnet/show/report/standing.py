@@ -12,7 +12,15 @@ from ...study.experiments import EXPERIMENTS
 from ...study.profiles import find_profile
 from ...study.launch import benched, ensure, planned
 from ...study.places import resolve
-from ...study.ledger import COSTS, Record, changed_code, config_of, counted, known_rows, seal_of
+from encapnet.study.ledger import (
+    COSTS,
+    Record,
+    changed_code,
+    config_of,
+    counted,
+    known_rows,
+    seal_of,
+)
 from ...study.run import Run, finished
 
 # %% auto #0
@@ -21,21 +29,41 @@ __all__ = ['Standing', 'from_store', 'from_ledger', 'every_ledger', 'trained_row
 # %% ../../../nbs/show/report/02_standing.ipynb #b76ba6cc
 class Standing(dict):
     "Key -> (row, record or None, state, why), in the order of the plan."
-    def __init__(self, entries=(), asked: Sequence[tuple[str, str]] = (), notes: Sequence[str] = (), sources: Sequence[str] | None = None):
+
+    def __init__(
+        self,
+        entries=(),
+        asked: Sequence[tuple[str, str]] = (),
+        notes: Sequence[str] = (),
+        sources: Sequence[str] | None = None,
+    ):
         super().__init__(entries)
-        self.asked, self.notes, self._sources = [*asked], [*notes], sources     # asked of `ledger.counted`; what does not count; see `sources`
+        # asked of `ledger.counted`; what does not count; see `sources`
+        self.asked, self.notes, self._sources = [*asked], [*notes], sources
 
     @property
     def sources(self) -> list[str]:
-        "Name, key and seal of each record; those that were given, where records have been left out since."
-        if self._sources is not None: return [*self._sources]
-        return [f"{record.experiment}/{record.row} {record.key} {seal_of(record)}" for record in self.records]
+        """Name, key and seal of each record; those that were given, where records have been left
+        out since."""
+        if self._sources is not None:
+            return [*self._sources]
+        return [
+            f'{record.experiment}/{record.row} {record.key} {seal_of(record)}'
+            for record in self.records
+        ]
+
     @property
-    def records(self) -> list[Record]: return [record for _, record, _, _ in self.values() if record is not None]
+    def records(self) -> list[Record]:
+        return [record for _, record, _, _ in self.values() if record is not None]
+
     @property
     def problems(self) -> list[str]:
         "A line for each run that is not fresh."
-        return [f"{row} ({key}): {state}" + (f", {why}" if why else "") for key, (row, _, state, why) in self.items() if state != "fresh"]
+        return [
+            f'{row} ({key}): {state}' + (f', {why}' if why else '')
+            for key, (row, _, state, why) in self.items()
+            if state != 'fresh'
+        ]
 
     def at_home(self, experiment: str) -> Standing:
         "Without the rows that are at home elsewhere."
@@ -43,54 +71,126 @@ class Standing(dict):
         return Standing(mine, self.asked, self.notes, self.sources)
 
     def compared(self) -> Standing:
-        "Without data sets that a single row was trained on, for another report's sake, where others have several."
+        """Without data sets that a single row was trained on, for another report's sake, where
+        others have several."""
         rows: dict[str, set[str]] = {}
-        for record in self.records: rows.setdefault(record.config["data"]["name"], set()).add(record.row)
-        alone = {name for name, found in rows.items() if len(found) == 1} if max(map(len, rows.values()), default=0) > 1 else set()
-        mine = {key: entry for key, entry in self.items() if entry[1] is None or entry[1].config["data"]["name"] not in alone}
+        for record in self.records:
+            rows.setdefault(record.config['data']['name'], set()).add(record.row)
+        alone = (
+            {name for name, found in rows.items() if len(found) == 1}
+            if max(map(len, rows.values()), default=0) > 1
+            else set()
+        )
+        mine = {
+            key: entry
+            for key, entry in self.items()
+            if entry[1] is None or entry[1].config['data']['name'] not in alone
+        }
         return Standing(mine, self.asked, self.notes, self.sources)
 
 # %% ../../../nbs/show/report/02_standing.ipynb #a36a147b
 def from_store(runs: list[Run], asked: Sequence[tuple[str, str]] = (), **options) -> Standing:
     "See to it that the runs are there (options: those of `launch.ensure`) and take their records."
     states = ensure(runs, **options)
-    # A running or failed run may still hold the record of an earlier time; only finished states count as results.
-    return Standing({run.config.key: (run.config.row, finished(run) if states[run.config.key].name in ("fresh", "stale") else None,
-                                      states[run.config.key].name, states[run.config.key].why) for run in runs}, asked)
+    # A running or failed run may still hold the record of an earlier time; only finished states
+    # count as results.
+    return Standing(
+        {
+            run.config.key: (
+                run.config.row,
+                finished(run) if states[run.config.key].name in ('fresh', 'stale') else None,
+                states[run.config.key].name,
+                states[run.config.key].why,
+            )
+            for run in runs
+        },
+        asked,
+    )
 
-def from_ledger(experiment: str, reports: str | Path, profile: str = "", needed: bool = True) -> Standing:
-    "The records that count in an experiment, as `ledger.counted` has them. Raises StudyError if there are none, and some are needed."
+
+def from_ledger(
+    experiment: str, reports: str | Path, profile: str = '', needed: bool = True
+) -> Standing:
+    """The records that count in an experiment, as `ledger.counted` has them. Raises StudyError if
+    there are none, and some are needed."""
     records, notes = counted(reports, experiment, profile)
     if needed and not records:
-        said = f", and {len(notes)} lines that do not count; the first: {notes[0]}" if notes else ""
-        raise StudyError(f"{resolve(reports)/'ledger'} holds no record of {experiment}" + (f", profile={profile}" if profile else "") + said)
+        said = f', and {len(notes)} lines that do not count; the first: {notes[0]}' if notes else ''
+        raise StudyError(
+            f'{resolve(reports) / "ledger"} holds no record of {experiment}'
+            + (f', profile={profile}' if profile else '')
+            + said
+        )
     judged = {record.key: (record, changed_code(record, config_of(record))) for record in records}
-    return Standing({key: (record.row, record, "stale" if why else "fresh", why) for key, (record, why) in judged.items()},
-                    [(experiment, profile)], notes)
+    return Standing(
+        {
+            key: (record.row, record, 'stale' if why else 'fresh', why)
+            for key, (record, why) in judged.items()
+        },
+        [(experiment, profile)],
+        notes,
+    )
 
+# %% ../../../nbs/show/report/02_standing.ipynb #78e68dd4
 def every_ledger(reports: str | Path) -> list[Standing]:
-    "What counts in any profile, ledger by ledger, each run where it is at home; of timings those of Table 1's costs."
+    """What counts in any profile, ledger by ledger, each run where it is at home; of timings
+    those of Table 1's costs."""
     homes = [experiment for experiment in EXPERIMENTS if known_rows(experiment)]
-    trained = [from_ledger(experiment, reports, "*", needed=False).at_home(experiment) for experiment in homes]
+    trained = [
+        from_ledger(experiment, reports, '*', needed=False).at_home(experiment)
+        for experiment in homes
+    ]
     return [*trained, from_ledger(COSTS, reports, needed=False)]
 
 # %% ../../../nbs/show/report/02_standing.ipynb #79d2b8c9
-def trained_rows(experiment: str, profile: str, seeds: int, missing: str, data: str, data_root: str, runs: str, reports: str,
-                 ledger: bool, retrain: bool,
-                 compared: bool = False,  # from the ledger, leave out data sets that a single row was trained on
-                ) -> tuple[str, str, Standing]:
-    "Profile, command and records of an experiment's rows, training what is missing, or from the committed ledger. Raises UsageError, StudyError."
+def trained_rows(
+    experiment: str,
+    profile: str,
+    seeds: int,
+    missing: str,
+    data: str,
+    data_root: str,
+    runs: str,
+    reports: str,
+    ledger: bool,
+    retrain: bool,
+    compared: bool = False,  # from the ledger, leave out data sets that a single row was trained on
+) -> tuple[str, str, Standing]:
+    """Profile, command and records of an experiment's rows, training what is missing, or from the
+    committed ledger. Raises UsageError, StudyError."""
     find_profile(profile)
     if ledger:
         standing = from_ledger(experiment, reports, profile)
-        if compared: standing = standing.compared()
+        if compared:
+            standing = standing.compared()
         return profile, ledger_command(experiment, profile, standing.records), standing
     wanted = planned(experiment, profile, seeds, data, data_root or None, runs)
     options = dict(data_root=data_root or None, missing=missing, reports=reports, retrain=retrain)
-    return profile, command_of(experiment, profile, seeds, data, data_root), from_store(wanted, [(experiment, profile)], **options)
+    return (
+        profile,
+        command_of(experiment, profile, seeds, data, data_root),
+        from_store(wanted, [(experiment, profile)], **options),
+    )
 
-def timed_candidates(bench: str, profile: str, missing: str, runs: str, reports: str, ledger: bool, retrain: bool) -> tuple[str, str, Standing]:
-    "Profile, command and records of a bench, measuring what is missing, or from the committed ledger. Raises UsageError, StudyError."
-    command = f"encapnet reproduce {bench} --profile {profile}" + (" --from-ledger" if ledger else "")
-    if ledger: return profile, command, from_ledger(bench, reports)
-    return profile, command, from_store(benched(bench, profile, runs), [(bench, "")], missing=missing, reports=reports, retrain=retrain)
+# %% ../../../nbs/show/report/02_standing.ipynb #caae1a55
+def timed_candidates(
+    bench: str, profile: str, missing: str, runs: str, reports: str, ledger: bool, retrain: bool
+) -> tuple[str, str, Standing]:
+    """Profile, command and records of a bench, measuring what is missing, or from the committed
+    ledger. Raises UsageError, StudyError."""
+    command = f'encapnet reproduce {bench} --profile {profile}' + (
+        ' --from-ledger' if ledger else ''
+    )
+    if ledger:
+        return profile, command, from_ledger(bench, reports)
+    return (
+        profile,
+        command,
+        from_store(
+            benched(bench, profile, runs),
+            [(bench, '')],
+            missing=missing,
+            reports=reports,
+            retrain=retrain,
+        ),
+    )

@@ -23,33 +23,62 @@ __all__ = ['Study', 'run_frame', 'Trained', 'Bench']
 # %% ../../../nbs/show/report/06_study.ipynb #cc1c4119
 class Study:
     "What a page shows, and what made it."
+
     command: str
     profile: Any
     standings: Sequence[Standing] = ()
 
-    def tables(self) -> dict[str, Any]: return {}            # caption -> table
-    def figures(self) -> dict[str, Figure]: return {}  # by name
-    def frames(self) -> dict[str, pd.DataFrame]: return {}   # by name: what lies below, run by run
-    def save(self, reports: str | Path) -> list[Path]: return twins.save(reports, self.profile.name, self.tables(), self.figures(), self.frames())
-    def provenance(self) -> Provenance: return provenance_table(self.command, self.profile, *self.standings)
+    def tables(self) -> dict[str, Any]:
+        return {}  # caption -> table
+
+    def figures(self) -> dict[str, Figure]:
+        return {}  # by name
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        return {}  # by name: what lies below, run by run
+
+    def save(self, reports: str | Path) -> list[Path]:
+        return twins.save(reports, self.profile.name, self.tables(), self.figures(), self.frames())
+
+    def provenance(self) -> Provenance:
+        return provenance_table(self.command, self.profile, *self.standings)
 
 # %% ../../../nbs/show/report/06_study.ipynb #6d14e5a7
 def run_frame(standing: Standing, label: Callable[[str], str] = str) -> pd.DataFrame:
     "Records of training runs as a tidy frame, one line per run."
-    lines = [dict(row=record.row, label=label(record.row), dataset=record.config["data"]["name"], seed=record.config["seed"],
-                  key=record.key, state=standing[record.key][2], error=record.outcome["error"], train_loss=record.outcome["train_loss"],
-                  errors=record.outcome["errors"], losses=record.outcome["losses"], images=record.outcome["test_images"],
-                  parameters=record.outcome["parameters"], source=record.outcome["source"], seconds=record.provenance.get("seconds"))
-             for record in standing.records]
-    columns = ("row label dataset seed key state error train_loss errors losses images parameters source seconds").split()
+    lines = [
+        dict(
+            row=record.row,
+            label=label(record.row),
+            dataset=record.config['data']['name'],
+            seed=record.config['seed'],
+            key=record.key,
+            state=standing[record.key][2],
+            error=record.outcome['error'],
+            train_loss=record.outcome['train_loss'],
+            errors=record.outcome['errors'],
+            losses=record.outcome['losses'],
+            images=record.outcome['test_images'],
+            parameters=record.outcome['parameters'],
+            source=record.outcome['source'],
+            seconds=record.provenance.get('seconds'),
+        )
+        for record in standing.records
+    ]
+    columns = (
+        'row label dataset seed key state error train_loss errors losses images parameters '
+        'source seconds'
+    ).split()
     return pd.DataFrame(lines, columns=columns)
 
 # %% ../../../nbs/show/report/06_study.ipynb #d685df06
 class Trained(Study):
     "What a study of trained rows can be asked; `runs` is its tidy frame, one line per run."
+
     runs: pd.DataFrame
 
-    def of(self, row: str, dataset: str) -> pd.DataFrame: return self.runs[(self.runs.row == row) & (self.runs.dataset == dataset)]
+    def of(self, row: str, dataset: str) -> pd.DataFrame:
+        return self.runs[(self.runs.row == row) & (self.runs.dataset == dataset)]
 
     @property
     def only_own(self) -> bool:
@@ -59,14 +88,24 @@ class Trained(Study):
 
     def title(self, dataset: str) -> str:
         "What the page calls a data set."
-        return dataset_title(dataset, next(iter(self.runs[self.runs.dataset == dataset].source), ""))
+        return dataset_title(
+            dataset, next(iter(self.runs[self.runs.dataset == dataset].source), '')
+        )
 
     def copied(self) -> str:
         "A sentence on what is no exact copy; empty where all pixels are as published."
-        lossy = self.runs[self.runs.dataset.isin(SMALL) & self.runs.source.str.startswith("imagefolder") & ~self.runs.source.str.contains("lossless")]
-        names = " and ".join(DATASET_TITLE[name] for name in lossy.dataset.unique())
-        formats = ", ".join(dict.fromkeys(source.partition(" (")[2].rstrip(")") or "JPEG" for source in lossy.source))
-        return f" {names}: read from {formats} files, not the exact pixels." if names else ""
+        lossy = self.runs[
+            self.runs.dataset.isin(SMALL)
+            & self.runs.source.str.startswith('imagefolder')
+            & ~self.runs.source.str.contains('lossless')
+        ]
+        names = ' and '.join(DATASET_TITLE[name] for name in lossy.dataset.unique())
+        formats = ', '.join(
+            dict.fromkeys(
+                source.partition(' (')[2].rstrip(')') or 'JPEG' for source in lossy.source
+            )
+        )
+        return f' {names}: read from {formats} files, not the exact pixels.' if names else ''
 
     def interval(self, row: str, dataset: str) -> Interval | None:
         "A row's error on a data set."
@@ -76,6 +115,9 @@ class Trained(Study):
 # %% ../../../nbs/show/report/06_study.ipynb #624cf431
 class Bench(Study):
     "What a bench measured on one machine."
+
     def __init__(self, profile: str, command: str, standing: Standing):
         self.profile, self.command, self.standings = find_profile(profile), command, [standing]
-        self.hardware = next((record.provenance["device"] for record in standing.records), "(not measured here)")
+        self.hardware = next(
+            (record.provenance['device'] for record in standing.records), '(not measured here)'
+        )

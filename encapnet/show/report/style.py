@@ -18,52 +18,90 @@ __all__ = ['DATASET_TITLE', 'error_text', 'bytes_text', 'seconds_text', 'duratio
 # %% ../../../nbs/show/report/00_style.ipynb #7632a7c5
 def error_text(interval: Interval | None) -> str:
     "`4.53 (3.9 to 5.2)`; a dash when there is nothing."
-    if interval is None: return "–"
-    return f"{interval.value:.2f} <small>({max(0.0, interval.low):.2f} to {min(100.0, interval.high):.2f})</small>"
+    if interval is None:
+        return '–'
+    return (
+        f'{interval.value:.2f} <small>({max(0.0, interval.low):.2f} to '
+        f'{min(100.0, interval.high):.2f})</small>'
+    )
+
 
 def bytes_text(count: float | None) -> str:
     "Bytes with a fitting unit."
-    if count is None or pd.isna(count): return "–"
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size: return f"{count / size:,.{0 if count >= 100 * size else 1 if count >= 10 * size else 2}f} {unit}"
-    return f"{count:.0f} B"
+    if count is None or pd.isna(count):
+        return '–'
+    for unit, size in (('GiB', 2**30), ('MiB', 2**20), ('KiB', 2**10)):
+        if count >= size:
+            return f'{count / size:,.{0 if count >= 100 * size else 1 if count >= 10 * size else 2}f} {unit}'
+    return f'{count:.0f} B'
+
 
 def seconds_text(value: float | None) -> str:
     "Seconds with three digits that count, without the unit."
-    return "–" if value is None or pd.isna(value) else f"{value:#.3g}".rstrip(".")
+    return '–' if value is None or pd.isna(value) else f'{value:#.3g}'.rstrip('.')
+
 
 def duration_text(seconds: float) -> str:
     "Two digits and the unit that fits."
-    if pd.isna(seconds): return "–"
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size: return f"{float(f'{seconds / size:.2g}'):,.{0 if seconds >= 10 * size else 1}f} {unit}"
-    return f"{seconds:.0f} s"
+    if pd.isna(seconds):
+        return '–'
+    for unit, size in (('d', 86400), ('h', 3600), ('min', 60)):
+        if seconds >= 2 * size:
+            return f'{float(f"{seconds / size:.2g}"):,.{0 if seconds >= 10 * size else 1}f} {unit}'
+    return f'{seconds:.0f} s'
 
 # %% ../../../nbs/show/report/00_style.ipynb #bb017c21
 def clear_best(intervals: dict[str, Interval | None]) -> str | None:
     "The row whose interval lies below all others, if there is one."
     known = {row: interval for row, interval in intervals.items() if interval is not None}
-    if len(known) < 2: return None
+    if len(known) < 2:
+        return None
     best = min(known, key=lambda row: known[row].value)
-    return best if all(known[best].high < interval.low for row, interval in known.items() if row != best) else None
+    return (
+        best
+        if all(known[best].high < interval.low for row, interval in known.items() if row != best)
+        else None
+    )
 
 # %% ../../../nbs/show/report/00_style.ipynb #1cedf215
-DATASET_TITLE = dict(digits="5,000 MNIST digits", mnist="MNIST", cifar10="CIFAR-10", cifar100="CIFAR-100", svhn="SVHN", synthetic="synthetic images")
+DATASET_TITLE = dict(
+    digits='5,000 MNIST digits',
+    mnist='MNIST',
+    cifar10='CIFAR-10',
+    cifar100='CIFAR-100',
+    svhn='SVHN',
+    synthetic='synthetic images',
+)
 
-def dataset_title(name: str, source: str = "") -> str:      # source: of the images, as a record's outcome has it
-    "What pages call a data set. One read from image files says so, and so do the user's own images."
-    if is_own(name): return f"{name} (own images)"
+
+def dataset_title(
+    name: str, source: str = ''
+) -> str:  # source: of the images, as a record's outcome has it
+    """What pages call a data set. One read from image files says so, and so do the user's own
+    images."""
+    if is_own(name):
+        return f'{name} (own images)'
     title = DATASET_TITLE.get(name, name)
-    if name not in SMALL or not source.startswith("imagefolder"): return title
-    formats = source.partition(" (")[2].rstrip(")") or "JPEG"      # older records do not tell, and theirs were of JPEG
-    return f"{title} ({formats} copy)"
+    if name not in SMALL or not source.startswith('imagefolder'):
+        return title
+    # older records do not tell, and theirs were of JPEG
+    formats = source.partition(' (')[2].rstrip(')') or 'JPEG'
+    return f'{title} ({formats} copy)'
+
 
 def titles_of(records: Iterable[Record]) -> dict[str, str]:
     "The titles of the data sets of training runs, by name."
-    return {record.config["data"]["name"]: dataset_title(record.config["data"]["name"], record.outcome.get("source", ""))
-            for record in records if "data" in record.config}
+    return {
+        record.config['data']['name']: dataset_title(
+            record.config['data']['name'], record.outcome.get('source', '')
+        )
+        for record in records
+        if 'data' in record.config
+    }
 
 # %% ../../../nbs/show/report/00_style.ipynb #46450560
 def themed(table: GT) -> GT:
     "The table in the size and weight that all tables of a page have."
-    return table.tab_options(table_font_size="0.9em", data_row_padding="4px", column_labels_font_weight="bold")
+    return table.tab_options(
+        table_font_size='0.9em', data_row_padding='4px', column_labels_font_weight='bold'
+    )

@@ -19,35 +19,82 @@ __all__ = ['Verdict', 'seen_on', 'verdict_text', 'verdict']
 # %% ../../../nbs/show/report/03_verdict.ipynb #714dfd5e
 class Verdict:
     "A table of verdicts, and the one line that the front page takes from it."
-    def __init__(self, table: GT, line: str): self.table, self.line = table, line
-    def as_raw_html(self) -> str: return self.table.as_raw_html()
+
+    def __init__(self, table: GT, line: str):
+        self.table, self.line = table, line
+
+    def as_raw_html(self) -> str:
+        return self.table.as_raw_html()
+
     def _repr_mimebundle_(self, include=None, exclude=None):
-        return {"text/html": self.table.as_raw_html(), "text/plain": self.line}, {"text/html": {"verdict": self.line}}
+        return {'text/html': self.table.as_raw_html(), 'text/plain': self.line}, {
+            'text/html': {'verdict': self.line}
+        }
 
 # %% ../../../nbs/show/report/03_verdict.ipynb #4a4ff9a4
 def seen_on(standing: Standing) -> dict[str, Seen]:
     "Results by data set, row and seed, as rules ask for them."
     seen: dict[str, dict[str, dict]] = {}
-    for result in results(standing.records): seen.setdefault(result.dataset, {}).setdefault(result.row, {})[result.seed] = result
+    for result in results(standing.records):
+        seen.setdefault(result.dataset, {}).setdefault(result.row, {})[result.seed] = result
     return seen
+
 
 def verdict_text(finding: Finding) -> str:
     "The word, and in small print what stands in its way."
-    return finding.verdict + (f" <small>{escape(finding.why)}</small>" if finding.why else "")
+    return finding.verdict + (f' <small>{escape(finding.why)}</small>' if finding.why else '')
 
+# %% ../../../nbs/show/report/03_verdict.ipynb #6105f348
 def verdict(standing: Standing, experiment: str, profile: str) -> Verdict:
-    "Every comparison of an experiment's rows on every data set: the paper's numbers, ours, the gap with its interval, and what it says."
-    claimed, lines, counts, titles = comparisons(experiment), [], Counter(), titles_of(standing.records)
+    """Every comparison of an experiment's rows on every data set: the paper's numbers, ours, the
+    gap with its interval, and what it says."""
+    claimed, lines, counts, titles = (
+        comparisons(experiment),
+        [],
+        Counter(),
+        titles_of(standing.records),
+    )
     for dataset, seen in seen_on(standing).items():
         place = Place(profile, dataset)
-        findings = judge([one.rule for one in claimed], seen, place, family(GROUPS.get(experiment, ""), seen, place))
+        findings = judge(
+            [one.rule for one in claimed],
+            seen,
+            place,
+            family(GROUPS.get(experiment, ''), seen, place),
+        )
         counts.update(finding.verdict for finding in findings)
-        lines += [dict(data=titles[dataset], claim=one.statement, paper=finding.paper, ours=finding.ours,
-                       gap=finding.gap.replace(" points", "") or "–", verdict=verdict_text(finding)) for one, finding in zip(claimed, findings)]
-    columns = ["data", "claim", "paper", "ours", "gap", "verdict"]
-    table = GT(pd.DataFrame(lines, columns=columns), id=f"{experiment}-verdict", groupname_col="data").cols_label(
-        claim="the paper says", paper="paper (%)", ours="ours (%)", gap="gap (points), 95 % interval", verdict="verdict")
-    table = themed(table.fmt_passthrough("verdict", escape=False).cols_align("right", ["paper", "ours", "gap"]).tab_source_note(
-        f"Profile {profile}. Intervals are over seeds and test images, and all that the paper reads from the table is judged together. A single "
-        "seed gives no direction, and only the profile “paper” can confirm or refute."))
-    return Verdict(table, f"{len(lines)} comparisons: " + ", ".join(f"{count} {word}" for word, count in counts.most_common()))
+        lines += [
+            dict(
+                data=titles[dataset],
+                claim=one.statement,
+                paper=finding.paper,
+                ours=finding.ours,
+                gap=finding.gap.replace(' points', '') or '–',
+                verdict=verdict_text(finding),
+            )
+            for one, finding in zip(claimed, findings)
+        ]
+    columns = ['data', 'claim', 'paper', 'ours', 'gap', 'verdict']
+    table = GT(
+        pd.DataFrame(lines, columns=columns), id=f'{experiment}-verdict', groupname_col='data'
+    ).cols_label(
+        claim='the paper says',
+        paper='paper (%)',
+        ours='ours (%)',
+        gap='gap (points), 95 % interval',
+        verdict='verdict',
+    )
+    table = themed(
+        table.fmt_passthrough('verdict', escape=False)
+        .cols_align('right', ['paper', 'ours', 'gap'])
+        .tab_source_note(
+            f'Profile {profile}. Intervals are over seeds and test images, and all that the '
+            'paper reads from the table is judged together. A single '
+            'seed gives no direction, and only the profile “paper” can confirm or refute.'
+        )
+    )
+    return Verdict(
+        table,
+        f'{len(lines)} comparisons: '
+        + ', '.join(f'{count} {word}' for word, count in counts.most_common()),
+    )

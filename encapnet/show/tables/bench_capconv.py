@@ -20,71 +20,161 @@ from ...study.ledger import Record
 __all__ = ['WAYS', 'capconv_frame', 'cost_table', 'verdict', 'CapConvBench', 'capconv_bench']
 
 # %% ../../../nbs/show/tables/15_bench_capconv.ipynb #73bc034f
-WAYS = dict(ours="ours", textbook="textbook", compiled="ours, compiled")
+WAYS = dict(ours='ours', textbook='textbook', compiled='ours, compiled')
+
 
 def capconv_frame(records: list[Record]) -> pd.DataFrame:
     "Records of the bench as a tidy frame, in the order of the candidates."
-    lines = [dict(backend=record.config["backend"], way=WAYS[record.config["backend"]], groups=record.config.get("groups", 32),
-                  batch=record.config.get("batch", 32), **{name: record.outcome[name] for name in "median low high n turns peak accounted".split()})
-             for record in records]
-    frame = pd.DataFrame(lines, columns="backend way groups batch median low high n turns peak accounted".split())
-    frame = frame.astype({name: float for name in ("median", "low", "high", "peak", "accounted")})
-    return frame.sort_values("backend", key=lambda column: column.map({name: n for n, name in enumerate(WAYS)}.get), ignore_index=True)
+    lines = [
+        dict(
+            backend=record.config['backend'],
+            way=WAYS[record.config['backend']],
+            groups=record.config.get('groups', 32),
+            batch=record.config.get('batch', 32),
+            **{
+                name: record.outcome[name]
+                for name in 'median low high n turns peak accounted'.split()
+            },
+        )
+        for record in records
+    ]
+    frame = pd.DataFrame(
+        lines, columns='backend way groups batch median low high n turns peak accounted'.split()
+    )
+    frame = frame.astype({name: float for name in ('median', 'low', 'high', 'peak', 'accounted')})
+    return frame.sort_values(
+        'backend',
+        key=lambda column: column.map({name: n for n, name in enumerate(WAYS)}.get),
+        ignore_index=True,
+    )
+
 
 def _ratio(frame: pd.DataFrame, what: str, backend: str) -> float:
     "How many times ours a candidate takes."
-    values = frame.set_index("backend")[what]
-    return values[backend] / values["ours"] if {backend, "ours"} <= set(values.index) else float("nan")
+    values = frame.set_index('backend')[what]
+    return (
+        values[backend] / values['ours'] if {backend, 'ours'} <= set(values.index) else float('nan')
+    )
 
-def _times(ratio: float) -> str: return "–" if pd.isna(ratio) else f"{ratio:.2f}×"
 
+def _times(ratio: float) -> str:
+    return '–' if pd.isna(ratio) else f'{ratio:.2f}×'
+
+# %% ../../../nbs/show/tables/15_bench_capconv.ipynb #3efea842
 def cost_table(frame: pd.DataFrame, hardware: str) -> GT:
     "Seconds and peak memory of every candidate, and how many times ours they are."
-    lines = [dict(way=line.way, seconds="does not fit" if pd.isna(line.median) else seconds_text(line.median),
-                  spread="–" if pd.isna(line.median) else f"{seconds_text(line.low)} to {seconds_text(line.high)}", n=str(line.n),
-                  slower=_times(_ratio(frame, "median", line.backend)), peak="–" if pd.isna(line.peak) else bytes_text(line.peak),
-                  accounted=bytes_text(line.accounted), larger=_times(_ratio(frame, "peak", line.backend))) for line in frame.itertuples()]
-    table = GT(pd.DataFrame(lines, columns="way seconds spread n slower peak accounted larger".split()), id="capconv-costs").cols_label(
-        way="", seconds="median (s)", spread="range (s)", slower="of our time", peak="peak memory", accounted="by account", larger="of our peak")
-    table = table.cols_align("right", "seconds spread n slower peak accounted larger".split()).tab_style(style.css("white-space: nowrap"), loc.body())
-    size = f"G = {frame.groups.iloc[0]}, batch {frame.batch.iloc[0]}" if len(frame) else "nothing yet"
-    return themed(table.tab_source_note(
-        f"One training step (forward, margin loss, backward, Adam) of the 18-layer EncapNet, v3, on {hardware}: {size}, 32×32, float32. Candidates "
-        "took turns, each in a process of its own. Peak memory above weights and inputs; by account, with weights, gradients and moments. Compiled: "
-        "after compiling, which takes minutes; its peak is not told where the compiler's own would be in it."))
+    lines = [
+        dict(
+            way=line.way,
+            seconds='does not fit' if pd.isna(line.median) else seconds_text(line.median),
+            spread='–'
+            if pd.isna(line.median)
+            else f'{seconds_text(line.low)} to {seconds_text(line.high)}',
+            n=str(line.n),
+            slower=_times(_ratio(frame, 'median', line.backend)),
+            peak='–' if pd.isna(line.peak) else bytes_text(line.peak),
+            accounted=bytes_text(line.accounted),
+            larger=_times(_ratio(frame, 'peak', line.backend)),
+        )
+        for line in frame.itertuples()
+    ]
+    table = GT(
+        pd.DataFrame(lines, columns='way seconds spread n slower peak accounted larger'.split()),
+        id='capconv-costs',
+    ).cols_label(
+        way='',
+        seconds='median (s)',
+        spread='range (s)',
+        slower='of our time',
+        peak='peak memory',
+        accounted='by account',
+        larger='of our peak',
+    )
+    table = table.cols_align(
+        'right', 'seconds spread n slower peak accounted larger'.split()
+    ).tab_style(style.css('white-space: nowrap'), loc.body())
+    size = (
+        f'G = {frame.groups.iloc[0]}, batch {frame.batch.iloc[0]}' if len(frame) else 'nothing yet'
+    )
+    return themed(
+        table.tab_source_note(
+            'One training step (forward, margin loss, backward, Adam) of the 18-layer EncapNet, '
+            f'v3, on {hardware}: {size}, 32×32, float32. Candidates '
+            'took turns, each in a process of its own. Peak memory above weights and inputs; by '
+            'account, with weights, gradients and moments. Compiled: '
+            "after compiling, which takes minutes; its peak is not told where the compiler's own "
+            'would be in it.'
+        )
+    )
 
 # %% ../../../nbs/show/tables/15_bench_capconv.ipynb #cf43853e
 def verdict(frame: pd.DataFrame) -> Verdict:
     "Each rule, what was measured, and whether it holds."
     lines = []
-    for statement, what, bound in (("a training step, at least 1.25 times faster than the textbook's", "median", 1.25),
-                                   ("a training step, less memory than the textbook's", "peak", 1.0)):
-        ratio = _ratio(frame, what, "textbook")
-        held = ratio >= bound if what == "median" else ratio > bound
-        judged = "not measured" if pd.isna(ratio) else "holds" if held else "does not hold"
+    for statement, what, bound in (
+        ("a training step, at least 1.25 times faster than the textbook's", 'median', 1.25),
+        ("a training step, less memory than the textbook's", 'peak', 1.0),
+    ):
+        ratio = _ratio(frame, what, 'textbook')
+        held = ratio >= bound if what == 'median' else ratio > bound
+        judged = 'not measured' if pd.isna(ratio) else 'holds' if held else 'does not hold'
         lines.append(dict(statement=statement, measured=_times(ratio), verdict=judged))
-    table = GT(pd.DataFrame(lines), id="capconv-verdict").cols_label(statement="capConv, 18 layers", measured="textbook over ours", verdict="")
-    said = f"{sum(line['verdict'] == 'holds' for line in lines)} of {len(lines)} statements about capConv hold on this machine"
-    return Verdict(themed(table.cols_align("right", ["measured"]).tab_source_note("Ratios of medians and of peaks in one interleaved run.")), said)
+    table = GT(pd.DataFrame(lines), id='capconv-verdict').cols_label(
+        statement='capConv, 18 layers', measured='textbook over ours', verdict=''
+    )
+    said = (
+        f'{sum(line["verdict"] == "holds" for line in lines)} of {len(lines)} statements '
+        'about capConv hold on this machine'
+    )
+    return Verdict(
+        themed(
+            table.cols_align('right', ['measured']).tab_source_note(
+                'Ratios of medians and of peaks in one interleaved run.'
+            )
+        ),
+        said,
+    )
 
 # %% ../../../nbs/show/tables/15_bench_capconv.ipynb #33002a84
 class CapConvBench(Bench):
     "What `encapnet bench capconv` measured, as table and figure."
+
     def __init__(self, profile: str, command: str, standing: Standing):
         super().__init__(profile, command, standing)
         self.frame = capconv_frame(standing.records)
 
-    def costs(self) -> GT: return cost_table(self.frame, self.hardware)
-    def figure(self) -> Figure:
-        ran = self.frame[self.frame.n > 0].assign(group="")
-        return candidate_seconds(ran, f"A training step of the 18-layer EncapNet, {self.hardware}")
-    def verdict(self) -> Verdict: return verdict(self.frame)
-    def tables(self) -> dict[str, Any]: return {"A training step, measured.": self.costs(), "A training step: what follows.": self.verdict()}
-    def figures(self) -> dict[str, Figure]: return dict(bench_capconv=self.figure())
-    def frames(self) -> dict[str, pd.DataFrame]: return dict(bench_capconv=self.frame.drop(columns="turns"))
+    def costs(self) -> GT:
+        return cost_table(self.frame, self.hardware)
 
-def capconv_bench(profile: str = "quick", missing: str = "train", runs: str = "runs", reports: str = "reports", ledger: bool = False,
-                  retrain: bool = False) -> CapConvBench:
-    "Collect the bench, measuring what is missing. `ledger=True` reads the committed ledger and measures nothing. Raises UsageError."
+    def figure(self) -> Figure:
+        ran = self.frame[self.frame.n > 0].assign(group='')
+        return candidate_seconds(ran, f'A training step of the 18-layer EncapNet, {self.hardware}')
+
+    def verdict(self) -> Verdict:
+        return verdict(self.frame)
+
+    def tables(self) -> dict[str, Any]:
+        return {
+            'A training step, measured.': self.costs(),
+            'A training step: what follows.': self.verdict(),
+        }
+
+    def figures(self) -> dict[str, Figure]:
+        return dict(bench_capconv=self.figure())
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        return dict(bench_capconv=self.frame.drop(columns='turns'))
+
+
+def capconv_bench(
+    profile: str = 'quick',
+    missing: str = 'train',
+    runs: str = 'runs',
+    reports: str = 'reports',
+    ledger: bool = False,
+    retrain: bool = False,
+) -> CapConvBench:
+    """Collect the bench, measuring what is missing. `ledger=True` reads the committed ledger and
+    measures nothing. Raises UsageError."""
     check_arguments(capconv_bench, given := locals())
-    return CapConvBench(*timed_candidates("bench_capconv", **given))
+    return CapConvBench(*timed_candidates('bench_capconv', **given))

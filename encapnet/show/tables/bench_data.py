@@ -22,83 +22,184 @@ from ...study.ledger import Record
 __all__ = ['NETWORKS', 'BOUND', 'data_frame', 'shares', 'rate_table', 'share_table', 'verdict', 'DataBench', 'data_bench']
 
 # %% ../../../nbs/show/tables/16_bench_data.ipynb #67d2dba4
-NETWORKS = dict(VanillaCNN="vanilla CNN, same shape", SixLayerEncapNet="EncapNet, 6 layers", EncapNet="EncapNet, 18 layers")
+NETWORKS = dict(
+    VanillaCNN='vanilla CNN, same shape',
+    SixLayerEncapNet='EncapNet, 6 layers',
+    EncapNet='EncapNet, 18 layers',
+)
+
 
 def data_frame(records: list[Record]) -> pd.DataFrame:
     "Records of the bench as a tidy frame, in the order of the candidates."
     lines = []
     for record in records:
         config = DataBenchConfig.model_validate(record.config)
-        way = f"{NETWORKS[config.step]}, G = {config.groups}" if config.step else f"loader, {config.loader}"
-        lines.append(dict(way=f"{way}, {config.side}×{config.side}", kind="step" if config.step else "loader", loader=config.loader or "",
-                          side=config.side, batch=config.batch, **{name: record.outcome[name] for name in "median low high n turns".split()}))
-    columns = "way kind loader side batch median low high n turns".split()
-    return pd.DataFrame(lines, columns=columns).astype({name: float for name in ("median", "low", "high")})
+        way = (
+            f'{NETWORKS[config.step]}, G = {config.groups}'
+            if config.step
+            else f'loader, {config.loader}'
+        )
+        lines.append(
+            dict(
+                way=f'{way}, {config.side}×{config.side}',
+                kind='step' if config.step else 'loader',
+                loader=config.loader or '',
+                side=config.side,
+                batch=config.batch,
+                **{name: record.outcome[name] for name in 'median low high n turns'.split()},
+            )
+        )
+    columns = 'way kind loader side batch median low high n turns'.split()
+    return pd.DataFrame(lines, columns=columns).astype(
+        {name: float for name in ('median', 'low', 'high')}
+    )
 
-def shares(frame: pd.DataFrame) -> pd.DataFrame:  # way, side, loader, median, share; loaders that a network of that side could have
+
+def shares(
+    frame: pd.DataFrame,
+) -> (
+    pd.DataFrame
+):  # way, side, loader, median, share; loaders that a network of that side could have
     "What share of a training step each loader takes, in percent of the step."
-    steps, loaders = frame[frame.kind == "step"], frame[frame.kind == "loader"]
-    found = steps[["way", "side", "median"]].merge(loaders[["side", "loader", "median"]], on="side", suffixes=("", "_loader"))
-    return found.assign(share=100 * found.median_loader / found["median"])
+    steps, loaders = frame[frame.kind == 'step'], frame[frame.kind == 'loader']
+    found = steps[['way', 'side', 'median']].merge(
+        loaders[['side', 'loader', 'median']], on='side', suffixes=('', '_loader')
+    )
+    return found.assign(share=100 * found.median_loader / found['median'])
 
+# %% ../../../nbs/show/tables/16_bench_data.ipynb #b38ec6ba
 def rate_table(frame: pd.DataFrame, hardware: str) -> GT:
     "Seconds per batch and images per second of every loader and every network."
-    lines = [dict(kind={"loader": "Loaders", "step": "Training steps"}[line.kind], way=line.way, seconds=seconds_text(line.median), n=str(line.n),
-                  spread=f"{seconds_text(line.low)} to {seconds_text(line.high)}", rate=f"{line.batch / line.median:,.0f}")
-             for line in frame.dropna(subset=["median"]).itertuples()]
-    table = GT(pd.DataFrame(lines, columns="kind way seconds spread n rate".split()), groupname_col="kind", id="data-rates").cols_label(
-        way="", seconds="median (s)", spread="range (s)", rate="images per second").cols_align("right", "seconds spread n rate".split())
-    size = f"batch {frame.batch.iloc[0]}" if len(frame) else "nothing yet"
-    return themed(table.tab_source_note(
-        f"On {hardware}: {size}, float32. A loader chooses, converts and varies a batch; a step is forward, margin loss, backward and Adam. "
-        "Images of 64×64 are read from a memory-mapped file. Candidates took turns, each in a process of its own."))
+    lines = [
+        dict(
+            kind={'loader': 'Loaders', 'step': 'Training steps'}[line.kind],
+            way=line.way,
+            seconds=seconds_text(line.median),
+            n=str(line.n),
+            spread=f'{seconds_text(line.low)} to {seconds_text(line.high)}',
+            rate=f'{line.batch / line.median:,.0f}',
+        )
+        for line in frame.dropna(subset=['median']).itertuples()
+    ]
+    table = (
+        GT(
+            pd.DataFrame(lines, columns='kind way seconds spread n rate'.split()),
+            groupname_col='kind',
+            id='data-rates',
+        )
+        .cols_label(way='', seconds='median (s)', spread='range (s)', rate='images per second')
+        .cols_align('right', 'seconds spread n rate'.split())
+    )
+    size = f'batch {frame.batch.iloc[0]}' if len(frame) else 'nothing yet'
+    return themed(
+        table.tab_source_note(
+            f'On {hardware}: {size}, float32. A loader chooses, converts and varies a batch; a '
+            'step is forward, margin loss, backward and Adam. '
+            'Images of 64×64 are read from a memory-mapped file. Candidates took turns, each in '
+            'a process of its own.'
+        )
+    )
 
+# %% ../../../nbs/show/tables/16_bench_data.ipynb #374776ef
 def share_table(frame: pd.DataFrame) -> GT:
     "Each loader's share of each network's step."
     found = shares(frame)
-    lines = [dict(way=way, **{line.loader: f"{line.share:.1f} %" for line in lines.itertuples()}) for way, lines in found.groupby("way", sort=False)]
-    table = GT(pd.DataFrame(lines, columns=["way", *data.AUGMENTATIONS]).fillna("–"), id="data-shares").cols_label(
-        way="", none="none", mild="mild (+)", strong="strong (++)").cols_align("right", list(data.AUGMENTATIONS))
-    return themed(table.tab_source_note("A loader's median over the step's, both for a batch of one size; they alternate, so this is what it adds."))
+    lines = [
+        dict(way=way, **{line.loader: f'{line.share:.1f} %' for line in lines.itertuples()})
+        for way, lines in found.groupby('way', sort=False)
+    ]
+    table = (
+        GT(pd.DataFrame(lines, columns=['way', *data.AUGMENTATIONS]).fillna('–'), id='data-shares')
+        .cols_label(way='', none='none', mild='mild (+)', strong='strong (++)')
+        .cols_align('right', list(data.AUGMENTATIONS))
+    )
+    return themed(
+        table.tab_source_note(
+            "A loader's median over the step's, both for a batch of one size; they alternate, so "
+            'this is what it adds.'
+        )
+    )
 
 # %% ../../../nbs/show/tables/16_bench_data.ipynb #b55839b3
-BOUND = 5.0      # percent of a training step
+BOUND = 5.0  # percent of a training step
+
 
 def verdict(frame: pd.DataFrame) -> Verdict:
     "For each network whether its dearest loader stays below the bound."
-    worst = shares(frame).sort_values("share").groupby("way", sort=False).last().reset_index()
-    worst = worst.set_index("way").reindex(frame.loc[frame.kind == "step", "way"]).reset_index()
-    lines = [dict(statement=f"{line.way}: less than {BOUND:g} % of a step",
-                  measured="–" if pd.isna(line.share) else f"{line.share:.1f} % ({line.loader})",
-                  verdict="not measured" if pd.isna(line.share) else "holds" if line.share < BOUND else "does not hold")
-             for line in worst.itertuples()]
-    if not lines: lines = [dict(statement=f"less than {BOUND:g} % of a step", measured="–", verdict="not measured")]
-    table = GT(pd.DataFrame(lines), id="data-verdict").cols_label(statement="The dearest loader of", measured="share", verdict="")
-    held = sum(line["verdict"] == "holds" for line in lines)
-    said = f"the loaders cost less than {BOUND:g} % of a step for {held} of {len(lines)} networks on this machine"
-    return Verdict(themed(table.cols_align("right", ["measured"])), said)
+    worst = shares(frame).sort_values('share').groupby('way', sort=False).last().reset_index()
+    worst = worst.set_index('way').reindex(frame.loc[frame.kind == 'step', 'way']).reset_index()
+    lines = [
+        dict(
+            statement=f'{line.way}: less than {BOUND:g} % of a step',
+            measured='–' if pd.isna(line.share) else f'{line.share:.1f} % ({line.loader})',
+            verdict='not measured'
+            if pd.isna(line.share)
+            else 'holds'
+            if line.share < BOUND
+            else 'does not hold',
+        )
+        for line in worst.itertuples()
+    ]
+    if not lines:
+        lines = [
+            dict(statement=f'less than {BOUND:g} % of a step', measured='–', verdict='not measured')
+        ]
+    table = GT(pd.DataFrame(lines), id='data-verdict').cols_label(
+        statement='The dearest loader of', measured='share', verdict=''
+    )
+    held = sum(line['verdict'] == 'holds' for line in lines)
+    said = (
+        f'the loaders cost less than {BOUND:g} % of a step for {held} of {len(lines)} '
+        'networks on this machine'
+    )
+    return Verdict(themed(table.cols_align('right', ['measured'])), said)
 
 # %% ../../../nbs/show/tables/16_bench_data.ipynb #573b3fbd
 class DataBench(Bench):
     "What `encapnet bench data` measured, as tables and figure."
+
     def __init__(self, profile: str, command: str, standing: Standing):
         super().__init__(profile, command, standing)
         self.frame = data_frame(standing.records)
 
-    def rates(self) -> GT: return rate_table(self.frame, self.hardware)
-    def shares(self) -> GT: return share_table(self.frame)
+    def rates(self) -> GT:
+        return rate_table(self.frame, self.hardware)
+
+    def shares(self) -> GT:
+        return share_table(self.frame)
+
     def figure(self) -> Figure:
         ran = self.frame[self.frame.n > 0]
-        return candidate_seconds(ran.assign(group=""), f"A batch brought, and a batch trained on; {self.hardware}")
-    def verdict(self) -> Verdict: return verdict(self.frame)
-    def tables(self) -> dict[str, Any]:
-        return {"Loaders and training steps, measured.": self.rates(), "The loader's share of a training step.": self.shares(),
-                "Loaders: what follows.": self.verdict()}
-    def figures(self) -> dict[str, Figure]: return dict(bench_data=self.figure())
-    def frames(self) -> dict[str, pd.DataFrame]: return dict(bench_data=self.frame.drop(columns="turns"))
+        return candidate_seconds(
+            ran.assign(group=''), f'A batch brought, and a batch trained on; {self.hardware}'
+        )
 
-def data_bench(profile: str = "quick", missing: str = "train", runs: str = "runs", reports: str = "reports", ledger: bool = False,
-               retrain: bool = False) -> DataBench:
-    "Collect the bench, measuring what is missing. `ledger=True` reads the committed ledger and measures nothing. Raises UsageError."
+    def verdict(self) -> Verdict:
+        return verdict(self.frame)
+
+    def tables(self) -> dict[str, Any]:
+        return {
+            'Loaders and training steps, measured.': self.rates(),
+            "The loader's share of a training step.": self.shares(),
+            'Loaders: what follows.': self.verdict(),
+        }
+
+    def figures(self) -> dict[str, Figure]:
+        return dict(bench_data=self.figure())
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        return dict(bench_data=self.frame.drop(columns='turns'))
+
+
+def data_bench(
+    profile: str = 'quick',
+    missing: str = 'train',
+    runs: str = 'runs',
+    reports: str = 'reports',
+    ledger: bool = False,
+    retrain: bool = False,
+) -> DataBench:
+    """Collect the bench, measuring what is missing. `ledger=True` reads the committed ledger and
+    measures nothing. Raises UsageError."""
     check_arguments(data_bench, given := locals())
-    return DataBench(*timed_candidates("bench_data", **given))
+    return DataBench(*timed_candidates('bench_data', **given))

@@ -23,124 +23,286 @@ from ...study.ledger import Record
 __all__ = ['WAYS', 'RULES', 'bench_frame', 'baseline', 'cost_table', 'largest_table', 'verdict', 'RoutingBench', 'routing_bench']
 
 # %% ../../../nbs/show/tables/13_bench_routing.ipynb #304e1d03
-WAYS = dict(reference="with votes", textbook="textbook loop", chunked="without votes", triton="without votes, fused")
+WAYS = dict(
+    reference='with votes',
+    textbook='textbook loop',
+    chunked='without votes',
+    triton='without votes, fused',
+)
+
 
 def bench_frame(records: list[Record]) -> pd.DataFrame:
-    "Records of the bench as a tidy frame: workload, way, sizes, seconds, bytes, operations of the whole batch."
+    """Records of the bench as a tidy frame: workload, way, sizes, seconds, bytes, operations of
+    the whole batch."""
     lines = []
     for record in records:
         config, found = SimpleNamespace(**record.config), record.outcome
-        workload = "DigitCaps" if config.positions == 1 else config.routing
-        lines.append(dict(workload=workload, backend=config.backend, way=WAYS[config.backend], higher=config.higher, batch=config.batch,
-                          lower=config.groups * config.positions, operations=found["operations"] * config.batch)
-                     | {name: found[name] for name in ("median", "low", "high", "n", "peak", "accounted")} | dict(roof=found.get("roof")))
-    columns = "workload backend way higher batch lower operations median low high n peak accounted roof".split()
+        workload = 'DigitCaps' if config.positions == 1 else config.routing
+        lines.append(
+            dict(
+                workload=workload,
+                backend=config.backend,
+                way=WAYS[config.backend],
+                higher=config.higher,
+                batch=config.batch,
+                lower=config.groups * config.positions,
+                operations=found['operations'] * config.batch,
+            )
+            | {name: found[name] for name in ('median', 'low', 'high', 'n', 'peak', 'accounted')}
+            | dict(roof=found.get('roof'))
+        )
+    columns = (
+        'workload backend way higher batch lower operations median low high n peak accounted roof'
+    ).split()
     frame = pd.DataFrame(lines, columns=columns)
-    return frame.astype({name: float for name in ("median", "low", "high", "peak", "accounted", "roof")})
+    return frame.astype(
+        {name: float for name in ('median', 'low', 'high', 'peak', 'accounted', 'roof')}
+    )
+
 
 def baseline(frame: pd.DataFrame, line) -> pd.Series | None:
     "The candidate with votes at the same size, if it was run."
-    same = frame[(frame.workload == line.workload) & (frame.higher == line.higher) & (frame.batch == line.batch)]
-    same = same[same.backend.isin(["reference", "textbook"])]
+    same = frame[
+        (frame.workload == line.workload)
+        & (frame.higher == line.higher)
+        & (frame.batch == line.batch)
+    ]
+    same = same[same.backend.isin(['reference', 'textbook'])]
     return None if same.empty or same.iloc[0].backend == line.backend else same.iloc[0]
 
 # %% ../../../nbs/show/tables/13_bench_routing.ipynb #742a5680
 def _ratio(before: float, after: float) -> str:
-    return "–" if pd.isna(before) or pd.isna(after) or not after else f"{before / after:,.3g}×"
+    return '–' if pd.isna(before) or pd.isna(after) or not after else f'{before / after:,.3g}×'
 
+# %% ../../../nbs/show/tables/13_bench_routing.ipynb #658fba05
 def cost_table(frame: pd.DataFrame, hardware: str) -> GT:
-    "Seconds and peak memory of every candidate, and the ratio to the one with votes at the same size."
+    """Seconds and peak memory of every candidate, and the ratio to the one with votes at the same
+    size."""
     lines = []
     for line in frame.itertuples():
         other, ran = baseline(frame, line), not pd.isna(line.median)
-        spread = f"<small>({seconds_text(line.low)} to {seconds_text(line.high)}; {line.n})</small>"
-        lines.append(dict(workload=line.workload, higher=f"{line.higher:,}", batch=str(line.batch), way=line.way,
-                          seconds=f"{seconds_text(line.median)} {spread}" if ran else "does not fit",
-                          roof=f"{100 * line.operations / line.median / line.roof:.0f} %" if ran and not pd.isna(line.roof) else "–",
-                          faster="–" if other is None else _ratio(other["median"], line.median),
-                          peak=bytes_text(line.peak) if ran else f"<i>{bytes_text(line.accounted)}</i>",
-                          smaller="–" if other is None else _ratio(other["peak"] if not pd.isna(other["peak"]) else other["accounted"], line.peak)))
-    columns = ["workload", "higher", "batch", "way", "seconds", "roof", "faster", "peak", "smaller"]
-    table = GT(pd.DataFrame(lines, columns=columns), id="bench-costs", groupname_col="workload").cols_label(
-        higher="J", way="", seconds="seconds (range; n)", roof="of the roof", faster="faster by", peak="peak memory", smaller="smaller by")
-    right = [name for name in columns if name not in ("workload", "way")]
-    table = table.fmt_passthrough(["seconds", "peak"], escape=False).cols_align("right", right)
-    table = table.tab_style(style.css("white-space: nowrap"), loc.body())
-    return themed(table.tab_source_note(
-        f"One forward and backward pass on {hardware}, float32, R = 3; medians, in parentheses the range over all turns and their number. "
-        "The roof is what large float32 matrix products reach in the same process; the share of it is by the model's operations per second. "
-        "Ratios are to routing with votes at the same size in the same run. Peak memory above weights and inputs, each candidate in a process of "
-        "its own; in italics by account, where that is more than 80 % of the memory that was free."))
+        spread = f'<small>({seconds_text(line.low)} to {seconds_text(line.high)}; {line.n})</small>'
+        lines.append(
+            dict(
+                workload=line.workload,
+                higher=f'{line.higher:,}',
+                batch=str(line.batch),
+                way=line.way,
+                seconds=f'{seconds_text(line.median)} {spread}' if ran else 'does not fit',
+                roof=f'{100 * line.operations / line.median / line.roof:.0f} %'
+                if ran and not pd.isna(line.roof)
+                else '–',
+                faster='–' if other is None else _ratio(other['median'], line.median),
+                peak=bytes_text(line.peak) if ran else f'<i>{bytes_text(line.accounted)}</i>',
+                smaller='–'
+                if other is None
+                else _ratio(
+                    other['peak'] if not pd.isna(other['peak']) else other['accounted'], line.peak
+                ),
+            )
+        )
+    columns = ['workload', 'higher', 'batch', 'way', 'seconds', 'roof', 'faster', 'peak', 'smaller']
+    table = GT(
+        pd.DataFrame(lines, columns=columns), id='bench-costs', groupname_col='workload'
+    ).cols_label(
+        higher='J',
+        way='',
+        seconds='seconds (range; n)',
+        roof='of the roof',
+        faster='faster by',
+        peak='peak memory',
+        smaller='smaller by',
+    )
+    right = [name for name in columns if name not in ('workload', 'way')]
+    table = table.fmt_passthrough(['seconds', 'peak'], escape=False).cols_align('right', right)
+    table = table.tab_style(style.css('white-space: nowrap'), loc.body())
+    return themed(
+        table.tab_source_note(
+            f'One forward and backward pass on {hardware}, float32, R = 3; medians, in '
+            'parentheses the range over all turns and their number. '
+            'The roof is what large float32 matrix products reach in the same process; the share '
+            "of it is by the model's operations per second. "
+            'Ratios are to routing with votes at the same size in the same run. Peak memory '
+            'above weights and inputs, each candidate in a process of '
+            'its own; in italics by account, where that is more than 80 % of the memory that was '
+            'free.'
+        )
+    )
 
+# %% ../../../nbs/show/tables/13_bench_routing.ipynb #bac086f5
 def largest_table(found: list[dict]) -> GT:
-    "The largest batch of the layer alone in 12 GiB, as `bench.routing.largest_batches` accounts for it, beside the paper's for the network."
-    frame = pd.DataFrame([dict(routing=line["routing"], way=WAYS[line["backend"]], batch=f"{line['batch']:,}",
-                               paper={"dynamic": "8", "em": "4"}[line["routing"]] if line["backend"] == "reference" else "–") for line in found])
-    table = GT(frame, id="bench-largest").cols_label(routing="routing", way="", batch="fits in 12 GiB", paper="paper, whole network")
-    return themed(table.cols_align("right", ["batch", "paper"]).tab_source_note(
-        "Table 1's layer (2,048 capsules of dimension 8 to 2,048 of dimension 16), forward and backward with weights and their gradients. Modelled, "
-        "along the account's line through batches 16 and 128: nothing was run, and at least so many fit. The fused kernels keep what the chunked "
-        "ones keep."))
+    """The largest batch of the layer alone in 12 GiB, as `bench.routing.largest_batches` accounts
+    for it, beside the paper's for the network."""
+    frame = pd.DataFrame(
+        [
+            dict(
+                routing=line['routing'],
+                way=WAYS[line['backend']],
+                batch=f'{line["batch"]:,}',
+                paper={'dynamic': '8', 'em': '4'}[line['routing']]
+                if line['backend'] == 'reference'
+                else '–',
+            )
+            for line in found
+        ]
+    )
+    table = GT(frame, id='bench-largest').cols_label(
+        routing='routing', way='', batch='fits in 12 GiB', paper='paper, whole network'
+    )
+    return themed(
+        table.cols_align('right', ['batch', 'paper']).tab_source_note(
+            "Table 1's layer (2,048 capsules of dimension 8 to 2,048 of dimension 16), forward "
+            'and backward with weights and their gradients. Modelled, '
+            "along the account's line through batches 16 and 128: nothing was run, and at least "
+            'so many fit. The fused kernels keep what the chunked '
+            'ones keep.'
+        )
+    )
 
 # %% ../../../nbs/show/tables/13_bench_routing.ipynb #bcaefb40
-RULES = (("dynamic routing, batch 4, at least 30 times faster than with votes", "dynamic", 2048, 4, "median", 30.0),
-         ("dynamic routing, batch 4, at least 25 times less memory", "dynamic", 2048, 4, "peak", 25.0),
-         ("EM routing, batch 4, at least 8 times faster", "em", 2048, 4, "median", 8.0),
-         ("EM routing, batch 4, at least 10 times less memory", "em", 2048, 4, "peak", 10.0),
-         ("DigitCaps, batch 128: at most 1.2 times the textbook's time", "DigitCaps", 10, 128, "median", 1 / 1.2),
-         ("DigitCaps, batch 128: no more memory than the textbook", "DigitCaps", 10, 128, "peak", 1 / 1.05))
+RULES = (
+    (
+        'dynamic routing, batch 4, at least 30 times faster than with votes',
+        'dynamic',
+        2048,
+        4,
+        'median',
+        30.0,
+    ),
+    ('dynamic routing, batch 4, at least 25 times less memory', 'dynamic', 2048, 4, 'peak', 25.0),
+    ('EM routing, batch 4, at least 8 times faster', 'em', 2048, 4, 'median', 8.0),
+    ('EM routing, batch 4, at least 10 times less memory', 'em', 2048, 4, 'peak', 10.0),
+    (
+        "DigitCaps, batch 128: at most 1.2 times the textbook's time",
+        'DigitCaps',
+        10,
+        128,
+        'median',
+        1 / 1.2,
+    ),
+    (
+        'DigitCaps, batch 128: no more memory than the textbook',
+        'DigitCaps',
+        10,
+        128,
+        'peak',
+        1 / 1.05,
+    ),
+)
 
-def _holds(yes: bool, measured: float) -> str: return "not measured" if pd.isna(measured) else "holds" if yes else "does not hold"
 
+def _holds(yes: bool, measured: float) -> str:
+    return 'not measured' if pd.isna(measured) else 'holds' if yes else 'does not hold'
+
+# %% ../../../nbs/show/tables/13_bench_routing.ipynb #dddca4a8
 def verdict(frame: pd.DataFrame) -> Verdict:
     "Each rule, what was measured, and whether it holds."
     lines = []
     for statement, workload, higher, batch, what, bound in RULES:
-        chosen = frame[(frame.workload == workload) & (frame.higher == higher) & (frame.batch == batch) & (frame.backend == "chunked")]
+        chosen = frame[
+            (frame.workload == workload)
+            & (frame.higher == higher)
+            & (frame.batch == batch)
+            & (frame.backend == 'chunked')
+        ]
         other = baseline(frame, chosen.iloc[0]) if len(chosen) else None
-        ratio = other[what] / chosen.iloc[0][what] if other is not None else float("nan")
-        lines.append(dict(statement=statement, measured="–" if pd.isna(ratio) else f"{ratio:,.3g}×", verdict=_holds(ratio >= bound, ratio)))
-    big = frame[(frame.workload == "dynamic") & (frame.higher == 2048) & (frame.batch == 128) & (frame.backend == "chunked")]
-    peak = big.iloc[0].peak if len(big) else float("nan")
-    lines.append(dict(statement="dynamic routing, batch 128: under the 3,961 MB of the paper's whole network at batch 8", measured=bytes_text(peak),
-                      verdict=_holds(peak < 3961e6, peak)))
-    table = GT(pd.DataFrame(lines), id="bench-verdict").cols_label(statement="without votes", measured="measured", verdict="")
-    table = themed(table.cols_align("right", ["measured"]).tab_source_note(
-        "Ratios of medians, with votes over without, in one interleaved run. “No more memory” allows for 5 % of noise of the resident set."))
-    counts = [line["verdict"] for line in lines]
-    return Verdict(table, f"{counts.count('holds')} of {len(lines)} statements about routing without votes hold on this machine")
+        ratio = other[what] / chosen.iloc[0][what] if other is not None else float('nan')
+        lines.append(
+            dict(
+                statement=statement,
+                measured='–' if pd.isna(ratio) else f'{ratio:,.3g}×',
+                verdict=_holds(ratio >= bound, ratio),
+            )
+        )
+    big = frame[
+        (frame.workload == 'dynamic')
+        & (frame.higher == 2048)
+        & (frame.batch == 128)
+        & (frame.backend == 'chunked')
+    ]
+    peak = big.iloc[0].peak if len(big) else float('nan')
+    lines.append(
+        dict(
+            statement="dynamic routing, batch 128: under the 3,961 MB of the paper's whole "
+            'network at batch 8',
+            measured=bytes_text(peak),
+            verdict=_holds(peak < 3961e6, peak),
+        )
+    )
+    table = GT(pd.DataFrame(lines), id='bench-verdict').cols_label(
+        statement='without votes', measured='measured', verdict=''
+    )
+    table = themed(
+        table.cols_align('right', ['measured']).tab_source_note(
+            'Ratios of medians, with votes over without, in one interleaved run. “No more '
+            'memory” allows for 5 % of noise of the resident set.'
+        )
+    )
+    counts = [line['verdict'] for line in lines]
+    return Verdict(
+        table,
+        f'{counts.count("holds")} of {len(lines)} statements about routing without votes hold on '
+        'this machine',
+    )
 
 # %% ../../../nbs/show/tables/13_bench_routing.ipynb #4705a130
 class RoutingBench(Bench):
     "What `encapnet bench routing` measured, as tables and figures."
+
     def __init__(self, profile: str, command: str, standing: Standing):
         super().__init__(profile, command, standing)
         self.frame = bench_frame(standing.records)
 
     def _over(self, size: str, label: str, what: str, **fixed) -> Figure:
-        chosen = self.frame[self.frame.workload == "dynamic"]
-        for name, value in fixed.items(): chosen = chosen[chosen[name] == value]
-        chosen = chosen.sort_values("way", key=lambda way: way.map(list(WAYS.values()).index))
-        return routing_costs(chosen.assign(size=chosen[size]), label, f"{what}, {self.hardware}")
+        chosen = self.frame[self.frame.workload == 'dynamic']
+        for name, value in fixed.items():
+            chosen = chosen[chosen[name] == value]
+        chosen = chosen.sort_values('way', key=lambda way: way.map(list(WAYS.values()).index))
+        return routing_costs(chosen.assign(size=chosen[size]), label, f'{what}, {self.hardware}')
 
-    def costs(self) -> GT: return cost_table(self.frame, self.hardware)
-    def over_higher(self) -> Figure: return self._over("higher", "higher capsules J", "Dynamic routing, batch 4", batch=4)
+    def costs(self) -> GT:
+        return cost_table(self.frame, self.hardware)
+
+    def over_higher(self) -> Figure:
+        return self._over('higher', 'higher capsules J', 'Dynamic routing, batch 4', batch=4)
+
     def over_batch(self) -> Figure:
-        full = self.frame[self.frame.workload != "DigitCaps"].lower.max()
-        return self._over("batch", "batch", f"Dynamic routing, J = {full:,.0f}", higher=full)
+        full = self.frame[self.frame.workload != 'DigitCaps'].lower.max()
+        return self._over('batch', 'batch', f'Dynamic routing, J = {full:,.0f}', higher=full)
+
     @cached_property
-    def _largest(self) -> list[dict[str, Any]]: return largest_batches()
+    def _largest(self) -> list[dict[str, Any]]:
+        return largest_batches()
 
-    def largest(self) -> GT: return largest_table(self._largest)
-    def verdict(self) -> Verdict: return verdict(self.frame)
+    def largest(self) -> GT:
+        return largest_table(self._largest)
+
+    def verdict(self) -> Verdict:
+        return verdict(self.frame)
+
     def tables(self) -> dict[str, Any]:
-        return {"Routing, measured.": self.costs(), "Routing: the largest batch of Table 1's layer.": self.largest(),
-                "Routing: what follows.": self.verdict()}
-    def figures(self) -> dict[str, Figure]: return {"bench_routing": self.over_higher(), "bench_routing-batch": self.over_batch()}
-    def frames(self) -> dict[str, pd.DataFrame]: return dict(bench_routing=self.frame)
+        return {
+            'Routing, measured.': self.costs(),
+            "Routing: the largest batch of Table 1's layer.": self.largest(),
+            'Routing: what follows.': self.verdict(),
+        }
 
-def routing_bench(profile: str = "quick", missing: str = "train", runs: str = "runs", reports: str = "reports", ledger: bool = False,
-                  retrain: bool = False) -> RoutingBench:
-    "Collect the bench, measuring what is missing. `ledger=True` reads the committed ledger and measures nothing. Raises UsageError."
+    def figures(self) -> dict[str, Figure]:
+        return {'bench_routing': self.over_higher(), 'bench_routing-batch': self.over_batch()}
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        return dict(bench_routing=self.frame)
+
+# %% ../../../nbs/show/tables/13_bench_routing.ipynb #fcf40bfb
+def routing_bench(
+    profile: str = 'quick',
+    missing: str = 'train',
+    runs: str = 'runs',
+    reports: str = 'reports',
+    ledger: bool = False,
+    retrain: bool = False,
+) -> RoutingBench:
+    """Collect the bench, measuring what is missing. `ledger=True` reads the committed ledger and
+    measures nothing. Raises UsageError."""
     check_arguments(routing_bench, given := locals())
-    return RoutingBench(*timed_candidates("bench_routing", **given))
+    return RoutingBench(*timed_candidates('bench_routing', **given))

@@ -20,76 +20,174 @@ from ...study.ledger import Record
 __all__ = ['WAYS', 'transport_frame', 'cost_table', 'verdict', 'TransportBench', 'transport_bench']
 
 # %% ../../../nbs/show/tables/14_bench_transport.ipynb #c42fc511
-WAYS = dict(ours="ours", textbook="textbook", pot="POT", geomloss="geomloss")
+WAYS = dict(ours='ours', textbook='textbook', pot='POT', geomloss='geomloss')
+
 
 def transport_frame(records: list[Record]) -> pd.DataFrame:
     "Records of the bench as a tidy frame, in the order of the candidates."
-    lines = [dict(backend=record.config["backend"], way=WAYS[record.config["backend"]], iterations=record.config.get("iterations", 10),
-                  **{name: record.config.get(name, usual) for name, usual in (("batch", 128), ("dim", 64))},
-                  **{name: record.outcome[name] for name in ("median", "low", "high", "n", "turns")}) for record in records]
-    frame = pd.DataFrame(lines, columns="backend way iterations batch dim median low high n turns".split())
-    return frame.sort_values(["iterations", "backend"], key=lambda column: column.map({name: n for n, name in enumerate(WAYS)}.get)
-                             if column.name == "backend" else column, ignore_index=True)
+    lines = [
+        dict(
+            backend=record.config['backend'],
+            way=WAYS[record.config['backend']],
+            iterations=record.config.get('iterations', 10),
+            **{
+                name: record.config.get(name, usual)
+                for name, usual in (('batch', 128), ('dim', 64))
+            },
+            **{name: record.outcome[name] for name in ('median', 'low', 'high', 'n', 'turns')},
+        )
+        for record in records
+    ]
+    frame = pd.DataFrame(
+        lines, columns='backend way iterations batch dim median low high n turns'.split()
+    )
+    return frame.sort_values(
+        ['iterations', 'backend'],
+        key=lambda column: (
+            column.map({name: n for n, name in enumerate(WAYS)}.get)
+            if column.name == 'backend'
+            else column
+        ),
+        ignore_index=True,
+    )
+
 
 def _ours(frame: pd.DataFrame, iterations: int) -> float:
-    same = frame[(frame.iterations == iterations) & (frame.backend == "ours")]
-    return same["median"].iloc[0] if len(same) else float("nan")
+    same = frame[(frame.iterations == iterations) & (frame.backend == 'ours')]
+    return same['median'].iloc[0] if len(same) else float('nan')
 
-def _milliseconds(seconds: float) -> str: return f"{1000 * seconds:,.0f}" if seconds >= 0.1 else f"{1000 * seconds:.3g}"
 
+def _milliseconds(seconds: float) -> str:
+    return f'{1000 * seconds:,.0f}' if seconds >= 0.1 else f'{1000 * seconds:.3g}'
+
+# %% ../../../nbs/show/tables/14_bench_transport.ipynb #fd6575da
 def cost_table(frame: pd.DataFrame, hardware: str) -> GT:
     "Seconds of every candidate, and how many times ours they are."
     lines = []
     for line in frame.itertuples():
         ratio = line.median / _ours(frame, line.iterations)
-        lines.append(dict(group=f"L = {line.iterations}", way=line.way, milliseconds=_milliseconds(line.median),
-                          spread=f"{_milliseconds(line.low)} to {_milliseconds(line.high)}", n=str(line.n),
-                          ratio="–" if line.backend == "ours" or pd.isna(ratio) else f"{ratio:.2f}×"))
-    table = GT(pd.DataFrame(lines, columns=["group", "way", "milliseconds", "spread", "n", "ratio"]), id="transport-costs", groupname_col="group")
-    table = table.cols_label(way="", milliseconds="median (ms)", spread="range (ms)", ratio="ours is faster by")
-    table = table.cols_align("right", ["milliseconds", "spread", "n", "ratio"]).tab_style(style.css("white-space: nowrap"), loc.body())
-    size = f"{frame.batch.iloc[0]} samples of {frame.dim.iloc[0]} features" if len(frame) else "nothing yet"
+        lines.append(
+            dict(
+                group=f'L = {line.iterations}',
+                way=line.way,
+                milliseconds=_milliseconds(line.median),
+                spread=f'{_milliseconds(line.low)} to {_milliseconds(line.high)}',
+                n=str(line.n),
+                ratio='–' if line.backend == 'ours' or pd.isna(ratio) else f'{ratio:.2f}×',
+            )
+        )
+    table = GT(
+        pd.DataFrame(lines, columns=['group', 'way', 'milliseconds', 'spread', 'n', 'ratio']),
+        id='transport-costs',
+        groupname_col='group',
+    )
+    table = table.cols_label(
+        way='', milliseconds='median (ms)', spread='range (ms)', ratio='ours is faster by'
+    )
+    table = table.cols_align('right', ['milliseconds', 'spread', 'n', 'ratio']).tab_style(
+        style.css('white-space: nowrap'), loc.body()
+    )
+    size = (
+        f'{frame.batch.iloc[0]} samples of {frame.dim.iloc[0]} features'
+        if len(frame)
+        else 'nothing yet'
+    )
     absent = [WAYS[name] for name in WAYS if name not in set(frame.backend)]
-    left = f" Not measured: {', '.join(absent)} (`pip install 'encapnet[bench]'` brings POT and geomloss)." if absent else ""
-    return themed(table.tab_source_note(
-        f"One divergence, forward and backward, on {hardware}: {size}, float32, log domain, cosine cost, ε = 1, no gradient through the plan. "
-        f"Candidates took turns, each in a process of its own.{left}"))
+    left = (
+        f" Not measured: {', '.join(absent)} (`pip install 'encapnet[bench]'` brings POT and "
+        'geomloss).'
+        if absent
+        else ''
+    )
+    return themed(
+        table.tab_source_note(
+            f'One divergence, forward and backward, on {hardware}: {size}, float32, log domain, '
+            'cosine cost, ε = 1, no gradient through the plan. '
+            f'Candidates took turns, each in a process of its own.{left}'
+        )
+    )
 
 # %% ../../../nbs/show/tables/14_bench_transport.ipynb #332753db
 def verdict(frame: pd.DataFrame, bound: float = 2.0) -> Verdict:
     "Each rule, what was measured, and whether it holds."
     lines = []
     for iterations in (10, 100):
-        others = frame[(frame.iterations == iterations) & frame.backend.isin(["pot", "geomloss"])]
-        fastest = others.loc[others["median"].idxmin()] if len(others) else None
-        ratio = float("nan") if fastest is None else fastest["median"] / _ours(frame, iterations)
-        judged = "not measured" if pd.isna(ratio) or len(others) < 2 else "holds" if ratio >= bound else "does not hold"
-        lines.append(dict(statement=f"L = {iterations}: at least {bound:g} times as fast as the faster of POT and geomloss",
-                          measured="–" if pd.isna(ratio) else f"{ratio:.2f}× ({fastest.way})", verdict=judged))
-    table = GT(pd.DataFrame(lines), id="transport-verdict").cols_label(statement="Sinkhorn divergence", measured="measured", verdict="")
-    held = sum(line["verdict"] == "holds" for line in lines)
-    said = f"{held} of {len(lines)} statements about the Sinkhorn divergence hold on this machine"
-    return Verdict(themed(table.cols_align("right", ["measured"]).tab_source_note("Ratios of medians in one interleaved run.")), said)
+        others = frame[(frame.iterations == iterations) & frame.backend.isin(['pot', 'geomloss'])]
+        fastest = others.loc[others['median'].idxmin()] if len(others) else None
+        ratio = float('nan') if fastest is None else fastest['median'] / _ours(frame, iterations)
+        judged = (
+            'not measured'
+            if pd.isna(ratio) or len(others) < 2
+            else 'holds'
+            if ratio >= bound
+            else 'does not hold'
+        )
+        lines.append(
+            dict(
+                statement=f'L = {iterations}: at least {bound:g} times as fast as the faster of '
+                'POT and geomloss',
+                measured='–' if pd.isna(ratio) else f'{ratio:.2f}× ({fastest.way})',
+                verdict=judged,
+            )
+        )
+    table = GT(pd.DataFrame(lines), id='transport-verdict').cols_label(
+        statement='Sinkhorn divergence', measured='measured', verdict=''
+    )
+    held = sum(line['verdict'] == 'holds' for line in lines)
+    said = f'{held} of {len(lines)} statements about the Sinkhorn divergence hold on this machine'
+    return Verdict(
+        themed(
+            table.cols_align('right', ['measured']).tab_source_note(
+                'Ratios of medians in one interleaved run.'
+            )
+        ),
+        said,
+    )
 
 # %% ../../../nbs/show/tables/14_bench_transport.ipynb #4828406d
 class TransportBench(Bench):
     "What `encapnet bench transport` measured, as table and figure."
+
     def __init__(self, profile: str, command: str, standing: Standing):
         super().__init__(profile, command, standing)
         self.frame = transport_frame(standing.records)
 
-    def costs(self) -> GT: return cost_table(self.frame, self.hardware)
-    def figure(self) -> Figure:
-        frame = self.frame.assign(group=[f"L = {iterations}" for iterations in self.frame.iterations])
-        return candidate_seconds(frame, f"One Sinkhorn divergence, forward and backward, {self.hardware}")
-    def verdict(self) -> Verdict: return verdict(self.frame)
-    def tables(self) -> dict[str, Any]:
-        return {"The Sinkhorn divergence, measured.": self.costs(), "The Sinkhorn divergence: what follows.": self.verdict()}
-    def figures(self) -> dict[str, Figure]: return dict(bench_transport=self.figure())
-    def frames(self) -> dict[str, pd.DataFrame]: return dict(bench_transport=self.frame.drop(columns="turns"))
+    def costs(self) -> GT:
+        return cost_table(self.frame, self.hardware)
 
-def transport_bench(profile: str = "quick", missing: str = "train", runs: str = "runs", reports: str = "reports", ledger: bool = False,
-                    retrain: bool = False) -> TransportBench:
-    "Collect the bench, measuring what is missing. `ledger=True` reads the committed ledger and measures nothing. Raises UsageError."
+    def figure(self) -> Figure:
+        frame = self.frame.assign(
+            group=[f'L = {iterations}' for iterations in self.frame.iterations]
+        )
+        return candidate_seconds(
+            frame, f'One Sinkhorn divergence, forward and backward, {self.hardware}'
+        )
+
+    def verdict(self) -> Verdict:
+        return verdict(self.frame)
+
+    def tables(self) -> dict[str, Any]:
+        return {
+            'The Sinkhorn divergence, measured.': self.costs(),
+            'The Sinkhorn divergence: what follows.': self.verdict(),
+        }
+
+    def figures(self) -> dict[str, Figure]:
+        return dict(bench_transport=self.figure())
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        return dict(bench_transport=self.frame.drop(columns='turns'))
+
+
+def transport_bench(
+    profile: str = 'quick',
+    missing: str = 'train',
+    runs: str = 'runs',
+    reports: str = 'reports',
+    ledger: bool = False,
+    retrain: bool = False,
+) -> TransportBench:
+    """Collect the bench, measuring what is missing. `ledger=True` reads the committed ledger and
+    measures nothing. Raises UsageError."""
     check_arguments(transport_bench, given := locals())
-    return TransportBench(*timed_candidates("bench_transport", **given))
+    return TransportBench(*timed_candidates('bench_transport', **given))

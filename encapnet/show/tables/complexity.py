@@ -16,30 +16,82 @@ __all__ = ['parameter_table', 'reduction_table', 'kept_table']
 # %% ../../../nbs/show/tables/11_complexity.ipynb #bd666a24
 def parameter_table() -> GT:
     "Table 1's parameter column: exact counts, MiB, four times MiB, and what was printed."
-    lines = [{"row": entry.label, "network": EXPERIMENTS["table1"][row].title, "count": f"{entry.parameters:,}",
-              "mib": f"{paper.mib(entry.parameters):.4f}",
-              "four": f"{4 * paper.mib(entry.parameters):.2f}", "printed": f"{entry.parameters_mb:.2f}",
-              "ratio": f"{entry.parameters_mb / paper.mib(entry.parameters):.3f}"} for row, entry in paper.TABLE1.items()]
-    table = GT(pd.DataFrame(lines), id="parameters").cols_label(row="", network="network", count="parameters", mib="MiB", four="4 × MiB",
-                                                                printed="paper, “Mb”", ratio="paper / MiB")
-    return themed(table.cols_align("right", ["count", "mib", "four", "printed", "ratio"]).tab_source_note(
-        "(a), (b) and (e) agree to the digit when the MiB are cut after two decimals before they are multiplied; (c) is probably "
-        "a misprint of 24.04; for (f) no natural build gives the printed number."))
+    lines = [
+        {
+            'row': entry.label,
+            'network': EXPERIMENTS['table1'][row].title,
+            'count': f'{entry.parameters:,}',
+            'mib': f'{paper.mib(entry.parameters):.4f}',
+            'four': f'{4 * paper.mib(entry.parameters):.2f}',
+            'printed': f'{entry.parameters_mb:.2f}',
+            'ratio': f'{entry.parameters_mb / paper.mib(entry.parameters):.3f}',
+        }
+        for row, entry in paper.TABLE1.items()
+    ]
+    table = GT(pd.DataFrame(lines), id='parameters').cols_label(
+        row='',
+        network='network',
+        count='parameters',
+        mib='MiB',
+        four='4 × MiB',
+        printed='paper, “Mb”',
+        ratio='paper / MiB',
+    )
+    return themed(
+        table.cols_align('right', ['count', 'mib', 'four', 'printed', 'ratio']).tab_source_note(
+            '(a), (b) and (e) agree to the digit when the MiB are cut after two decimals before '
+            'they are multiplied; (c) is probably '
+            'a misprint of 24.04; for (f) no natural build gives the printed number.'
+        )
+    )
 
+# %% ../../../nbs/show/tables/11_complexity.ipynb #e20c3533
 def reduction_table(built: dict[str, int]) -> GT:
-    "Sec. 3.1's two factors: by algebra, and of the networks as built (`bench.account.built_sizes`)."
+    """Sec. 3.1's two factors: by algebra, and of the networks as built
+    (`bench.account.built_sizes`)."""
     by_algebra = paper.reduction_factors()
-    rows = [("transform (step one)", paper.TRANSFORM, "n₂ / 2", by_algebra[0], built["mappings"]),
-            ("routing coefficients (step two)", paper.COEFFICIENTS, "S⁴ / d₂", by_algebra[1], built["coefficients"])]
-    lines = [{"what": what, "capnet": f"{count:,}", "formula": formula, "algebra": f"{factor:,.0f}×", "implied": f"{count / factor:,.0f}",
-              "built": f"{ours:,}", "ratio": f"{count / ours:,.1f}×"} for what, count, formula, factor, ours in rows]
-    table = GT(pd.DataFrame(lines), id="reductions").cols_label(what="", capnet="CapNet (a)", formula="formula", algebra="paper's factor",
-                                                                implied="would leave", built="row (f) as built", ratio="factor as built")
-    return themed(table.cols_align("right", ["capnet", "algebra", "implied", "built", "ratio"]))
+    rows = [
+        ('transform (step one)', paper.TRANSFORM, 'n₂ / 2', by_algebra[0], built['mappings']),
+        (
+            'routing coefficients (step two)',
+            paper.COEFFICIENTS,
+            'S⁴ / d₂',
+            by_algebra[1],
+            built['coefficients'],
+        ),
+    ]
+    lines = [
+        {
+            'what': what,
+            'capnet': f'{count:,}',
+            'formula': formula,
+            'algebra': f'{factor:,.0f}×',
+            'implied': f'{count / factor:,.0f}',
+            'built': f'{ours:,}',
+            'ratio': f'{count / ours:,.1f}×',
+        }
+        for what, count, formula, factor, ours in rows
+    ]
+    table = GT(pd.DataFrame(lines), id='reductions').cols_label(
+        what='',
+        capnet='CapNet (a)',
+        formula='formula',
+        algebra="paper's factor",
+        implied='would leave',
+        built='row (f) as built',
+        ratio='factor as built',
+    )
+    return themed(table.cols_align('right', ['capnet', 'algebra', 'implied', 'built', 'ratio']))
+
 
 def kept_table(frame: pd.DataFrame) -> GT:
     "The memory model beside what autograd kept (`bench.account.kept_over_higher`)."
-    shown = frame.assign(model=frame.model.map(bytes_text), ratio=(frame.kept / frame.model).map("{:.3f}".format), kept=frame.kept.map(bytes_text))
-    table = GT(shown, id="kept", groupname_col="backend").cols_label(higher="higher capsules J", model="model", kept="kept by autograd",
-                                                                   ratio="kept / model")
-    return themed(table.cols_align("right", ["higher", "model", "kept", "ratio"]))
+    shown = frame.assign(
+        model=frame.model.map(bytes_text),
+        ratio=(frame.kept / frame.model).map('{:.3f}'.format),
+        kept=frame.kept.map(bytes_text),
+    )
+    table = GT(shown, id='kept', groupname_col='backend').cols_label(
+        higher='higher capsules J', model='model', kept='kept by autograd', ratio='kept / model'
+    )
+    return themed(table.cols_align('right', ['higher', 'model', 'kept', 'ratio']))

@@ -26,94 +26,218 @@ __all__ = ['SHOWN', 'TABLES', 'cost_frame', 'stretch_errors', 'cost_table', 'str
 
 # %% ../../../nbs/show/tables/12_costs.ipynb #a6637844
 SHOWN = tuple(name for name, profile in PROFILES.items() if profile.in_ledger)
-TABLES = ("table1", "softmax_axis", "table3_left", "table3_right")
+TABLES = ('table1', 'softmax_axis', 'table3_left', 'table3_right')
+
 
 def _plans(tables: Iterable[str]) -> list[tuple[str, str, str, RunConfig]]:
     "Experiment, row, profile, configuration; each row where it is at home."
-    places = {(row.home or experiment, name) for experiment in tables for name, row in EXPERIMENTS[experiment].items()}
+    places = {
+        (row.home or experiment, name)
+        for experiment in tables
+        for name, row in EXPERIMENTS[experiment].items()
+    }
     order = {name: number for number, name in enumerate(EXPERIMENTS)}
-    return [(experiment, name, profile, plan(experiment, profile, {find_profile(profile).datasets[0]: "0" * 64}, 1, [name])[0])
-            for experiment, name in sorted(places, key=lambda place: (order[place[0]], list(EXPERIMENTS[place[0]]).index(place[1])))
-            for profile in SHOWN]
+    return [
+        (
+            experiment,
+            name,
+            profile,
+            plan(experiment, profile, {find_profile(profile).datasets[0]: '0' * 64}, 1, [name])[0],
+        )
+        for experiment, name in sorted(
+            places, key=lambda place: (order[place[0]], list(EXPERIMENTS[place[0]]).index(place[1]))
+        )
+        for profile in SHOWN
+    ]
 
-def cost_frame(records: list[Record], device: str = "", tables: Iterable[str] = TABLES) -> pd.DataFrame:
-    "experiment, row, profile, work, seconds, n (0: stretched), basis: the profile that a stretched time comes from; of one device, or the commonest."
-    timed = [dict(key=r.key, experiment=r.experiment, row=r.row, profile=r.config["profile"], device=r.provenance["device"],
-                  seconds=r.provenance.get("seconds")) for r in records if "profile" in r.config and r.provenance.get("seconds")]
-    frame = pd.DataFrame(timed, columns="key experiment row profile device seconds".split()).drop_duplicates(["key", "device"], keep="last")
-    device = device or next(iter(frame.device.mode()), "")
-    known = frame[frame.device == device].groupby(["experiment", "row", "profile"]).seconds.agg(["median", "size"])
+# %% ../../../nbs/show/tables/12_costs.ipynb #681a2b23
+def cost_frame(
+    records: list[Record], device: str = '', tables: Iterable[str] = TABLES
+) -> pd.DataFrame:
+    """experiment, row, profile, work, seconds, n (0: stretched), basis: the profile that a
+    stretched time comes from; of one device, or the commonest."""
+    timed = [
+        dict(
+            key=r.key,
+            experiment=r.experiment,
+            row=r.row,
+            profile=r.config['profile'],
+            device=r.provenance['device'],
+            seconds=r.provenance.get('seconds'),
+        )
+        for r in records
+        if 'profile' in r.config and r.provenance.get('seconds')
+    ]
+    frame = pd.DataFrame(
+        timed, columns='key experiment row profile device seconds'.split()
+    ).drop_duplicates(['key', 'device'], keep='last')
+    device = device or next(iter(frame.device.mode()), '')
+    known = (
+        frame[frame.device == device]
+        .groupby(['experiment', 'row', 'profile'])
+        .seconds.agg(['median', 'size'])
+    )
     lines = []
     for experiment, row, profile, config in _plans(tables):
-        lines.append(dict(experiment=experiment, row=row, profile=profile, work=work(config), seconds=math.nan, n=0, basis="", device=device))
+        lines.append(
+            dict(
+                experiment=experiment,
+                row=row,
+                profile=profile,
+                work=work(config),
+                seconds=math.nan,
+                n=0,
+                basis='',
+                device=device,
+            )
+        )
         if (place := (experiment, row, profile)) in known.index:
-            lines[-1] |= dict(seconds=known.loc[place, "median"], n=int(known.loc[place, "size"]), basis=profile)
+            lines[-1] |= dict(
+                seconds=known.loc[place, 'median'], n=int(known.loc[place, 'size']), basis=profile
+            )
     frame = pd.DataFrame(lines)
-    for _, same in frame.groupby(["experiment", "row"]):
+    for _, same in frame.groupby(['experiment', 'row']):
         have = same[same.n > 0]
         for line in same[same.n == 0].itertuples() if len(have) else ():
             nearest = have.loc[(have.work / line.work).map(math.log).abs().idxmin()]
-            frame.loc[line.Index, ["seconds", "basis"]] = nearest.seconds * line.work / nearest.work, nearest.profile
+            frame.loc[line.Index, ['seconds', 'basis']] = (
+                nearest.seconds * line.work / nearest.work,
+                nearest.profile,
+            )
     return frame
 
 # %% ../../../nbs/show/tables/12_costs.ipynb #c88c9eed
 def stretch_errors(frame: pd.DataFrame) -> pd.DataFrame:  # experiment, row, of, by, ratio
-    "Rows trained in two profiles: by how much the time stretched from the smaller one misses the larger one's (predicted over measured)."
+    """Rows trained in two profiles: by how much the time stretched from the smaller one misses
+    the larger one's (predicted over measured)."""
     lines = []
-    for (experiment, row), same in frame[frame.n > 0].sort_values("work").groupby(["experiment", "row"], sort=False):
+    for (experiment, row), same in (
+        frame[frame.n > 0].sort_values('work').groupby(['experiment', 'row'], sort=False)
+    ):
         for small, large in zip(same.itertuples(), same.iloc[1:].itertuples()):
-            lines.append(dict(experiment=experiment, row=row, of=large.profile, by=small.profile,
-                              ratio=small.seconds * large.work / small.work / large.seconds))
-    return pd.DataFrame(lines, columns="experiment row of by ratio".split())
+            lines.append(
+                dict(
+                    experiment=experiment,
+                    row=row,
+                    of=large.profile,
+                    by=small.profile,
+                    ratio=small.seconds * large.work / small.work / large.seconds,
+                )
+            )
+    return pd.DataFrame(lines, columns='experiment row of by ratio'.split())
 
 # %% ../../../nbs/show/tables/12_costs.ipynb #91bb7b41
 def cost_table(frame: pd.DataFrame, teraflops: float) -> GT:
     "A line for each row, a column for each profile; stretched times are marked."
     lines = []
-    for (experiment, row), same in frame.groupby(["experiment", "row"], sort=False):
-        cells = {line.profile: "≈ " * (not line.n and not pd.isna(line.seconds)) + duration_text(line.seconds) for line in same.itertuples()}
-        whole = same.set_index("profile").work["paper"]
-        lines.append(dict(experiment=experiment, row=row, **cells, work=f"{whole / 1e15:,.0f}",
-                          hours=duration_text(whole / 1e12 / teraflops)))
-    table = GT(pd.DataFrame(lines, columns=["experiment", "row", *SHOWN, "work", "hours"]), groupname_col="experiment", id="costs").cols_label(
-        row="", work="paper, 10¹⁵ operations", hours=f"paper, at {teraflops:g} TFLOP/s").cols_align("right", [*SHOWN, "work", "hours"])
-    device = next(iter(frame.device), "") or "no machine yet"
-    return themed(table.tab_spanner(f"one run on {machine(device)}", list(SHOWN)).tab_source_note(
-        "From the ledger, median over seeds; ≈ stretched by operations from the nearest profile that was trained. Data: each profile's "
-        f"first data set. The last column is no measurement: it divides the operations by {teraflops:g} TFLOP/s, which is an assumption about a "
-        "device; set the page's parameter to yours."))
+    for (experiment, row), same in frame.groupby(['experiment', 'row'], sort=False):
+        cells = {
+            line.profile: '≈ ' * (not line.n and not pd.isna(line.seconds))
+            + duration_text(line.seconds)
+            for line in same.itertuples()
+        }
+        whole = same.set_index('profile').work['paper']
+        lines.append(
+            dict(
+                experiment=experiment,
+                row=row,
+                **cells,
+                work=f'{whole / 1e15:,.0f}',
+                hours=duration_text(whole / 1e12 / teraflops),
+            )
+        )
+    table = (
+        GT(
+            pd.DataFrame(lines, columns=['experiment', 'row', *SHOWN, 'work', 'hours']),
+            groupname_col='experiment',
+            id='costs',
+        )
+        .cols_label(row='', work='paper, 10¹⁵ operations', hours=f'paper, at {teraflops:g} TFLOP/s')
+        .cols_align('right', [*SHOWN, 'work', 'hours'])
+    )
+    device = next(iter(frame.device), '') or 'no machine yet'
+    return themed(
+        table.tab_spanner(f'one run on {machine(device)}', list(SHOWN)).tab_source_note(
+            'From the ledger, median over seeds; ≈ stretched by operations from the nearest '
+            "profile that was trained. Data: each profile's "
+            'first data set. The last column is no measurement: it divides the operations by '
+            f'{teraflops:g} TFLOP/s, which is an assumption about a '
+            "device; set the page's parameter to yours."
+        )
+    )
 
+# %% ../../../nbs/show/tables/12_costs.ipynb #59bdd14d
 def stretch_note(frame: pd.DataFrame) -> str:
     "How far to trust what is stretched, in a sentence."
     errors = stretch_errors(frame)
-    if errors.empty: return "No row was trained in two profiles on this machine: how far stretched times are off is not known."
-    named = ", ".join(f"{line.experiment}/{line.row} ({line.of} by {line.by}): {line.ratio:.1f}" for line in errors.itertuples())
-    return f"Stretched over measured, where a row was trained in two profiles: {named}."
+    if errors.empty:
+        return (
+            'No row was trained in two profiles on this machine: how far stretched times are '
+            'off is not known.'
+        )
+    named = ', '.join(
+        f'{line.experiment}/{line.row} ({line.of} by {line.by}): {line.ratio:.1f}'
+        for line in errors.itertuples()
+    )
+    return f'Stretched over measured, where a row was trained in two profiles: {named}.'
 
 # %% ../../../nbs/show/tables/12_costs.ipynb #1246fc44
 class Costs(Study):
     "What rows cost, from a ledger."
-    def __init__(self, profile: str, command: str, standings: list[Standing], device: str, teraflops: float):
+
+    def __init__(
+        self, profile: str, command: str, standings: list[Standing], device: str, teraflops: float
+    ):
         self.profile, self.command, self.teraflops = find_profile(profile), command, teraflops
-        self.frame = cost_frame([record for standing in standings for record in standing.records], device)
-        self.standings = [_of_device(standing, next(iter(self.frame.device), "")) for standing in standings]
+        self.frame = cost_frame(
+            [record for standing in standings for record in standing.records], device
+        )
+        self.standings = [
+            _of_device(standing, next(iter(self.frame.device), '')) for standing in standings
+        ]
 
-    def table(self) -> GT: return cost_table(self.frame, self.teraflops)
-    def note(self) -> str: return stretch_note(self.frame)
-    def tables(self) -> dict[str, GT]: return {"What one run of each row takes.": self.table()}
-    def frames(self) -> dict[str, pd.DataFrame]: return dict(costs=self.frame)
+    def table(self) -> GT:
+        return cost_table(self.frame, self.teraflops)
 
-def costs(profile: str = "quick", reports: str = "reports", device: str = "", teraflops: float = 10.0) -> Costs:
+    def note(self) -> str:
+        return stretch_note(self.frame)
+
+    def tables(self) -> dict[str, GT]:
+        return {'What one run of each row takes.': self.table()}
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        return dict(costs=self.frame)
+
+
+def costs(
+    profile: str = 'quick', reports: str = 'reports', device: str = '', teraflops: float = 10.0
+) -> Costs:
     "Read the ledger. Raises UsageError for a device that is not in it or a rate that is none."
     check_arguments(costs, locals())
     find_profile(profile)
-    if not 0 < teraflops < math.inf: raise UsageError(f"teraflops must be a positive number, got {teraflops:g}")
-    standings = [from_ledger(experiment, reports, "*", needed=False).at_home(experiment) for experiment in TABLES]
-    known = sorted({record.provenance["device"] for standing in standings for record in standing.records})
-    if device and device not in known: raise UsageError(f"nothing was trained on {device!r}; expected one of: {', '.join(known) or 'nothing'}")
-    return Costs(profile, f"encapnet reproduce costs --profile {profile}", standings, device, teraflops)
+    if not 0 < teraflops < math.inf:
+        raise UsageError(f'teraflops must be a positive number, got {teraflops:g}')
+    standings = [
+        from_ledger(experiment, reports, '*', needed=False).at_home(experiment)
+        for experiment in TABLES
+    ]
+    known = sorted(
+        {record.provenance['device'] for standing in standings for record in standing.records}
+    )
+    if device and device not in known:
+        raise UsageError(
+            f'nothing was trained on {device!r}; expected one of: {", ".join(known) or "nothing"}'
+        )
+    return Costs(
+        profile, f'encapnet reproduce costs --profile {profile}', standings, device, teraflops
+    )
 
+# %% ../../../nbs/show/tables/12_costs.ipynb #cf2f6a4c
 def _of_device(standing: Standing, device: str) -> Standing:
     "The last record of each run on a device; others have no time on the page."
-    chosen = {entry[1].key: entry for entry in standing.values() if entry[1].provenance["device"] == device}
+    chosen = {
+        entry[1].key: entry
+        for entry in standing.values()
+        if entry[1].provenance['device'] == device
+    }
     return Standing(chosen, standing.asked, standing.notes, standing.sources)

@@ -31,285 +31,612 @@ __all__ = ['HEADINGS', 'TOPICS', 'EFFECTS', 'Deviation', 'notebooks_folder', 're
            'check_effects', 'Found', 'consulted', 'measure', 'effect_text', 'Deviations', 'deviations']
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #5b7aefbf
-HEADINGS = ("what", "the paper says", "the released code does", "we do", "why")
+HEADINGS = ('what', 'the paper says', 'the released code does', 'we do', 'why')
+
 
 class Deviation(NamedTuple):
     "One line of a notebook's table; cells are Markdown, with mathematics."
-    notebook: str   # path below nbs/, without suffix
-    title: str      # of the notebook
+
+    notebook: str  # path below nbs/, without suffix
+    title: str  # of the notebook
     what: str
     paper: str
     released: str
     ours: str
     why: str
 
+
 def _cells(line: str, where: str) -> list[str]:
     "The cells of one line of a table. A bar in a cell is written with a backslash."
-    found = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())]
-    if len(found) > 2 and not found[0] and not found[-1]: return found[1:-1]
-    raise StudyError(f"{where}: a line of a table begins and ends with a bar, got {line.strip()[:60]!r}")
+    found = [cell.strip() for cell in re.split(r'(?<!\\)\|', line.strip())]
+    if len(found) > 2 and not found[0] and not found[-1]:
+        return found[1:-1]
+    raise StudyError(
+        f'{where}: a line of a table begins and ends with a bar, got {line.strip()[:60]!r}'
+    )
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #fe49c4f9
 def _table(text: str, where: str) -> list[list[str]]:
     "The lines of the one table below the heading. StudyError if it has another form."
-    lines = text.split("\n")
-    start = next(number for number, line in enumerate(lines) if re.match(r"#+ .*\bdeviations?\b", line, re.IGNORECASE))
-    here = f"{where}, line {start + 1}"
-    if lines[start].strip() != "## Deviations": raise StudyError(f"{here}: expected the heading '## Deviations', got {lines[start]!r}")
-    table = [(f"{where}, line {number + 1}", line) for number, line in enumerate(lines) if number > start and line.strip().startswith("|")]
-    if len(table) < 3: raise StudyError(f"{here}: no table below the heading '## Deviations'")
+    lines = text.split('\n')
+    start = next(
+        number
+        for number, line in enumerate(lines)
+        if re.match(r'#+ .*\bdeviations?\b', line, re.IGNORECASE)
+    )
+    here = f'{where}, line {start + 1}'
+    if lines[start].strip() != '## Deviations':
+        raise StudyError(f"{here}: expected the heading '## Deviations', got {lines[start]!r}")
+    table = [
+        (f'{where}, line {number + 1}', line)
+        for number, line in enumerate(lines)
+        if number > start and line.strip().startswith('|')
+    ]
+    if len(table) < 3:
+        raise StudyError(f"{here}: no table below the heading '## Deviations'")
     found = [(place, _cells(line, place)) for place, line in table]
     top, headings = found[0]
     for heading in headings:
-        if heading not in HEADINGS: raise StudyError(f"{top}: unknown heading {heading!r}; {nearest(heading, HEADINGS)}")
-    if tuple(headings) != HEADINGS: raise StudyError(f"{top}: expected the headings {', '.join(HEADINGS)}, got {', '.join(headings)}")
+        if heading not in HEADINGS:
+            raise StudyError(f'{top}: unknown heading {heading!r}; {nearest(heading, HEADINGS)}')
+    if tuple(headings) != HEADINGS:
+        raise StudyError(
+            f'{top}: expected the headings {", ".join(HEADINGS)}, got {", ".join(headings)}'
+        )
     for place, cells in found[1:]:
-        if len(cells) != len(HEADINGS): raise StudyError(f"{place}: expected {len(HEADINGS)} cells, got {len(cells)}")
+        if len(cells) != len(HEADINGS):
+            raise StudyError(f'{place}: expected {len(HEADINGS)} cells, got {len(cells)}')
     for place, cells in found[2:]:
-        if "" in cells: raise StudyError(f"{place}: the cell {HEADINGS[cells.index('')]!r} of {cells[0]!r} is empty")
-        if sum(other[0] == cells[0] for _, other in found[2:]) > 1: raise StudyError(f"{place}: {cells[0]!r} is there twice")
-    if not all(re.fullmatch(":?-+:?", cell) for cell in found[1][1]): raise StudyError(f"{found[1][0]}: expected the rule below the headings")
+        if '' in cells:
+            raise StudyError(
+                f'{place}: the cell {HEADINGS[cells.index("")]!r} of {cells[0]!r} is empty'
+            )
+        if sum(other[0] == cells[0] for _, other in found[2:]) > 1:
+            raise StudyError(f'{place}: {cells[0]!r} is there twice')
+    if not all(re.fullmatch(':?-+:?', cell) for cell in found[1][1]):
+        raise StudyError(f'{found[1][0]}: expected the rule below the headings')
     return [cells for _, cells in found[2:]]
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #8b3e7e68
 TOPICS: dict[str, tuple[str, ...]] = {
-    "Capsules and routing": ("nn/03_routing", "nn/01_losses"),
-    "Layers and networks": ("nn/04_layers", "nn/07_networks", "nn/06b_baselines"),
-    "Transport and feedback": ("nn/05_transport", "nn/06_feedback"),
-    "Data": ("03_data", "05_himagenet"),
-    "Training": ("study/02_profiles", "04_training", "06_distributed"),
-    "Measures and figures": ("nn/08_trace", "bench/02_costs", "show/tables/04_fig1", "show/tables/05_fig3")}
+    'Capsules and routing': ('nn/03_routing', 'nn/01_losses'),
+    'Layers and networks': ('nn/04_layers', 'nn/07_networks', 'nn/06b_baselines'),
+    'Transport and feedback': ('nn/05_transport', 'nn/06_feedback'),
+    'Data': ('03_data', '05_himagenet'),
+    'Training': ('study/02_profiles', '04_training', '06_distributed'),
+    'Measures and figures': (
+        'nn/08_trace',
+        'bench/02_costs',
+        'show/tables/04_fig1',
+        'show/tables/05_fig3',
+    ),
+}
+
 
 def notebooks_folder() -> Path:
     "nbs/ of the repository that this is run in. Raises UsageError outside of one."
-    return clone()/"nbs"
+    return clone() / 'nbs'
 
-def read_deviations(notebook: Path,   # its path
-                    folder: Path,     # nbs/
-                   ) -> list[Deviation]:  # none if it has no such table
-    "The deviations that a notebook ends with. StudyError, with notebook, cell and line, if their table has another form."
-    try: cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError) as error: raise StudyError(f"cannot read the notebook {notebook}: {error}") from None
-    prose = [(number, "".join(cell["source"])) for number, cell in enumerate(cells, 1) if cell["cell_type"] == "markdown"]
-    title = next((match[1].strip() for _, text in prose if (match := re.search(r"^# (.+)$", text, re.MULTILINE))), notebook.stem)
-    found = [(number, text) for number, text in prose if re.search(r"^#{2,} .*\bdeviations?\b", text, re.MULTILINE | re.IGNORECASE)]
-    name = notebook.relative_to(folder).with_suffix("").as_posix()
-    if len(found) > 1: raise StudyError(f"{name}.ipynb, cell {found[1][0]}: a second table of deviations; one is at cell {found[0][0]}")
-    return [Deviation(name, title, *cells) for number, text in found for cells in _table(text, f"{name}.ipynb, cell {number}")]
+# %% ../../../nbs/show/tables/18_deviations.ipynb #71c050ad
+def read_deviations(
+    notebook: Path,  # its path
+    folder: Path,  # nbs/
+) -> list[Deviation]:  # none if it has no such table
+    """The deviations that a notebook ends with. StudyError, with notebook, cell and line, if
+    their table has another form."""
+    try:
+        cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
+    except (OSError, ValueError, KeyError) as error:
+        raise StudyError(f'cannot read the notebook {notebook}: {error}') from None
+    prose = [
+        (number, ''.join(cell['source']))
+        for number, cell in enumerate(cells, 1)
+        if cell['cell_type'] == 'markdown'
+    ]
+    title = next(
+        (
+            match[1].strip()
+            for _, text in prose
+            if (match := re.search(r'^# (.+)$', text, re.MULTILINE))
+        ),
+        notebook.stem,
+    )
+    found = [
+        (number, text)
+        for number, text in prose
+        if re.search(r'^#{2,} .*\bdeviations?\b', text, re.MULTILINE | re.IGNORECASE)
+    ]
+    name = notebook.relative_to(folder).with_suffix('').as_posix()
+    if len(found) > 1:
+        raise StudyError(
+            f'{name}.ipynb, cell {found[1][0]}: a second table of deviations; one is at cell '
+            f'{found[0][0]}'
+        )
+    return [
+        Deviation(name, title, *cells)
+        for number, text in found
+        for cells in _table(text, f'{name}.ipynb, cell {number}')
+    ]
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #1cb3589e
 def collect(folder: Path | None = None) -> list[Deviation]:  # folder: nbs/
-    "The deviations of all library notebooks, in the order of the study. StudyError where a table is malformed, or a notebook has no topic."
+    """The deviations of all library notebooks, in the order of the study. StudyError where a
+    table is malformed, or a notebook has no topic."""
     folder = folder or notebooks_folder()
-    library = [path for path in sorted(folder.rglob("*.ipynb")) if path.relative_to(folder).parts[0] not in ("reports", "explore")
-               and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)]
+    library = [
+        path
+        for path in sorted(folder.rglob('*.ipynb'))
+        if path.relative_to(folder).parts[0] not in ('reports', 'explore')
+        and not any(part.startswith(('.', '_')) for part in path.relative_to(folder).parts)
+    ]
     order = [name for names in TOPICS.values() for name in names]
     found = [line for path in library for line in read_deviations(path, folder)]
     for line in found:
-        if line.notebook in order: continue
-        raise StudyError(f"{line.notebook}.ipynb has deviations and belongs to no topic; {nearest(line.notebook, order)}")
+        if line.notebook in order:
+            continue
+        raise StudyError(
+            f'{line.notebook}.ipynb has deviations and belongs to no topic; '
+            f'{nearest(line.notebook, order)}'
+        )
     return sorted(found, key=lambda line: order.index(line.notebook))
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #65cec92f
 class Effect(NamedTuple):
     "A deviation, and the two rows between which it lies."
+
     notebook: str
     what: str
-    other: str    # in words: what the other row does
-    ours: str     # experiment/row
+    other: str  # in words: what the other row does
+    ours: str  # experiment/row
     theirs: str
 
-_AXIS, _FEEDBACK, _ROUTING = "nn/03_routing", "nn/06_feedback", "bench_routing"
+
+_AXIS, _FEEDBACK, _ROUTING = 'nn/03_routing', 'nn/06_feedback', 'bench_routing'
+
+# %% ../../../nbs/show/tables/18_deviations.ipynb #410c81c1
 EFFECTS: tuple[Effect, ...] = (
-    Effect(_AXIS, "softmax axis", "over lower capsules", "softmax_axis/higher_scaled", "softmax_axis/lower_scaled"),
-    Effect(_AXIS, "softmax axis", "over lower capsules, both begun as released", "softmax_axis/higher_released", "softmax_axis/lower_released"),
-    *(Effect(_AXIS, "votes", f"formed ({routing})", f"{_ROUTING}/{name}_chunked_j2048_b4", f"{_ROUTING}/{name}_reference_j2048_b4")
-      for name, routing in (("dynamic", "dynamic"), ("em", "EM"))),
-    Effect("nn/04_layers", "transform's initialisation", "as released", "softmax_axis/higher_scaled", "softmax_axis/higher_released"),
-    Effect("nn/04_layers", "transform's initialisation", "by the full length", "softmax_axis/higher_scaled", "softmax_axis/higher_full_length"),
-    Effect("nn/04_layers", "source of $m_1, m_2$", "the other branch, as released", "table3_left/4_aide_v3", "table3_left/3_aide_v2"),
-    Effect("nn/04_layers", "source of $m_1, m_2$", "the own branch", "table3_left/4_aide_v3", "table3_left/2_aide_v1"),
-    Effect("nn/07_networks", "aide branch", "none, as released", "table3_left/4_aide_v3", "table3_left/1_master"),
-    Effect("nn/07_networks", "higher capsules of CapNet", "512, dynamic", "table1/a_dynamic", "table1/a512_dynamic"),
-    Effect("nn/07_networks", "higher capsules of CapNet", "512, EM", "table1/b_em", "table1/b512_em"),
-    Effect("nn/05_transport", "ground cost", "l2, as released", "table3_right/c_encapnet_ot", "table3_right/d5_l2"),
-    Effect("nn/05_transport", "gradient through the plan", "on, as released", "table3_right/c_encapnet_ot", "table3_right/d2_through_plan"),
-    Effect(_FEEDBACK, "generator without capsules", "in EncapNet", "table3_right/c_encapnet_ot", "table3_right/d4_vanilla_generator"),
-    Effect(_FEEDBACK, "no extractor (d3)", "none, cosine", "table3_right/c_encapnet_ot", "table3_right/d3_no_extractor"),
-    Effect(_FEEDBACK, "no extractor (d3)", "none, l2", "table3_right/c_encapnet_ot", "table3_right/l2_raw"),
-    Effect(_FEEDBACK, "number of units", "two per module", "table3_right/c_encapnet_ot", "table3_right/8_two_ots"))
+    Effect(
+        _AXIS,
+        'softmax axis',
+        'over lower capsules',
+        'softmax_axis/higher_scaled',
+        'softmax_axis/lower_scaled',
+    ),
+    Effect(
+        _AXIS,
+        'softmax axis',
+        'over lower capsules, both begun as released',
+        'softmax_axis/higher_released',
+        'softmax_axis/lower_released',
+    ),
+    *(
+        Effect(
+            _AXIS,
+            'votes',
+            f'formed ({routing})',
+            f'{_ROUTING}/{name}_chunked_j2048_b4',
+            f'{_ROUTING}/{name}_reference_j2048_b4',
+        )
+        for name, routing in (('dynamic', 'dynamic'), ('em', 'EM'))
+    ),
+    Effect(
+        'nn/04_layers',
+        "transform's initialisation",
+        'as released',
+        'softmax_axis/higher_scaled',
+        'softmax_axis/higher_released',
+    ),
+    Effect(
+        'nn/04_layers',
+        "transform's initialisation",
+        'by the full length',
+        'softmax_axis/higher_scaled',
+        'softmax_axis/higher_full_length',
+    ),
+    Effect(
+        'nn/04_layers',
+        'source of $m_1, m_2$',
+        'the other branch, as released',
+        'table3_left/4_aide_v3',
+        'table3_left/3_aide_v2',
+    ),
+    Effect(
+        'nn/04_layers',
+        'source of $m_1, m_2$',
+        'the own branch',
+        'table3_left/4_aide_v3',
+        'table3_left/2_aide_v1',
+    ),
+    Effect(
+        'nn/07_networks',
+        'aide branch',
+        'none, as released',
+        'table3_left/4_aide_v3',
+        'table3_left/1_master',
+    ),
+    Effect(
+        'nn/07_networks',
+        'higher capsules of CapNet',
+        '512, dynamic',
+        'table1/a_dynamic',
+        'table1/a512_dynamic',
+    ),
+    Effect(
+        'nn/07_networks', 'higher capsules of CapNet', '512, EM', 'table1/b_em', 'table1/b512_em'
+    ),
+    Effect(
+        'nn/05_transport',
+        'ground cost',
+        'l2, as released',
+        'table3_right/c_encapnet_ot',
+        'table3_right/d5_l2',
+    ),
+    Effect(
+        'nn/05_transport',
+        'gradient through the plan',
+        'on, as released',
+        'table3_right/c_encapnet_ot',
+        'table3_right/d2_through_plan',
+    ),
+    Effect(
+        _FEEDBACK,
+        'generator without capsules',
+        'in EncapNet',
+        'table3_right/c_encapnet_ot',
+        'table3_right/d4_vanilla_generator',
+    ),
+    Effect(
+        _FEEDBACK,
+        'no extractor (d3)',
+        'none, cosine',
+        'table3_right/c_encapnet_ot',
+        'table3_right/d3_no_extractor',
+    ),
+    Effect(
+        _FEEDBACK,
+        'no extractor (d3)',
+        'none, l2',
+        'table3_right/c_encapnet_ot',
+        'table3_right/l2_raw',
+    ),
+    Effect(
+        _FEEDBACK,
+        'number of units',
+        'two per module',
+        'table3_right/c_encapnet_ot',
+        'table3_right/8_two_ots',
+    ),
+)
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #e8ec4500
 def _rows(experiment: str) -> set[str]:
-    if experiment in BENCHES: return {config.row for config in BENCHES[experiment][1]("any machine", cuda=True)}
-    if experiment not in EXPERIMENTS: raise StudyError(f"no experiment {experiment!r}; {nearest(experiment, [*EXPERIMENTS, *BENCHES])}")
+    if experiment in BENCHES:
+        return {config.row for config in BENCHES[experiment][1]('any machine', cuda=True)}
+    if experiment not in EXPERIMENTS:
+        raise StudyError(
+            f'no experiment {experiment!r}; {nearest(experiment, [*EXPERIMENTS, *BENCHES])}'
+        )
     return set(EXPERIMENTS[experiment])
 
+
 def check_effects(effects: tuple[Effect, ...], deviations: list[Deviation]):
-    "Raise StudyError for an effect whose deviation no notebook has, or whose rows the study does not have."
+    """Raise StudyError for an effect whose deviation no notebook has, or whose rows the study
+    does not have."""
     known = {(line.notebook, line.what) for line in deviations}
     for effect in effects:
         if (effect.notebook, effect.what) not in known:
             there = [what for notebook, what in sorted(known) if notebook == effect.notebook]
-            raise StudyError(f"{effect.notebook}.ipynb has no deviation {effect.what!r} to measure; {nearest(effect.what, there)}")
+            raise StudyError(
+                f'{effect.notebook}.ipynb has no deviation {effect.what!r} to measure; '
+                f'{nearest(effect.what, there)}'
+            )
         for row in (effect.ours, effect.theirs):
-            experiment, _, name = row.partition("/")
-            if name not in (rows := _rows(experiment)): raise StudyError(f"effect of {effect.what!r}: no row {row!r}; {nearest(name, sorted(rows))}")
+            experiment, _, name = row.partition('/')
+            if name not in (rows := _rows(experiment)):
+                raise StudyError(
+                    f'effect of {effect.what!r}: no row {row!r}; {nearest(name, sorted(rows))}'
+                )
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #b97ebb0d
 class Found(NamedTuple):
     "An effect as measured: points of test error, or a ratio of seconds or bytes."
+
     effect: Effect
-    profile: str          # or the machine
-    dataset: str          # or what was measured: seconds, bytes
+    profile: str  # or the machine
+    dataset: str  # or what was measured: seconds, bytes
     value: float
-    low: float            # 95 % interval; of ratios there is none
+    low: float  # 95 % interval; of ratios there is none
     high: float
-    n: int                # distinct seeds; of ratios the fewest steps timed
+    n: int  # distinct seeds; of ratios the fewest steps timed
     stale: bool
     records: tuple[Record, ...]
+
 
 def _runs(standing: Standing, row: str) -> dict[tuple[str, str], dict[int, tuple[Record, str]]]:
     "A row's records by profile and data set, and there by seed; the last of several counts."
     found = {}
     for _, record, state, _ in standing.values():
-        if record.row == row: found.setdefault((record.config["profile"], record.config["data"]["name"]), {})[record.config["seed"]] = (record, state)
+        if record.row == row:
+            found.setdefault((record.config['profile'], record.config['data']['name']), {})[
+                record.config['seed']
+            ] = (record, state)
     return found
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #eea4cc8f
 def _points(effect: Effect, ledgers: dict[str, Standing]) -> list[Found]:
     sides = []
-    for experiment, row in (effect.ours.split("/"), effect.theirs.split("/")):
+    for experiment, row in (effect.ours.split('/'), effect.theirs.split('/')):
         home = EXPERIMENTS[experiment][row].home or experiment
         sides.append(_runs(ledgers.get(home, Standing()), row))
     found = []
     for place in sides[0].keys() & sides[1].keys():
         pair = [list(side[place].values()) for side in sides]
         records = tuple(record for side in pair for record, _ in side)
-        gap = difference(*[[record.outcome["error"] for record, _ in side] for side in pair], records[0].outcome["test_images"])
-        stale = any(state != "fresh" for side in pair for _, state in side)
-        found.append(Found(effect, *place, gap.value, gap.low, gap.high, min(map(len, pair)), stale, records))
+        gap = difference(
+            *[[record.outcome['error'] for record, _ in side] for side in pair],
+            records[0].outcome['test_images'],
+        )
+        stale = any(state != 'fresh' for side in pair for _, state in side)
+        found.append(
+            Found(effect, *place, gap.value, gap.low, gap.high, min(map(len, pair)), stale, records)
+        )
     return sorted(found, key=lambda one: (one.profile, one.dataset))
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #1127dcc5
 def _ratios(effect: Effect, ledgers: dict[str, Standing]) -> list[Found]:
-    experiment, names = effect.ours.split("/")[0], [effect.ours.split("/")[1], effect.theirs.split("/")[1]]
+    experiment, names = (
+        effect.ours.split('/')[0],
+        [effect.ours.split('/')[1], effect.theirs.split('/')[1]],
+    )
     found, entries = [], list(ledgers.get(experiment, Standing()).values())
-    for machine in sorted({record.provenance["device"] for _, record, _, _ in entries}):
-        here = {row: (record, state) for row, record, state, _ in entries if record.provenance["device"] == machine}
-        if not all(name in here for name in names): continue
+    for machine in sorted({record.provenance['device'] for _, record, _, _ in entries}):
+        here = {
+            row: (record, state)
+            for row, record, state, _ in entries
+            if record.provenance['device'] == machine
+        }
+        if not all(name in here for name in names):
+            continue
         (ours, _), (theirs, _) = pair = [here[name] for name in names]
-        for what, key in (("seconds", "median"), ("bytes", "peak")):
-            if not (ours.outcome.get(key) and theirs.outcome.get(key)): continue
+        for what, key in (('seconds', 'median'), ('bytes', 'peak')):
+            if not (ours.outcome.get(key) and theirs.outcome.get(key)):
+                continue
             value = theirs.outcome[key] / ours.outcome[key]
-            steps, stale = min(ours.outcome["n"], theirs.outcome["n"]), any(state != "fresh" for _, state in pair)
-            found.append(Found(effect, machine, what, value, value, value, steps, stale, (ours, theirs)))
+            steps, stale = (
+                min(ours.outcome['n'], theirs.outcome['n']),
+                any(state != 'fresh' for _, state in pair),
+            )
+            found.append(
+                Found(effect, machine, what, value, value, value, steps, stale, (ours, theirs))
+            )
     return found
+
 
 def consulted(effects: tuple[Effect, ...], reports: str | Path) -> dict[str, Standing]:
     "The ledgers that can say something of effects."
-    names = {row.split("/")[0] for effect in effects for row in (effect.ours, effect.theirs)} | {"table1", "table3_left", "table3_right"}
-    return {name: from_ledger(name, reports, "*", needed=False) for name in sorted(names)}
+    names = {row.split('/')[0] for effect in effects for row in (effect.ours, effect.theirs)} | {
+        'table1',
+        'table3_left',
+        'table3_right',
+    }
+    return {name: from_ledger(name, reports, '*', needed=False) for name in sorted(names)}
+
 
 def measure(effects: tuple[Effect, ...], reports: str | Path) -> list[Found]:
     "What the ledgers say of each effect, wherever both of its rows are there."
     ledgers = consulted(effects, reports)
-    return [one for effect in effects for one in (_ratios if effect.ours.split("/")[0] in BENCHES else _points)(effect, ledgers)]
+    return [
+        one
+        for effect in effects
+        for one in (_ratios if effect.ours.split('/')[0] in BENCHES else _points)(effect, ledgers)
+    ]
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #889cf930
 def effect_text(found: list[Found], registered: list[Effect]) -> str:
     "What was measured of a deviation, in Markdown; `not measured` where nothing was."
     told = []
     for effect in registered:
-        points = [one for one in found if one.effect == effect and one.dataset not in ("seconds", "bytes")]
-        ratios = [one for one in found if one.effect == effect and one.dataset in ("seconds", "bytes")]
+        points = [
+            one for one in found if one.effect == effect and one.dataset not in ('seconds', 'bytes')
+        ]
+        ratios = [
+            one for one in found if one.effect == effect and one.dataset in ('seconds', 'bytes')
+        ]
         for one in points:
-            told.append(f"{effect.other}: **{one.value:+.2f} points** ({one.low:+.2f} to {one.high:+.2f}); `{one.profile}`, "
-                        f"{titles_of(one.records).get(one.dataset, one.dataset)}, n&nbsp;=&nbsp;{one.n}" + ("; *stale*" if one.stale else ""))
+            told.append(
+                f'{effect.other}: **{one.value:+.2f} points** ({one.low:+.2f} to '
+                f'{one.high:+.2f}); `{one.profile}`, '
+                f'{titles_of(one.records).get(one.dataset, one.dataset)}, n&nbsp;=&nbsp;{one.n}'
+                + ('; *stale*' if one.stale else '')
+            )
         for machine in dict.fromkeys(one.profile for one in ratios):
             here = [one for one in ratios if one.profile == machine]
-            said = " and ".join(f"**{one.value:.1f} times** the {'time' if one.dataset == 'seconds' else 'memory'}" for one in here)
-            told.append(f"{effect.other}: {said} of a step; {machine}" + ("; *stale*" if any(one.stale for one in here) else ""))
+            said = ' and '.join(
+                f'**{one.value:.1f} times** the {"time" if one.dataset == "seconds" else "memory"}'
+                for one in here
+            )
+            told.append(
+                f'{effect.other}: {said} of a step; {machine}'
+                + ('; *stale*' if any(one.stale for one in here) else '')
+            )
         if not (points or ratios):
-            experiment = effect.ours.split("/")[0]
-            command = f"encapnet bench {experiment.removeprefix('bench_')}" if experiment in BENCHES else f"encapnet reproduce {experiment}"
-            told.append(f"{effect.other}: not measured; `{command}` would")
-    return "<br><br>".join(told) or "not measured"
+            experiment = effect.ours.split('/')[0]
+            command = (
+                f'encapnet bench {experiment.removeprefix("bench_")}'
+                if experiment in BENCHES
+                else f'encapnet reproduce {experiment}'
+            )
+            told.append(f'{effect.other}: not measured; `{command}` would')
+    return '<br><br>'.join(told) or 'not measured'
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #fed29b32
 def _tables(study: Deviations) -> str:
     told = []
     for topic, names in TOPICS.items():
-        told.append(f"## {topic}")
+        told.append(f'## {topic}')
         for name in names:
             lines = [line for line in study.lines if line.notebook == name]
-            if not lines: continue
-            rows = [" | ".join([*line[2:], study.effect(line)]) for line in lines]
-            heading = " | ".join([*HEADINGS, "what the other choice changes"])
-            told.append(f"### {lines[0].title}\n\nFrom `nbs/{name}.ipynb`.\n\n| {heading} |\n|{'---|' * 6}\n"
-                        + "".join(f"| {row} |\n" for row in rows))
-    return "\n\n".join(told)
+            if not lines:
+                continue
+            rows = [' | '.join([*line[2:], study.effect(line)]) for line in lines]
+            heading = ' | '.join([*HEADINGS, 'what the other choice changes'])
+            told.append(
+                f'### {lines[0].title}\n\nFrom `nbs/{name}.ipynb`.\n\n| {heading} '
+                f'|\n|{"---|" * 6}\n' + ''.join(f'| {row} |\n' for row in rows)
+            )
+    return '\n\n'.join(told)
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #6cd99d9c
 class Deviations:
     "Every deviation of the study, with what was measured of it."
-    def __init__(self, lines: list[Deviation], effects: tuple[Effect, ...], found: list[Found], ledgers: Iterable[Standing] = ()):
-        self.lines, self.effects, self.found, self.command, self.ledgers = lines, effects, found, "encapnet reproduce deviations", list(ledgers)
+
+    def __init__(
+        self,
+        lines: list[Deviation],
+        effects: tuple[Effect, ...],
+        found: list[Found],
+        ledgers: Iterable[Standing] = (),
+    ):
+        self.lines, self.effects, self.found, self.command, self.ledgers = (
+            lines,
+            effects,
+            found,
+            'encapnet reproduce deviations',
+            list(ledgers),
+        )
 
     def registered(self, line: Deviation) -> list[Effect]:
-        return [one for one in self.effects if (one.notebook, one.what) == (line.notebook, line.what)]
+        return [
+            one for one in self.effects if (one.notebook, one.what) == (line.notebook, line.what)
+        ]
+
     def measured(self, line: Deviation) -> list[Found]:
-        return [one for one in self.found if (one.effect.notebook, one.effect.what) == (line.notebook, line.what)]
-    def effect(self, line: Deviation) -> str: return effect_text(self.measured(line), self.registered(line))
-    def tables(self) -> str: return _tables(self)
-    def counts(self) -> Verdict: return _counts(self)
-    def save(self, reports: str | Path) -> list[Path]: return _save(self, resolve(reports))
+        return [
+            one
+            for one in self.found
+            if (one.effect.notebook, one.effect.what) == (line.notebook, line.what)
+        ]
+
+    def effect(self, line: Deviation) -> str:
+        return effect_text(self.measured(line), self.registered(line))
+
+    def tables(self) -> str:
+        return _tables(self)
+
+    def counts(self) -> Verdict:
+        return _counts(self)
+
+    def save(self, reports: str | Path) -> list[Path]:
+        return _save(self, resolve(reports))
 
     @property
     def frame(self) -> pd.DataFrame:
         "One line per deviation, in the order of the study."
         topic = {name: topic for topic, names in TOPICS.items() for name in names}
-        return pd.DataFrame([dict(topic=topic[line.notebook], **line._asdict(), effect=self.effect(line)) for line in self.lines])
+        return pd.DataFrame(
+            [
+                dict(topic=topic[line.notebook], **line._asdict(), effect=self.effect(line))
+                for line in self.lines
+            ]
+        )
 
     def provenance(self) -> Provenance:
         "Of the records that effects were computed from."
         used = {record.key for one in self.found for record in one.records}
-        standings = [Standing({key: entry for key, entry in ledger.items() if key in used}, ledger.asked, ledger.notes, ledger.sources)
-                     for ledger in self.ledgers]
-        return provenance_table(self.command, SimpleNamespace(name="every profile", about="as told beside each effect"), *standings)
+        standings = [
+            Standing(
+                {key: entry for key, entry in ledger.items() if key in used},
+                ledger.asked,
+                ledger.notes,
+                ledger.sources,
+            )
+            for ledger in self.ledgers
+        ]
+        return provenance_table(
+            self.command,
+            SimpleNamespace(name='every profile', about='as told beside each effect'),
+            *standings,
+        )
 
-def deviations(reports: str = "reports",  # where the ledger is
-              ) -> Deviations:
-    "Collect the deviations of all notebooks, and their effects from the committed ledger. Raises StudyError on a malformed table or registry."
+# %% ../../../nbs/show/tables/18_deviations.ipynb #c9b81e45
+def deviations(
+    reports: str = 'reports',  # where the ledger is
+) -> Deviations:
+    """Collect the deviations of all notebooks, and their effects from the committed ledger.
+    Raises StudyError on a malformed table or registry."""
     check_arguments(deviations, locals())
     lines = collect()
     check_effects(EFFECTS, lines)
-    return Deviations(lines, EFFECTS, measure(EFFECTS, reports), consulted(EFFECTS, reports).values())
+    return Deviations(
+        lines, EFFECTS, measure(EFFECTS, reports), consulted(EFFECTS, reports).values()
+    )
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #f373c0c3
-def _clear(one: Found) -> bool: return one.dataset not in ("seconds", "bytes") and not one.low <= 0 <= one.high
+def _clear(one: Found) -> bool:
+    return one.dataset not in ('seconds', 'bytes') and not one.low <= 0 <= one.high
+
 
 def _counts(study: Deviations) -> Verdict:
-    "By topic: how many deviations there are, of how many the effect is measured, and in how many the interval leaves zero out."
+    """By topic: how many deviations there are, of how many the effect is measured, and in how
+    many the interval leaves zero out."""
     lines = []
     for topic, names in TOPICS.items():
         here = [line for line in study.lines if line.notebook in names]
-        lines.append(dict(topic=topic, deviations=len(here), measured=sum(bool(study.measured(line)) for line in here),
-                          clear=sum(any(map(_clear, study.measured(line))) for line in here)))
+        lines.append(
+            dict(
+                topic=topic,
+                deviations=len(here),
+                measured=sum(bool(study.measured(line)) for line in here),
+                clear=sum(any(map(_clear, study.measured(line))) for line in here),
+            )
+        )
     total = Counter()
-    for line in lines: total.update({name: count for name, count in line.items() if name != "topic"})
-    table = GT(pd.DataFrame([*lines, dict(topic="all", **total)]), id="deviation-counts").cols_label(
-        topic="", deviations="deviations", measured="effect measured", clear="error differs clearly")
-    table = themed(table.cols_align("right", ["deviations", "measured", "clear"]).tab_source_note(
-        "Clearly: the 95 % interval of the difference in test error leaves zero out, in any profile and on any data set. Intervals are not corrected "
-        "for their number."))
+    for line in lines:
+        total.update({name: count for name, count in line.items() if name != 'topic'})
+    table = GT(
+        pd.DataFrame([*lines, dict(topic='all', **total)]), id='deviation-counts'
+    ).cols_label(
+        topic='', deviations='deviations', measured='effect measured', clear='error differs clearly'
+    )
+    table = themed(
+        table.cols_align('right', ['deviations', 'measured', 'clear']).tab_source_note(
+            'Clearly: the 95 % interval of the difference in test error leaves zero out, in any '
+            'profile and on any data set. Intervals are not corrected '
+            'for their number.'
+        )
+    )
     notebooks = len({line.notebook for line in study.lines})
-    return Verdict(table, f"{total['deviations']} deviations told by {notebooks} notebooks; the effect of {total['measured']} is measured, "
-                          f"and the test error differs clearly in {total['clear']}")
+    return Verdict(
+        table,
+        f'{total["deviations"]} deviations told by {notebooks} notebooks; the effect of '
+        f'{total["measured"]} is measured, '
+        f'and the test error differs clearly in {total["clear"]}',
+    )
 
+# %% ../../../nbs/show/tables/18_deviations.ipynb #53d181d8
 def _save(study: Deviations, reports: Path) -> list[Path]:
-    columns = ["notebook", "what", "other", "ours", "theirs", "profile", "dataset", "value", "low", "high", "n", "stale"]
-    effects = pd.DataFrame([one.effect._asdict() | one._asdict() for one in study.found], columns=columns)
+    columns = [
+        'notebook',
+        'what',
+        'other',
+        'ours',
+        'theirs',
+        'profile',
+        'dataset',
+        'value',
+        'low',
+        'high',
+        'n',
+        'stale',
+    ]
+    effects = pd.DataFrame(
+        [one.effect._asdict() | one._asdict() for one in study.found], columns=columns
+    )
     files = dict(deviations=study.frame, deviations_effects=effects)
-    written = [write_atomic(reports/"tables"/f"{name}.csv", frame.to_csv(index=False, lineterminator="\n")) for name, frame in files.items()]
-    return written + twins.save(reports, "", {"Deviations by topic.": study.counts()}, {})
+    written = [
+        write_atomic(
+            reports / 'tables' / f'{name}.csv', frame.to_csv(index=False, lineterminator='\n')
+        )
+        for name, frame in files.items()
+    ]
+    return written + twins.save(reports, '', {'Deviations by topic.': study.counts()}, {})

@@ -27,32 +27,66 @@ __all__ = ['AGREES', 'rule_table', 'build_table', 'time_table', 'memory_table', 
            'pitfall_table', 'inference_table', 'source_list', 'Evidence', 'evidence']
 
 # %% ../../../nbs/show/tables/19_evidence.ipynb #ba979103
-AGREES = {True: "✓ agrees", False: "✗ does not"}
+AGREES = {True: '✓ agrees', False: '✗ does not'}
+
 
 def rule_table() -> GT:
     "Table 1's parameter column by the rule: MiB to two decimals, times four."
-    lines = [dict(row=paper.TABLE1[size.row].label, mib=f"{size.by_rule / 4:.2f}", rule=size.rule, four=f"{size.by_rule:.2f}",
-                  printed=f"{size.printed:.2f}", agrees=AGREES[size.agrees], remark=size.remark or "–") for size in public.sizes()]
-    table = GT(pd.DataFrame(lines), id="evidence-rule").cols_label(
-        row="row", mib="MiB, two decimals", rule="how", four="times 4", printed="paper, “Mb”", agrees="the digits", remark="remark")
-    others = ", ".join(f"{four:.2f} with {kernel}x{kernel}" for kernel, four in public.aide_sizes().items())
-    table = table.tab_style(style.css("white-space: nowrap"), loc.body(columns=["agrees"]))
-    return themed(table.cols_align("right", ["mib", "four", "printed"]).tab_source_note(
-        f"Row (f) by the kernel of its aide, four times MiB: {others}; printed are {paper.TABLE1['f_master_aide'].parameters_mb}. "
-        "Sources: logs, paper; times four is arithmetic, that it was meant so an inference."))
+    lines = [
+        dict(
+            row=paper.TABLE1[size.row].label,
+            mib=f'{size.by_rule / 4:.2f}',
+            rule=size.rule,
+            four=f'{size.by_rule:.2f}',
+            printed=f'{size.printed:.2f}',
+            agrees=AGREES[size.agrees],
+            remark=size.remark or '–',
+        )
+        for size in public.sizes()
+    ]
+    table = GT(pd.DataFrame(lines), id='evidence-rule').cols_label(
+        row='row',
+        mib='MiB, two decimals',
+        rule='how',
+        four='times 4',
+        printed='paper, “Mb”',
+        agrees='the digits',
+        remark='remark',
+    )
+    others = ', '.join(
+        f'{four:.2f} with {kernel}x{kernel}' for kernel, four in public.aide_sizes().items()
+    )
+    table = table.tab_style(style.css('white-space: nowrap'), loc.body(columns=['agrees']))
+    return themed(
+        table.cols_align('right', ['mib', 'four', 'printed']).tab_source_note(
+            f'Row (f) by the kernel of its aide, four times MiB: {others}; printed are '
+            f'{paper.TABLE1["f_master_aide"].parameters_mb}. '
+            'Sources: logs, paper; times four is arithmetic, that it was meant so an inference.'
+        )
+    )
 
+# %% ../../../nbs/show/tables/19_evidence.ipynb #db06f043
 def build_table() -> GT:
     "The parameters of every row of Table 1, part by part."
     lines = []
     for row, entry in paper.TABLE1.items():
-        network = f"{entry.label} {EXPERIMENTS['table1'][row].title}"
+        network = f'{entry.label} {EXPERIMENTS["table1"][row].title}'
         parts = public.build(row)
-        lines += [dict(network=network, part=part, count=f"{count:,}") for part, count in parts.items()]
-        lines.append(dict(network=network, part="together", count=f"{sum(parts.values()):,}"))
-    table = GT(pd.DataFrame(lines), id="evidence-builds", groupname_col="network").cols_label(part="part", count="parameters")
-    sums = [number for number, line in enumerate(lines) if line["part"] == "together"]
-    return themed(table.cols_align("right", ["count"]).tab_style(style.text(weight="bold"), loc.body(rows=sums)).tab_source_note(
-        "Sources: the logs' sizes, which each sum meets; the parts are arithmetic."))
+        lines += [
+            dict(network=network, part=part, count=f'{count:,}') for part, count in parts.items()
+        ]
+        lines.append(dict(network=network, part='together', count=f'{sum(parts.values()):,}'))
+    table = GT(pd.DataFrame(lines), id='evidence-builds', groupname_col='network').cols_label(
+        part='part', count='parameters'
+    )
+    sums = [number for number, line in enumerate(lines) if line['part'] == 'together']
+    return themed(
+        table.cols_align('right', ['count'])
+        .tab_style(style.text(weight='bold'), loc.body(rows=sums))
+        .tab_source_note(
+            "Sources: the logs' sizes, which each sum meets; the parts are arithmetic."
+        )
+    )
 
 # %% ../../../nbs/show/tables/19_evidence.ipynb #9fe23d2c
 def time_table() -> GT:
@@ -61,30 +95,70 @@ def time_table() -> GT:
     for timing in public.LOGGED_TIMES:
         entry = paper.TABLE1[timing.row]
         moved = timing.batch != entry.memory_batch
-        lines.append(dict(row=entry.label, logged=f"{timing.seconds}", batch=str(timing.batch), printed=f"{entry.seconds}",
-                          beside=str(entry.memory_batch), scaled=f"{public.time_if_scaled(timing):.2f}" if moved else "–",
-                          remark="same time, other batch" if moved else "same batch, other time"))
-    table = GT(pd.DataFrame(lines), id="evidence-times").cols_label(
-        row="row", logged="seconds", batch="at batch", printed="seconds", beside="beside batch", scaled="log's, in proportion", remark="remark")
-    table = table.tab_spanner("the log", ["logged", "batch"]).tab_spanner("the paper", ["printed", "beside"])
-    return themed(table.cols_align("right", ["logged", "batch", "printed", "beside", "scaled"]).tab_source_note(
-        "In proportion: the log's seconds if they grew with the batch up to the one that the paper prints. Of other rows no logged time is at hand. "
-        "Sources: logs, paper."))
+        lines.append(
+            dict(
+                row=entry.label,
+                logged=f'{timing.seconds}',
+                batch=str(timing.batch),
+                printed=f'{entry.seconds}',
+                beside=str(entry.memory_batch),
+                scaled=f'{public.time_if_scaled(timing):.2f}' if moved else '–',
+                remark='same time, other batch' if moved else 'same batch, other time',
+            )
+        )
+    table = GT(pd.DataFrame(lines), id='evidence-times').cols_label(
+        row='row',
+        logged='seconds',
+        batch='at batch',
+        printed='seconds',
+        beside='beside batch',
+        scaled="log's, in proportion",
+        remark='remark',
+    )
+    table = table.tab_spanner('the log', ['logged', 'batch']).tab_spanner(
+        'the paper', ['printed', 'beside']
+    )
+    return themed(
+        table.cols_align(
+            'right', ['logged', 'batch', 'printed', 'beside', 'scaled']
+        ).tab_source_note(
+            "In proportion: the log's seconds if they grew with the batch up to the one that the "
+            'paper prints. Of other rows no logged time is at hand. '
+            'Sources: logs, paper.'
+        )
+    )
 
+# %% ../../../nbs/show/tables/19_evidence.ipynb #48db702e
 def memory_table() -> GT:
-    "What two live vote tensors take at the paper's batch, beside the memory that it prints for the whole network."
-    entry, lines = paper.TABLE1["a_dynamic"], []
+    """What two live vote tensors take at the paper's batch, beside the memory that it prints for
+    the whole network."""
+    entry, lines = paper.TABLE1['a_dynamic'], []
     for higher in (paper.HIGHER, public.NEXT_HIGHER):
         taken = public.vote_bytes(entry.memory_batch, higher)
-        lines.append(dict(higher=f"{higher:,}", one=f"{public.vote_bytes(entry.memory_batch, higher, 1) / 1e6:,.0f} MB",
-                          two=f"{taken / 1e6:,.0f} MB", printed=f"{entry.memory_mb:,} MB",
-                          fits="✓ fits" if taken < 1e6 * entry.memory_mb else "✗ does not fit"))
-    table = GT(pd.DataFrame(lines), id="evidence-memory").cols_label(
-        higher="higher capsules", one="one vote tensor", two=f"{public.LIVE_VOTES} of them", printed="paper, whole network", fits="so")
-    table = table.tab_style(style.css("white-space: nowrap"), loc.body())
-    return themed(table.cols_align("right", ["higher", "one", "two", "printed"]).tab_source_note(
-        f"Row (a), batch {entry.memory_batch}, float32: {paper.HIGHER:,} lower capsules, votes of {paper.HIGHER_DIM} numbers. Read as MiB, "
-        f"{entry.memory_mb:,} are still too few. Sources: paper, arithmetic."))
+        lines.append(
+            dict(
+                higher=f'{higher:,}',
+                one=f'{public.vote_bytes(entry.memory_batch, higher, 1) / 1e6:,.0f} MB',
+                two=f'{taken / 1e6:,.0f} MB',
+                printed=f'{entry.memory_mb:,} MB',
+                fits='✓ fits' if taken < 1e6 * entry.memory_mb else '✗ does not fit',
+            )
+        )
+    table = GT(pd.DataFrame(lines), id='evidence-memory').cols_label(
+        higher='higher capsules',
+        one='one vote tensor',
+        two=f'{public.LIVE_VOTES} of them',
+        printed='paper, whole network',
+        fits='so',
+    )
+    table = table.tab_style(style.css('white-space: nowrap'), loc.body())
+    return themed(
+        table.cols_align('right', ['higher', 'one', 'two', 'printed']).tab_source_note(
+            f'Row (a), batch {entry.memory_batch}, float32: {paper.HIGHER:,} lower capsules, '
+            f'votes of {paper.HIGHER_DIM} numbers. Read as MiB, '
+            f'{entry.memory_mb:,} are still too few. Sources: paper, arithmetic.'
+        )
+    )
 
 # %% ../../../nbs/show/tables/19_evidence.ipynb #5cb81d46
 @own_style()
@@ -92,94 +166,221 @@ def error_figure() -> Figure:
     "Test errors on CIFAR-10 that public logs and users report, and the paper's best."
     drawing, ax = canvas(7.2, 3.0)
     for place, error in enumerate(reversed(public.PUBLIC_ERRORS)):
-        number = 0 if error.source == "logs" else 1
-        ax.plot([error.low, error.high], [place, place], "o-" if number == 0 else "s-", color=PALETTE[number], ms=6)
-        told = f"{error.low:.2f}" if error.low == error.high else f"{error.low:.2f} to {error.high:.2f}"
-        ax.annotate(told, (error.high, place), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8)
-    ax.axvline(public.PAPER_BEST, color="black", ls="--", lw=1)
-    ax.annotate(f"the paper's best, {public.PAPER_BEST}", (public.PAPER_BEST, -0.35), xytext=(5, 0), textcoords="offset points", fontsize=8,
-                va="center")
-    ax.set_yticks(range(len(public.PUBLIC_ERRORS)), [error.what for error in reversed(public.PUBLIC_ERRORS)])
-    ax.set(xlabel="test error on CIFAR-10 (%)", ylabel="public run", xlim=(0, 18), ylim=(-0.7, len(public.PUBLIC_ERRORS) - 0.4))
-    for number, (mark, source) in enumerate((("o-", "training logs"), ("s-", "users"))):
+        number = 0 if error.source == 'logs' else 1
+        ax.plot(
+            [error.low, error.high],
+            [place, place],
+            'o-' if number == 0 else 's-',
+            color=PALETTE[number],
+            ms=6,
+        )
+        told = (
+            f'{error.low:.2f}'
+            if error.low == error.high
+            else f'{error.low:.2f} to {error.high:.2f}'
+        )
+        ax.annotate(
+            told,
+            (error.high, place),
+            xytext=(7, 0),
+            textcoords='offset points',
+            va='center',
+            fontsize=8,
+        )
+    ax.axvline(public.PAPER_BEST, color='black', ls='--', lw=1)
+    ax.annotate(
+        f"the paper's best, {public.PAPER_BEST}",
+        (public.PAPER_BEST, -0.35),
+        xytext=(5, 0),
+        textcoords='offset points',
+        fontsize=8,
+        va='center',
+    )
+    ax.set_yticks(
+        range(len(public.PUBLIC_ERRORS)), [error.what for error in reversed(public.PUBLIC_ERRORS)]
+    )
+    ax.set(
+        xlabel='test error on CIFAR-10 (%)',
+        ylabel='public run',
+        xlim=(0, 18),
+        ylim=(-0.7, len(public.PUBLIC_ERRORS) - 0.4),
+    )
+    for number, (mark, source) in enumerate((('o-', 'training logs'), ('s-', 'users'))):
         ax.plot([], [], mark, color=PALETTE[number], label=source)
-    ax.legend(loc="upper right")
-    told = "; ".join(f"{error.what}: {error.low:.2f}" + (f" to {error.high:.2f}" if error.high > error.low else "") for error in public.PUBLIC_ERRORS)
-    alt = f"Test errors in percent on CIFAR-10, one line per public run, and a dashed line at the paper's best, {public.PAPER_BEST}. {told}."
-    return Figure(drawing, alt, "Test errors on CIFAR-10 in the public history of the authors' repository (circles) and as two users of the "
-                        "released code report them (squares). Dashed: what the paper prints for its final network without augmentation.")
+    ax.legend(loc='upper right')
+    told = '; '.join(
+        f'{error.what}: {error.low:.2f}'
+        + (f' to {error.high:.2f}' if error.high > error.low else '')
+        for error in public.PUBLIC_ERRORS
+    )
+    alt = (
+        'Test errors in percent on CIFAR-10, one line per public run, and a dashed line at '
+        f"the paper's best, {public.PAPER_BEST}. {told}."
+    )
+    return Figure(
+        drawing,
+        alt,
+        "Test errors on CIFAR-10 in the public history of the authors' repository (circles) and "
+        'as two users of the '
+        'released code report them (squares). Dashed: what the paper prints for its final '
+        'network without augmentation.',
+    )
 
+# %% ../../../nbs/show/tables/19_evidence.ipynb #e4eeeaab
 def error_table() -> Verdict:
     "The same as a table, with sources."
-    lines = [dict(what=error.what, error=f"{error.low:.2f}" + (f" to {error.high:.2f}" if error.high > error.low else ""),
-                  ratio=f"{error.low / public.PAPER_BEST:.1f}×", source=error.source) for error in public.PUBLIC_ERRORS]
-    table = GT(pd.DataFrame(lines), id="evidence-errors").cols_label(what="public run", error="test error (%)",
-                                                                    ratio=f"in units of {public.PAPER_BEST}", source="source")
-    best, gain = min(error.low for error in public.PUBLIC_ERRORS), "{:g} to {:g}".format(*public.TRANSPORT_GAIN)
-    claimed = paper.TABLE3["7_skip_both"].cifar10 - paper.TABLE3["c_encapnet_ot"].cifar10
-    table = themed(table.cols_align("right", ["error", "ratio"]).tab_source_note(
-        f"Single runs; of a range its lowest error counts. Optimal transport gains {gain} points in the logs and {claimed:.2f} in Table 3."))
+    lines = [
+        dict(
+            what=error.what,
+            error=f'{error.low:.2f}' + (f' to {error.high:.2f}' if error.high > error.low else ''),
+            ratio=f'{error.low / public.PAPER_BEST:.1f}×',
+            source=error.source,
+        )
+        for error in public.PUBLIC_ERRORS
+    ]
+    table = GT(pd.DataFrame(lines), id='evidence-errors').cols_label(
+        what='public run',
+        error='test error (%)',
+        ratio=f'in units of {public.PAPER_BEST}',
+        source='source',
+    )
+    best, gain = (
+        min(error.low for error in public.PUBLIC_ERRORS),
+        '{:g} to {:g}'.format(*public.TRANSPORT_GAIN),
+    )
+    claimed = paper.TABLE3['7_skip_both'].cifar10 - paper.TABLE3['c_encapnet_ot'].cifar10
+    table = themed(
+        table.cols_align('right', ['error', 'ratio']).tab_source_note(
+            f'Single runs; of a range its lowest error counts. Optimal transport gains {gain} '
+            f'points in the logs and {claimed:.2f} in Table 3.'
+        )
+    )
     agree = sum(size.agrees for size in public.sizes())
-    return Verdict(table, f"no public log reaches the paper's {public.PAPER_BEST} % on CIFAR-10, the best is {best:.2f} %; Table 1's sizes are four "
-                          f"times the logged MiB in {agree} of {len(paper.TABLE1)} rows")
+    return Verdict(
+        table,
+        f"no public log reaches the paper's {public.PAPER_BEST} % on CIFAR-10, the best is "
+        f"{best:.2f} %; Table 1's sizes are four "
+        f'times the logged MiB in {agree} of {len(paper.TABLE1)} rows',
+    )
 
 # %% ../../../nbs/show/tables/19_evidence.ipynb #3821b248
 def _markdown(headings: list[str], rows: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(row)} |\n" for row in [headings, ["---"] * len(headings), *rows])
+    return ''.join(f'| {" | ".join(row)} |\n' for row in [headings, ['---'] * len(headings), *rows])
+
 
 def default_table(deviations: list[Deviation]) -> str:
-    "Where the released code's defaults are not the paper's, and what this study does: Markdown. StudyError if no notebook tells a deviation."
+    """Where the released code's defaults are not the paper's, and what this study does: Markdown.
+    StudyError if no notebook tells a deviation."""
     ours, rows = {line.what: line for line in deviations}, []
     for default in public.DEFAULTS:
         if default.deviation not in ours:
-            raise StudyError(f"no notebook tells the deviation {default.deviation!r} of the released default {default.what!r}; "
-                             f"{nearest(default.deviation, ours)}")
+            raise StudyError(
+                f'no notebook tells the deviation {default.deviation!r} of the released default '
+                f'{default.what!r}; '
+                f'{nearest(default.deviation, ours)}'
+            )
         line = ours[default.deviation]
-        rows.append([default.what, default.paper, default.released, line.ours, f"`nbs/{line.notebook}.ipynb`"])
-    return _markdown(["setting", "the paper", "the released default", "we do", "told in"], rows)
+        rows.append(
+            [
+                default.what,
+                default.paper,
+                default.released,
+                line.ours,
+                f'`nbs/{line.notebook}.ipynb`',
+            ]
+        )
+    return _markdown(['setting', 'the paper', 'the released default', 'we do', 'told in'], rows)
+
 
 def pitfall_table() -> str:
     "Faults of public capsule code, and the test that covers each: Markdown."
-    rows = [[pitfall.what, pitfall.symptom, f"`{pitfall.file}`", f"`{pitfall.test}`"] for pitfall in public.PITFALLS]
-    return _markdown(["pitfall", "what one sees", "file", "its test"], rows)
+    rows = [
+        [pitfall.what, pitfall.symptom, f'`{pitfall.file}`', f'`{pitfall.test}`']
+        for pitfall in public.PITFALLS
+    ]
+    return _markdown(['pitfall', 'what one sees', 'file', 'its test'], rows)
+
 
 def inference_table() -> str:
     "What is concluded, not read: Markdown."
-    return _markdown(["inferred", "because"], [list(inference) for inference in public.INFERENCES])
+    return _markdown(['inferred', 'because'], [list(inference) for inference in public.INFERENCES])
+
 
 def source_list() -> str:
     "Where facts come from: Markdown."
-    return "".join(f"- **{name}**: {told}\n" for name, told in public.SOURCES.items())
+    return ''.join(f'- **{name}**: {told}\n' for name, told in public.SOURCES.items())
 
 # %% ../../../nbs/show/tables/19_evidence.ipynb #e66b16e8
 class Evidence:
     "What the page shows."
-    def __init__(self, deviations: list[Deviation]): self.deviations = deviations
-    def parameters(self) -> tuple[GT, GT, GT]: return parameter_table(), rule_table(), build_table()
-    def times(self) -> GT: return time_table()
-    def memory(self) -> GT: return memory_table()
-    def figure(self) -> Figure: return error_figure()
-    def errors(self) -> Verdict: return error_table()
-    def defaults(self) -> str: return default_table(self.deviations)
-    def pitfalls(self) -> str: return pitfall_table()
-    def inferences(self) -> str: return f"{inference_table()}\n{source_list()}"
+
+    def __init__(self, deviations: list[Deviation]):
+        self.deviations = deviations
+
+    def parameters(self) -> tuple[GT, GT, GT]:
+        return parameter_table(), rule_table(), build_table()
+
+    def times(self) -> GT:
+        return time_table()
+
+    def memory(self) -> GT:
+        return memory_table()
+
+    def figure(self) -> Figure:
+        return error_figure()
+
+    def errors(self) -> Verdict:
+        return error_table()
+
+    def defaults(self) -> str:
+        return default_table(self.deviations)
+
+    def pitfalls(self) -> str:
+        return pitfall_table()
+
+    def inferences(self) -> str:
+        return f'{inference_table()}\n{source_list()}'
 
     def save(self, reports: str | Path) -> list[Path]:
-        errors = pd.DataFrame(public.PUBLIC_ERRORS).to_csv(index=False, lineterminator="\n")
-        files = {"tables/evidence.csv": errors, "figures/evidence.svg": self.figure().svg}
-        return [write_atomic(resolve(reports)/name, content) for name, content in files.items()] + twins.save(reports, "", self._shown(), {})
+        errors = pd.DataFrame(public.PUBLIC_ERRORS).to_csv(index=False, lineterminator='\n')
+        files = {'tables/evidence.csv': errors, 'figures/evidence.svg': self.figure().svg}
+        return [
+            write_atomic(resolve(reports) / name, content) for name, content in files.items()
+        ] + twins.save(reports, '', self._shown(), {})
 
     def _shown(self) -> dict[str, GT | Verdict]:
-        captions = ("Table 1's parameter column.", "Table 1's parameter column, cut to two decimals.", "The build behind each count, by formula.")
-        return dict(zip(captions, self.parameters())) | {"Times in the public logs.": self.times(), "Memory of the voting layers.": self.memory(),
-                                                         "Errors that public runs reached.": self.errors()}
+        captions = (
+            "Table 1's parameter column.",
+            "Table 1's parameter column, cut to two decimals.",
+            'The build behind each count, by formula.',
+        )
+        return dict(zip(captions, self.parameters())) | {
+            'Times in the public logs.': self.times(),
+            'Memory of the voting layers.': self.memory(),
+            'Errors that public runs reached.': self.errors(),
+        }
 
     def provenance(self) -> Provenance:
-        return computed("encapnet reproduce evidence", parameter_table, rule_table, build_table, time_table, memory_table, error_table, error_figure)
+        return computed(
+            'encapnet reproduce evidence',
+            parameter_table,
+            rule_table,
+            build_table,
+            time_table,
+            memory_table,
+            error_table,
+            error_figure,
+        )
 
-def evidence(reports: str = "reports",  # where pages are
-            ) -> Evidence:
-    "The evidence beside the paper. Raises StudyError if a test that a pitfall names, or a deviation that a default names, is not there."
+# %% ../../../nbs/show/tables/19_evidence.ipynb #480ae23a
+def evidence(
+    reports: str = 'reports',  # where pages are
+) -> Evidence:
+    """The evidence beside the paper. Raises StudyError if a test that a pitfall names, or a
+    deviation that a default names, is not there."""
     check_arguments(evidence, locals())
-    if lost := public.lost_tests(public.PITFALLS, public.repository_file(notebooks_folder().parent)): raise StudyError("; ".join(lost))
+    if lost := public.lost_tests(
+        public.PITFALLS, public.repository_file(notebooks_folder().parent)
+    ):
+        raise StudyError('; '.join(lost))
     return Evidence(collect())

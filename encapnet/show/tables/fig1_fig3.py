@@ -14,9 +14,18 @@ from ...study.profiles import find_profile
 __all__ = ['DRAWINGS', 'save']
 
 # %% ../../../nbs/show/tables/06_fig1_fig3.ipynb #e76faca0
-DRAWINGS = dict(fig1a=capsule_layer, fig1b=convolutional_capsules, fig1c=capconv, fig3a=module, fig3b=feedback)
+DRAWINGS = dict(
+    fig1a=capsule_layer, fig1b=convolutional_capsules, fig1c=capconv, fig3a=module, fig3b=feedback
+)
 
-def save(reports: str | Path = "reports", profile: str = "quick") -> list[Path]:
-    "Write every drawing, and the table beside them. Raises UsageError for a profile that there is not."
-    figures = {f"fig1_fig3-{name}": draw() for name, draw in DRAWINGS.items()}
-    return twins.save(reports, find_profile(profile).name, {"Figure 1: what a layer has to carry.": size_table()}, figures)
+
+def save(reports: str | Path = 'reports', profile: str = 'quick') -> list[Path]:
+    """Write every drawing, and the table beside them. Raises UsageError for a profile that there
+    is not."""
+    figures = {f'fig1_fig3-{name}': draw() for name, draw in DRAWINGS.items()}
+    return twins.save(
+        reports,
+        find_profile(profile).name,
+        {'Figure 1: what a layer has to carry.': size_table()},
+        figures,
+    )

@@ -16,55 +16,85 @@ __all__ = ['module', 'transported', 'feedback']
 def _ways(sheet: Sheet, start: Box, first: Box, last: Box, end: Box, stride: int):
     "What leaves the chain: two skips above it, two feedback units below."
     y, fork, join = first.y, (first.right[0] + 2.83) / 2, 6.02
-    adapt = sheet.box(first.x, 3.1, first.width, 0.32, f"3×3, stride {stride}", WEIGHT, size=8.5)
+    adapt = sheet.box(first.x, 3.1, first.width, 0.32, f'3×3, stride {stride}', WEIGHT, size=8.5)
     sheet.arrow((0.98, y), (0.98, 3.1), adapt.left, head=False, colour=WEIGHT, width=1.2)
     sheet.arrow(adapt.bottom, first.top, colour=WEIGHT, width=1.2)
     sheet.arrow((fork, y), (fork, 3.1), (last.x, 3.1), last.top, colour=WEIGHT, width=1.2)
-    sheet.label(first.x, 3.4, "type1 skip", 8.5)
-    sheet.label((fork + last.x) / 2, 3.22, "type2 skip", 8.5)
-    sheet.label(6.9, 3.4, "skips are added before BN, ReLU, squash", 8.5, SOFT, ha="right")
-    for name, height, x, goal, begin in (("skip", 1.1, 4.05, (fork, y), (join, y)),
-                                         ("module", 0.5, 3.35, (start.x, y - 0.74), (end.x, y - 0.74))):
-        unit = sheet.box(x, height, 2.75, 0.36, f"feedback unit “{name}”:  $g$, $f$, divergence", BACK, 0.1, dashed=True)
+    sheet.label(first.x, 3.4, 'type1 skip', 8.5)
+    sheet.label((fork + last.x) / 2, 3.22, 'type2 skip', 8.5)
+    sheet.label(6.9, 3.4, 'skips are added before BN, ReLU, squash', 8.5, SOFT, ha='right')
+    for name, height, x, goal, begin in (
+        ('skip', 1.1, 4.05, (fork, y), (join, y)),
+        ('module', 0.5, 3.35, (start.x, y - 0.74), (end.x, y - 0.74)),
+    ):
+        unit = sheet.box(
+            x,
+            height,
+            2.75,
+            0.36,
+            f'feedback unit “{name}”:  $g$, $f$, divergence',
+            BACK,
+            0.1,
+            dashed=True,
+        )
         sheet.arrow(begin, (begin[0], height), unit.right, colour=BACK, width=1.2, dashed=True)
         sheet.arrow(unit.left, (goal[0], height), goal, colour=BACK, width=1.2, dashed=True)
-    sheet.label(3.5, 0.13, "dashed: in training only", 8.5, SOFT)
+    sheet.label(3.5, 0.13, 'dashed: in training only', 8.5, SOFT)
 
 # %% ../../../nbs/show/tables/05_fig3.ipynb #53af40db
 @own_style()
-def module(number: int = 2,                     # which, from 1
-           depth: int = 3,                      # N, layers of Type II; at most three are drawn
-           groups: int = TABLE1_LAYER.groups,
-           size: int = 32,                      # side of the network's input
-          ) -> Figure:
+def module(
+    number: int = 2,  # which, from 1
+    depth: int = 3,  # N, layers of Type II; at most three are drawn
+    groups: int = TABLE1_LAYER.groups,
+    size: int = 32,  # side of the network's input
+) -> Figure:
     "Fig. 3 (a): what is connected inside one module of EncapNet."
     stride, dim, below = 1 if number == 1 else 2, 2 ** (number - 1), size // 2 ** max(0, number - 2)
     sheet, y, shown = Sheet(7.0, 3.7), 2.25, min(depth, 3)
-    start, end = sheet.map(0.5, y, 8, 0.64, MAIN), sheet.map(6.5, y, 8 // stride, 0.64 if stride == 1 else 0.42, MAIN)
-    first = sheet.box(1.72, y, 0.98, 0.74, f"Type I\n3×3, stride {stride}\n$d$: {dim} to {2 * dim}", MAIN, 0.3)
-    stack = [sheet.box(3.2 + 0.98 * place, y, 0.74, 0.74, "Type II\n1×1", MAIN) for place in range(shown)]
-    for before, after in zip((start, first, *stack), (first, *stack, end)): sheet.arrow(before.right, after.left, width=1.4)
+    start, end = (
+        sheet.map(0.5, y, 8, 0.64, MAIN),
+        sheet.map(6.5, y, 8 // stride, 0.64 if stride == 1 else 0.42, MAIN),
+    )
+    first = sheet.box(
+        1.72, y, 0.98, 0.74, f'Type I\n3×3, stride {stride}\n$d$: {dim} to {2 * dim}', MAIN, 0.3
+    )
+    stack = [
+        sheet.box(3.2 + 0.98 * place, y, 0.74, 0.74, 'Type II\n1×1', MAIN) for place in range(shown)
+    ]
+    for before, after in zip((start, first, *stack), (first, *stack, end)):
+        sheet.arrow(before.right, after.left, width=1.4)
     for box, d, side in ((start, dim, below), (end, 2 * dim, below // stride)):
-        sheet.label(box.x, y - 0.52, f"$d$ = {d}\n{groups * d} × {side} × {side}", 8.5)
-    sheet.label(4.18, y - 0.52, f"$N$ = {depth}, capsules stay as they are", 8.5)
+        sheet.label(box.x, y - 0.52, f'$d$ = {d}\n{groups * d} × {side} × {side}', 8.5)
+    sheet.label(4.18, y - 0.52, f'$N$ = {depth}, capsules stay as they are', 8.5)
     _ways(sheet, start, first, stack[-1], end, stride)
-    return Figure(sheet.canvas,
-                  f"A chain of boxes: a module's input map, a Type I capConv, {shown} Type II capConv layers, the output map. Above, two arrows skip "
-                  "forward: from the input into Type I and from its output into the last Type II. Below, dashed, two feedback units lead from the "
-                  "output back to the output of Type I and to the module's input.",
-                  f"Module {number} of EncapNet with $N$ = {depth}: Type I doubles the dimension of capsules from {dim} to {2 * dim}"
-                  + (" and halves the side of the map" if stride == 2 else "") + "; Type II leaves both. The two skips go forward in use as in "
-                  "training; feedback units compare the output with an earlier map, and are gone after training.")
+    return Figure(
+        sheet.canvas,
+        f"A chain of boxes: a module's input map, a Type I capConv, {shown} Type II capConv "
+        'layers, the output map. Above, two arrows skip '
+        'forward: from the input into Type I and from its output into the last Type II. Below, '
+        'dashed, two feedback units lead from the '
+        "output back to the output of Type I and to the module's input.",
+        f'Module {number} of EncapNet with $N$ = {depth}: Type I doubles the dimension of '
+        f'capsules from {dim} to {2 * dim}'
+        + (' and halves the side of the map' if stride == 2 else '')
+        + '; Type II leaves both. The two skips go forward in use as in '
+        'training; feedback units compare the output with an earlier map, and are gone after '
+        'training.',
+    )
 
 # %% ../../../nbs/show/tables/05_fig3.ipynb #f9cb998a
 def _samples(count: int) -> tuple[np.ndarray, np.ndarray]:
     "Features of what was sent back and of the lower map: alike, in another order, and not quite."
     turn = np.linspace(0, 1.75 * np.pi, count)
-    order = np.argsort(np.cos(5.0 * np.arange(count)), kind="stable")
+    order = np.argsort(np.cos(5.0 * np.arange(count)), kind='stable')
     around = lambda angle: np.stack([np.cos(angle), np.sin(angle)], 1)
     return around(turn[order] + 0.35), around(turn)
 
-def transported(x: np.ndarray, y: np.ndarray, eps: float, iterations: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+
+def transported(
+    x: np.ndarray, y: np.ndarray, eps: float, iterations: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     "Cosine cost Q, kernel K, plan P after L iterations (a, then b), and <P, Q>."
     length = lambda z: z / np.linalg.norm(z, axis=1, keepdims=True)
     cost = 1 - np.minimum(length(x) @ length(y).T, 1)
@@ -77,14 +107,26 @@ def transported(x: np.ndarray, y: np.ndarray, eps: float, iterations: int) -> tu
     return cost, np.exp(log_kernel), plan, float((plan * cost).sum())
 
 # %% ../../../nbs/show/tables/05_fig3.ipynb #82d7fc14
-def _problem(sheet: Sheet, height: float, name: str, pair: tuple[np.ndarray, np.ndarray], eps: float, iterations: int) -> float:
-    "One row: cost, kernel, plan and what it costs; the solid arrow carries the gradient, the dashed ones do not."
+def _problem(
+    sheet: Sheet,
+    height: float,
+    name: str,
+    pair: tuple[np.ndarray, np.ndarray],
+    eps: float,
+    iterations: int,
+) -> float:
+    """One row: cost, kernel, plan and what it costs; the solid arrow carries the gradient, the
+    dashed ones do not."""
     *matrices, value = transported(*pair, eps, iterations)
-    drawn = [sheet.matrix(x, height, matrix, 0.56, 0.56, colour) for x, matrix, colour in zip((3.75, 4.6, 5.45), matrices, (MAIN, PLAIN, WEIGHT))]
-    inner = sheet.box(6.4, height, 0.66, 0.34, f"{value:.3f}", BACK)
+    drawn = [
+        sheet.matrix(x, height, matrix, 0.56, 0.56, colour)
+        for x, matrix, colour in zip((3.75, 4.6, 5.45), matrices, (MAIN, PLAIN, WEIGHT))
+    ]
+    inner = sheet.box(6.4, height, 0.66, 0.34, f'{value:.3f}', BACK)
     sheet.arrow((2.98, 2.62), (2.98, height), drawn[0].left)
     sheet.label(3.22, height + 0.13, name)
-    for before, after in zip(drawn, (*drawn[1:], inner)): sheet.arrow(before.right, after.left, dashed=True, colour=SOFT)
+    for before, after in zip(drawn, (*drawn[1:], inner)):
+        sheet.arrow(before.right, after.left, dashed=True, colour=SOFT)
     sheet.arrow(drawn[0].bottom, (3.75, height - 0.42), (6.4, height - 0.42), inner.bottom)
     sheet.arrow(inner.right, (6.88, height), (6.88, 0.72), (6.63, 0.72), head=height == 1.59)
     return round(value, 3)
@@ -92,13 +134,22 @@ def _problem(sheet: Sheet, height: float, name: str, pair: tuple[np.ndarray, np.
 # %% ../../../nbs/show/tables/05_fig3.ipynb #825e3942
 def _sent_back(sheet: Sheet):
     "The left half: the higher map through the generator, both maps through the extractor."
-    higher, lower, back = sheet.map(0.5, 3.6, 4, 0.42, MAIN), sheet.map(0.5, 1.75, 8, 0.62, MAIN), sheet.map(2.15, 3.6, 8, 0.5, BACK)
-    generator = sheet.box(1.35, 3.6, 0.72, 0.52, "$g$\ncapDeconv", BACK, size=8.5)
-    extractor = sheet.box(2.15, 2.62, 0.98, 0.5, "extractor $f$:\ntwo convs", BACK, size=8.5)
+    higher, lower, back = (
+        sheet.map(0.5, 3.6, 4, 0.42, MAIN),
+        sheet.map(0.5, 1.75, 8, 0.62, MAIN),
+        sheet.map(2.15, 3.6, 8, 0.5, BACK),
+    )
+    generator = sheet.box(1.35, 3.6, 0.72, 0.52, '$g$\ncapDeconv', BACK, size=8.5)
+    extractor = sheet.box(2.15, 2.62, 0.98, 0.5, 'extractor $f$:\ntwo convs', BACK, size=8.5)
     sheet.arrow(lower.top, (0.5, higher.bottom[1] - 0.28), colour=MAIN, width=1.4)
-    for x, y, text in ((0.5, 3.92, "higher map $v$"), (0.5, 1.32, "lower map $u$"), (1.35, 3.98, "generator"), (2.15, 3.98, "$u'$")):
+    for x, y, text in (
+        (0.5, 3.92, 'higher map $v$'),
+        (0.5, 1.32, 'lower map $u$'),
+        (1.35, 3.98, 'generator'),
+        (2.15, 3.98, "$u'$"),
+    ):
         sheet.label(x, y, text, 8.5)
-    sheet.label(0.66, 2.75, "the network", 8.5, SOFT, ha="left")
+    sheet.label(0.66, 2.75, 'the network', 8.5, SOFT, ha='left')
     sheet.arrow(higher.right, generator.left)
     sheet.arrow(generator.right, back.left)
     sheet.arrow(back.bottom, extractor.top)
@@ -107,31 +158,57 @@ def _sent_back(sheet: Sheet):
 
 # %% ../../../nbs/show/tables/05_fig3.ipynb #118ec5ef
 @own_style()
-def feedback(count: int = 8,         # samples drawn
-             eps: float = 0.1,       # drawn with; the study's usual 1.0 makes plans that look even
-             iterations: int = 10,   # L
-             weight: int = 10,       # lambda
-            ) -> Figure:
+def feedback(
+    count: int = 8,  # samples drawn
+    eps: float = 0.1,  # drawn with; the study's usual 1.0 makes plans that look even
+    iterations: int = 10,  # L
+    weight: int = 10,  # lambda
+) -> Figure:
     "Fig. 3 (b): from the higher map to the Sinkhorn divergence, and where gradients go."
     sheet, (sent, below) = Sheet(7.0, 4.7), _samples(count)
     _sent_back(sheet)
-    for x, name, how in ((3.75, "$Q$", r"cost, $B \times B$"), (4.6, "$K$", r"$e^{-Q/\varepsilon}$"), (5.45, "$P$", f"$L$ = {iterations}")):
+    for x, name, how in (
+        (3.75, '$Q$', r'cost, $B \times B$'),
+        (4.6, '$K$', r'$e^{-Q/\varepsilon}$'),
+        (5.45, '$P$', f'$L$ = {iterations}'),
+    ):
         sheet.label(x, 4.5, name, 10)
         sheet.label(x, 4.29, how, 8.5)
-    sheet.label(6.4, 4.5, r"$W = \langle P, Q\rangle$", 9.5)
-    problems = ((3.85, "$u', u$", (sent, below)), (2.72, "$u', u'$", (sent, sent)), (1.59, "$u, u$", (below, below)))
-    values = [_problem(sheet, height, name, pair, eps, iterations) for height, name, pair in problems]
+    sheet.label(6.4, 4.5, r'$W = \langle P, Q\rangle$', 9.5)
+    problems = (
+        (3.85, "$u', u$", (sent, below)),
+        (2.72, "$u', u'$", (sent, sent)),
+        (1.59, '$u, u$', (below, below)),
+    )
+    values = [
+        _problem(sheet, height, name, pair, eps, iterations) for height, name, pair in problems
+    ]
     divergence = 2 * values[0] - values[1] - values[2]
-    result = sheet.box(4.9, 0.72, 3.45, 0.36, f"$2\\,W(u',u) - W(u',u') - W(u,u)$ = {divergence:.3f}", BACK, 0.2)
-    sheet.arrow(result.left, sheet.box(1.5, 0.72, 2.3, 0.36, f"loss = margin + {weight} · divergences", MAIN).right)
-    for x, text, look in ((0.4, "gradient comes back the same way", {}), (3.6, "value only: none through $P$", dict(dashed=True, colour=SOFT))):
+    result = sheet.box(
+        4.9, 0.72, 3.45, 0.36, f"$2\\,W(u',u) - W(u',u') - W(u,u)$ = {divergence:.3f}", BACK, 0.2
+    )
+    sheet.arrow(
+        result.left,
+        sheet.box(1.5, 0.72, 2.3, 0.36, f'loss = margin + {weight} · divergences', MAIN).right,
+    )
+    for x, text, look in (
+        (0.4, 'gradient comes back the same way', {}),
+        (3.6, 'value only: none through $P$', dict(dashed=True, colour=SOFT)),
+    ):
         sheet.arrow((x, 0.25), (x + 0.45, 0.25), **look)
-        sheet.label(x + 0.53, 0.25, text, 8.5, ha="left")
-    return Figure(sheet.canvas,
-                  "Left, the higher map goes through the generator g, and what comes out, u', as well as the lower map u through the extractor f. "
-                  "Then three rows, for the pairs u' and u, u' and u', u and u: each a cost matrix Q, its kernel K, its plan P, and a number W, the "
-                  "sum of P times Q. Dashed arrows lead from Q through K and P to W, a solid one from Q to W directly. The three numbers make the "
-                  "divergence, which joins the loss.",
-                  f"The feedback unit, on {count} made-up samples of two features (cosine cost; $\\varepsilon = {eps:g}$, so that plans can be seen; "
-                  f"$L = {iterations}$). Matrices and numbers are computed. Gradients come back along solid arrows, into both maps; along dashed "
-                  "ones they do not.")
+        sheet.label(x + 0.53, 0.25, text, 8.5, ha='left')
+    return Figure(
+        sheet.canvas,
+        "Left, the higher map goes through the generator g, and what comes out, u', as well as "
+        'the lower map u through the extractor f. '
+        "Then three rows, for the pairs u' and u, u' and u', u and u: each a cost matrix Q, its "
+        'kernel K, its plan P, and a number W, the '
+        'sum of P times Q. Dashed arrows lead from Q through K and P to W, a solid one from Q to '
+        'W directly. The three numbers make the '
+        'divergence, which joins the loss.',
+        f'The feedback unit, on {count} made-up samples of two features (cosine cost; '
+        f'$\\varepsilon = {eps:g}$, so that plans can be seen; '
+        f'$L = {iterations}$). Matrices and numbers are computed. Gradients come back along '
+        'solid arrows, into both maps; along dashed '
+        'ones they do not.',
+    )

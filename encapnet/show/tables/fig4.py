@@ -17,16 +17,36 @@ __all__ = ['Fig4', 'fig4']
 # %% ../../../nbs/show/tables/09_fig4.ipynb #189456f6
 class Fig4(Table3):
     "Rows of Figure 4, over their epochs."
-    def __init__(self, profile: str, command: str, standing: Standing): super().__init__("fig4", profile, command, standing)
 
-    def feedback_curves(self) -> Figure: return feedback_curves(over_epochs(self), self.title((self.datasets or [""])[0]))
+    def __init__(self, profile: str, command: str, standing: Standing):
+        super().__init__('fig4', profile, command, standing)
+
+    def feedback_curves(self) -> Figure:
+        return feedback_curves(over_epochs(self), self.title((self.datasets or [''])[0]))
+
     def tables(self) -> dict[str, Any]:
-        return {"Figure 4: what each row errs.": self.error_table(),
-                "Figure 4: the share of the error that optimal transport takes away.": self.reductions()}
-    def figures(self) -> dict[str, Figure]: return dict(fig4=self.feedback_curves())
+        return {
+            'Figure 4: what each row errs.': self.error_table(),
+            'Figure 4: the share of the error that optimal transport takes '
+            'away.': self.reductions(),
+        }
 
-def fig4(profile: str = "quick", seeds: int = 1, missing: str = "train", data: str = "", data_root: str = "", runs: str = "runs",
-         reports: str = "reports", ledger: bool = False, retrain: bool = False) -> Fig4:
-    "Collect the rows, training what is missing. `ledger=True` reads the committed ledger and trains nothing. Raises UsageError."
+    def figures(self) -> dict[str, Figure]:
+        return dict(fig4=self.feedback_curves())
+
+
+def fig4(
+    profile: str = 'quick',
+    seeds: int = 1,
+    missing: str = 'train',
+    data: str = '',
+    data_root: str = '',
+    runs: str = 'runs',
+    reports: str = 'reports',
+    ledger: bool = False,
+    retrain: bool = False,
+) -> Fig4:
+    """Collect the rows, training what is missing. `ledger=True` reads the committed ledger and
+    trains nothing. Raises UsageError."""
     check_arguments(fig4, given := locals())
-    return Fig4(*trained_rows("fig4", **given, compared=True))
+    return Fig4(*trained_rows('fig4', **given, compared=True))

@@ -20,31 +20,69 @@ __all__ = ['Polarisation', 'polarisation']
 # %% ../../../nbs/show/tables/08_polarisation.ipynb #78ad91e4
 class Polarisation(Agreement):
     "How votes agree after every epoch."
-    def __init__(self, profile: str, command: str, standing: Standing): super().__init__("polarisation", profile, command, standing)
 
-    def curves(self) -> Figure: return _curves(self)
-    def figures(self) -> dict[str, Figure]: return dict(polarisation=self.curves())
-    def frames(self) -> dict[str, pd.DataFrame]: return dict(polarisation=self.lines)
+    def __init__(self, profile: str, command: str, standing: Standing):
+        super().__init__('polarisation', profile, command, standing)
 
-def polarisation(profile: str = "quick", seeds: int = 1, missing: str = "train", data: str = "", data_root: str = "", runs: str = "runs",
-                 reports: str = "reports", ledger: bool = False, retrain: bool = False) -> Polarisation:
-    "Collect the rows, training what is missing. `ledger=True` trains nothing. Raises UsageError, StudyError."
+    def curves(self) -> Figure:
+        return _curves(self)
+
+    def figures(self) -> dict[str, Figure]:
+        return dict(polarisation=self.curves())
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        return dict(polarisation=self.lines)
+
+
+def polarisation(
+    profile: str = 'quick',
+    seeds: int = 1,
+    missing: str = 'train',
+    data: str = '',
+    data_root: str = '',
+    runs: str = 'runs',
+    reports: str = 'reports',
+    ledger: bool = False,
+    retrain: bool = False,
+) -> Polarisation:
+    """Collect the rows, training what is missing. `ledger=True` trains nothing. Raises
+    UsageError, StudyError."""
     check_arguments(polarisation, given := locals())
-    return Polarisation(*trained_rows("polarisation", **given))
+    return Polarisation(*trained_rows('polarisation', **given))
 
 # %% ../../../nbs/show/tables/08_polarisation.ipynb #5a822809
 def _curves(study: Polarisation) -> Figure:
-    dataset, lines = (study.datasets or [""])[0], []
-    seen = study.lines[(study.lines.dataset == dataset) & (study.lines.which == "true")].dropna(subset=["value"])
+    dataset, lines = (study.datasets or [''])[0], []
+    seen = study.lines[(study.lines.dataset == dataset) & (study.lines.which == 'true')].dropna(
+        subset=['value']
+    )
     for statistic, label in STATISTICS.items():
         for name, row in study.rows.items():
             chosen = seen[(seen.row == name) & (seen.statistic == statistic)]
-            lines += [dict(row=row.title, statistic=label, epoch=epoch, value=found.value,
-                           low=found.low if math.isfinite(found.low) else found.value, high=found.high if math.isfinite(found.high) else found.value)
-                      for epoch, group in chosen.groupby("epoch") if (found := interval_of(group))]
-    frame = pd.DataFrame(lines, columns=["row", "statistic", "epoch", "value", "low", "high"])
-    marks = [dict(row=study.rows[study.routed[routing]].title, statistic=STATISTICS["dissimilar"], value=value)
-             for routing, value in paper.FIG2_PRINTED["dissimilar"].items() if not is_own(dataset)]
-    figure = polarisation_curves(frame, pd.DataFrame(marks, columns=["row", "statistic", "value"]), study.title(dataset))
-    figure.caption += f" {conditions(study)}"
+            lines += [
+                dict(
+                    row=row.title,
+                    statistic=label,
+                    epoch=epoch,
+                    value=found.value,
+                    low=found.low if math.isfinite(found.low) else found.value,
+                    high=found.high if math.isfinite(found.high) else found.value,
+                )
+                for epoch, group in chosen.groupby('epoch')
+                if (found := interval_of(group))
+            ]
+    frame = pd.DataFrame(lines, columns=['row', 'statistic', 'epoch', 'value', 'low', 'high'])
+    marks = [
+        dict(
+            row=study.rows[study.routed[routing]].title,
+            statistic=STATISTICS['dissimilar'],
+            value=value,
+        )
+        for routing, value in paper.FIG2_PRINTED['dissimilar'].items()
+        if not is_own(dataset)
+    ]
+    figure = polarisation_curves(
+        frame, pd.DataFrame(marks, columns=['row', 'statistic', 'value']), study.title(dataset)
+    )
+    figure.caption += f' {conditions(study)}'
     return figure

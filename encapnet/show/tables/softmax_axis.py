@@ -24,181 +24,374 @@ from ...study.stats import unresolvable
 __all__ = ['AXIS', 'BEGINNING', 'LAYERS', 'SEEN', 'run_lines', 'vote_lines', 'SoftmaxAxis', 'softmax_axis', 'obstacles']
 
 # %% ../../../nbs/show/tables/10_softmax_axis.ipynb #44a1283f
-AXIS = dict(higher="higher capsules", lower="lower capsules")
-BEGINNING = dict(scaled="scaled to what varies (ours)", full_length="scaled to the full length", released="as released")
-LAYERS = dict(capsules="fifth layer", classes="class layer")
-SEEN = ["vote_length", "bias_share", "s_length", "s_varying", "saturated", "dead"]
+AXIS = dict(higher='higher capsules', lower='lower capsules')
+BEGINNING = dict(
+    scaled='scaled to what varies (ours)',
+    full_length='scaled to the full length',
+    released='as released',
+)
+LAYERS = dict(capsules='fifth layer', classes='class layer')
+SEEN = ['vote_length', 'bias_share', 's_length', 's_varying', 'saturated', 'dead']
+
 
 def _named(record: Record) -> dict:
     "Who a record is."
-    network = record.config["network"]
-    return dict(row=record.row, dataset=record.config["data"]["name"], seed=record.config["seed"], axis=network.get("normalize", "higher"),
-                initialization=network.get("initialization", "scaled"))
+    network = record.config['network']
+    return dict(
+        row=record.row,
+        dataset=record.config['data']['name'],
+        seed=record.config['seed'],
+        axis=network.get('normalize', 'higher'),
+        initialization=network.get('initialization', 'scaled'),
+    )
+
 
 def run_lines(standing: Standing) -> pd.DataFrame:
     "One line per training run: what came of it."
-    lines = [_named(record) | {name: record.outcome[name] for name in ("error", "train_loss", "epochs", "source")}
-             | dict(key=record.key, images=record.outcome["test_images"], chance=record.outcome.get("constant_error", 90.0),
-                    device=record.provenance.get("device")) for record in standing.records]
-    return pd.DataFrame(lines, columns="row dataset seed axis initialization key error train_loss images epochs chance source device".split())
+    lines = [
+        _named(record)
+        | {name: record.outcome[name] for name in ('error', 'train_loss', 'epochs', 'source')}
+        | dict(
+            key=record.key,
+            images=record.outcome['test_images'],
+            chance=record.outcome.get('constant_error', 90.0),
+            device=record.provenance.get('device'),
+        )
+        for record in standing.records
+    ]
+    return pd.DataFrame(
+        lines,
+        columns='row dataset seed axis initialization key error train_loss images epochs chance '
+        'source device'.split(),
+    )
 
+# %% ../../../nbs/show/tables/10_softmax_axis.ipynb #1792d7eb
 def vote_lines(standing: Standing) -> pd.DataFrame:
-    "One line per run, routed layer and epoch that was watched: what its votes were like, and the epoch's training loss."
-    lines = [_named(record) | dict(layer=layer, epoch=epoch, train_loss=record.outcome["losses"][epoch - 1] if epoch else None)
-             | {name: curves[layer][name][place] for name in SEEN}
-             for record in standing.records if (curves := record.outcome.get("diagnostics"))
-             for layer in LAYERS for place, epoch in enumerate(curves["epochs"])]
-    return pd.DataFrame(lines, columns=["row", "dataset", "seed", "axis", "initialization", "layer", "epoch", "train_loss", *SEEN])
+    """One line per run, routed layer and epoch that was watched: what its votes were like, and
+    the epoch's training loss."""
+    lines = [
+        _named(record)
+        | dict(
+            layer=layer,
+            epoch=epoch,
+            train_loss=record.outcome['losses'][epoch - 1] if epoch else None,
+        )
+        | {name: curves[layer][name][place] for name in SEEN}
+        for record in standing.records
+        if (curves := record.outcome.get('diagnostics'))
+        for layer in LAYERS
+        for place, epoch in enumerate(curves['epochs'])
+    ]
+    return pd.DataFrame(
+        lines,
+        columns=[
+            'row',
+            'dataset',
+            'seed',
+            'axis',
+            'initialization',
+            'layer',
+            'epoch',
+            'train_loss',
+            *SEEN,
+        ],
+    )
 
 # %% ../../../nbs/show/tables/10_softmax_axis.ipynb #65aaa0fe
 class SoftmaxAxis(Trained):
-    "Both axes of routing's softmax, from several beginnings: what trained, and what its votes were like."
+    """Both axes of routing's softmax, from several beginnings: what trained, and what its votes
+    were like."""
+
     def __init__(self, profile: str, command: str, standing: Standing):
         self.profile, self.command, self.standings = find_profile(profile), command, [standing]
-        self.runs, self.votes, self.rows = run_lines(standing), vote_lines(standing), EXPERIMENTS["softmax_axis"]
+        self.runs, self.votes, self.rows = (
+            run_lines(standing),
+            vote_lines(standing),
+            EXPERIMENTS['softmax_axis'],
+        )
         self.datasets = list(self.runs.dataset.unique())
 
     def trains(self, row: str, dataset: str) -> bool | None:
-        "Whether a row's whole interval lies below the error of the best constant answer; None without a result."
+        """Whether a row's whole interval lies below the error of the best constant answer; None
+        without a result."""
         found = self.interval(row, dataset)
         return None if found is None else bool(found.high < self.of(row, dataset).chance.iloc[0])
 
-    def error_table(self) -> GT: return _error_table(self)
-    def vote_table(self) -> GT: return _vote_table(self)
-    def figure(self) -> Figure: return _figure(self)
-    def verdict(self) -> Verdict: return _verdict(self)
+    def error_table(self) -> GT:
+        return _error_table(self)
+
+    def vote_table(self) -> GT:
+        return _vote_table(self)
+
+    def figure(self) -> Figure:
+        return _figure(self)
+
+    def verdict(self) -> Verdict:
+        return _verdict(self)
+
     def tables(self) -> dict[str, Any]:
-        return {"The softmax axis: what trains.": self.error_table(), "The softmax axis: what votes are like.": self.vote_table(),
-                "The softmax axis: what follows.": self.verdict()}
-    def figures(self) -> dict[str, Figure]: return dict(softmax_axis=self.figure())
-    def frames(self) -> dict[str, pd.DataFrame]: return dict(softmax_axis=self.votes)
+        return {
+            'The softmax axis: what trains.': self.error_table(),
+            'The softmax axis: what votes are like.': self.vote_table(),
+            'The softmax axis: what follows.': self.verdict(),
+        }
+
+    def figures(self) -> dict[str, Figure]:
+        return dict(softmax_axis=self.figure())
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        return dict(softmax_axis=self.votes)
 
 # %% ../../../nbs/show/tables/10_softmax_axis.ipynb #8b492ded
-def softmax_axis(profile: str = "quick", seeds: int = 1, missing: str = "train", data: str = "", data_root: str = "", runs: str = "runs",
-                 reports: str = "reports", ledger: bool = False, retrain: bool = False) -> SoftmaxAxis:
-    "Collect the study, training what is missing. `ledger=True` reads the committed ledger and trains nothing. Raises UsageError."
+def softmax_axis(
+    profile: str = 'quick',
+    seeds: int = 1,
+    missing: str = 'train',
+    data: str = '',
+    data_root: str = '',
+    runs: str = 'runs',
+    reports: str = 'reports',
+    ledger: bool = False,
+    retrain: bool = False,
+) -> SoftmaxAxis:
+    """Collect the study, training what is missing. `ledger=True` reads the committed ledger and
+    trains nothing. Raises UsageError."""
     check_arguments(softmax_axis, given := locals())
-    return SoftmaxAxis(*trained_rows("softmax_axis", **given))
+    return SoftmaxAxis(*trained_rows('softmax_axis', **given))
 
 # %% ../../../nbs/show/tables/10_softmax_axis.ipynb #bd358cec
 def _error_lines(study: SoftmaxAxis) -> list[dict[str, str]]:
     lines = []
     for name, row in study.rows.items():
-        line = {"axis": AXIS[row.network.normalize], "beginning": BEGINNING[row.network.initialization]}
+        line = {
+            'axis': AXIS[row.network.normalize],
+            'beginning': BEGINNING[row.network.initialization],
+        }
         for dataset in study.datasets:
             found = study.of(name, dataset)
-            line |= {dataset: error_text(study.interval(name, dataset)),
-                     f"{dataset}_loss": seconds_text(found.train_loss.mean()) if len(found) else "–",
-                     f"{dataset}_trains": {True: "yes", False: "no", None: "–"}[study.trains(name, dataset)]}
+            line |= {
+                dataset: error_text(study.interval(name, dataset)),
+                f'{dataset}_loss': seconds_text(found.train_loss.mean()) if len(found) else '–',
+                f'{dataset}_trains': {True: 'yes', False: 'no', None: '–'}[
+                    study.trains(name, dataset)
+                ],
+            }
         lines.append(line)
     return lines
 
+
 def _note(study: SoftmaxAxis) -> str:
     "What every number of the page is conditional on."
-    seeds = int(study.runs.groupby(["row", "dataset"]).seed.nunique().min()) if len(study.runs) else 0
-    data = ", ".join(map(study.title, study.datasets)) or "no data"
-    devices = ", ".join(sorted(set(study.runs.device.dropna()))) or "no device"
-    return (f"Profile {study.profile.name}: width G = {study.profile.groups} (the paper's is 32), {study.profile.schedule.told}, "
-            f"{data}, n = {seeds} seed{'s' if seeds != 1 else ''}, {devices}.")
+    seeds = (
+        int(study.runs.groupby(['row', 'dataset']).seed.nunique().min()) if len(study.runs) else 0
+    )
+    data = ', '.join(map(study.title, study.datasets)) or 'no data'
+    devices = ', '.join(sorted(set(study.runs.device.dropna()))) or 'no device'
+    return (
+        f"Profile {study.profile.name}: width G = {study.profile.groups} (the paper's is 32), "
+        f'{study.profile.schedule.told}, '
+        f'{data}, n = {seeds} seed{"s" if seeds != 1 else ""}, {devices}.'
+    )
 
+# %% ../../../nbs/show/tables/10_softmax_axis.ipynb #b0453431
 def _error_table(study: SoftmaxAxis) -> GT:
     lines = _error_lines(study)
-    table = GT(pd.DataFrame(lines), id="axis-errors").cols_label(axis="softmax over", beginning="initialisation")
+    table = GT(pd.DataFrame(lines), id='axis-errors').cols_label(
+        axis='softmax over', beginning='initialisation'
+    )
     for dataset in study.datasets:
-        labels = {dataset: "test error (%)", f"{dataset}_loss": "last training loss", f"{dataset}_trains": "trains"}
-        table = table.tab_spanner(study.title(dataset), list(labels)).cols_label(**labels).cols_align("right", list(labels))
-        table = table.fmt_passthrough(dataset, escape=False)                   # our own <small>
-    chance = ", ".join(f"{value:.1f} %" for value in sorted(study.runs.chance.unique()))
-    return themed(table.tab_source_note(
-        f"{_note(study)} In parentheses the 95 % interval over test images, or over seeds where there are several. A row trains if all of its "
-        f"interval lies below what the best constant answer errs ({chance})."))
+        labels = {
+            dataset: 'test error (%)',
+            f'{dataset}_loss': 'last training loss',
+            f'{dataset}_trains': 'trains',
+        }
+        table = (
+            table.tab_spanner(study.title(dataset), list(labels))
+            .cols_label(**labels)
+            .cols_align('right', list(labels))
+        )
+        table = table.fmt_passthrough(dataset, escape=False)  # our own <small>
+    chance = ', '.join(f'{value:.1f} %' for value in sorted(study.runs.chance.unique()))
+    return themed(
+        table.tab_source_note(
+            f'{_note(study)} In parentheses the 95 % interval over test images, or over seeds '
+            'where there are several. A row trains if all of its '
+            f'interval lies below what the best constant answer errs ({chance}).'
+        )
+    )
 
 # %% ../../../nbs/show/tables/10_softmax_axis.ipynb #c7c1b161
 def _seen(study: SoftmaxAxis, row: str, layer: str, last: bool = False) -> pd.Series | None:
     "What was seen of a row's votes at its start, or after its last epoch, on the first data set."
-    lines = study.votes[(study.votes.row == row) & (study.votes.layer == layer) & (study.votes.dataset == (study.datasets or [""])[0])]
-    return lines[lines.epoch == (lines.epoch.max() if last else 0)][SEEN].mean() if len(lines) else None
+    lines = study.votes[
+        (study.votes.row == row)
+        & (study.votes.layer == layer)
+        & (study.votes.dataset == (study.datasets or [''])[0])
+    ]
+    return (
+        lines[lines.epoch == (lines.epoch.max() if last else 0)][SEEN].mean()
+        if len(lines)
+        else None
+    )
 
-def _share(value: float) -> str: return "0" if value == 0 else f"{100 * value:.2g}" if value < 0.99 else f"{100 * value:.4g}"
 
+def _share(value: float) -> str:
+    return '0' if value == 0 else f'{100 * value:.2g}' if value < 0.99 else f'{100 * value:.4g}'
+
+# %% ../../../nbs/show/tables/10_softmax_axis.ipynb #aaee2c22
 def _vote_table(study: SoftmaxAxis) -> GT:
     lines = []
     for layer, title in LAYERS.items():
         for name, row in study.rows.items():
             line = dict(layer=title, row=row.title)
-            for when, last in (("start", False), ("end", True)):
+            for when, last in (('start', False), ('end', True)):
                 seen = _seen(study, name, layer, last)
-                line |= {f"{when}_{key}": "–" if seen is None else (_share if key in ("bias_share", "saturated", "dead") else seconds_text)(seen[key])
-                         for key in SEEN if when == "start" or key in ("s_length", "s_varying")}
+                line |= {
+                    f'{when}_{key}': '–'
+                    if seen is None
+                    else (_share if key in ('bias_share', 'saturated', 'dead') else seconds_text)(
+                        seen[key]
+                    )
+                    for key in SEEN
+                    if when == 'start' or key in ('s_length', 's_varying')
+                }
             lines.append(line)
-    labels = dict(vote_length="|V|", bias_share="bias (%)", s_length="|s|", s_varying="varies by", saturated="saturated (%)", dead="dead (%)")
-    table = GT(pd.DataFrame(lines), id="axis-votes", groupname_col="layer").cols_label(row="")
-    for when, title in (("start", "before the first step"), ("end", "after the last epoch")):
-        names = {name: labels[name.removeprefix(f"{when}_")] for name in lines[0] if name.startswith(f"{when}_")}
-        table = table.tab_spanner(title, list(names)).cols_label(**names).cols_align("right", list(names))
-    return themed(table.tab_style(style.css("white-space: nowrap"), loc.body()).tab_source_note(
-        f"{_note(study)} |V|: root mean square length of a vote; bias: its share of the votes' mean square; |s|: median length of a higher capsule "
-        "before squash; varies by: how far it moves between images, the median over capsules of its standard deviation; saturated: |v| > 0.99; "
-        "dead: |v| < 0.01."))
+    labels = dict(
+        vote_length='|V|',
+        bias_share='bias (%)',
+        s_length='|s|',
+        s_varying='varies by',
+        saturated='saturated (%)',
+        dead='dead (%)',
+    )
+    table = GT(pd.DataFrame(lines), id='axis-votes', groupname_col='layer').cols_label(row='')
+    for when, title in (('start', 'before the first step'), ('end', 'after the last epoch')):
+        names = {
+            name: labels[name.removeprefix(f'{when}_')]
+            for name in lines[0]
+            if name.startswith(f'{when}_')
+        }
+        table = (
+            table.tab_spanner(title, list(names))
+            .cols_label(**names)
+            .cols_align('right', list(names))
+        )
+    return themed(
+        table.tab_style(style.css('white-space: nowrap'), loc.body()).tab_source_note(
+            f'{_note(study)} |V|: root mean square length of a vote; bias: its share of the '
+            "votes' mean square; |s|: median length of a higher capsule "
+            'before squash; varies by: how far it moves between images, the median over capsules '
+            'of its standard deviation; saturated: |v| > 0.99; '
+            'dead: |v| < 0.01.'
+        )
+    )
 
 # %% ../../../nbs/show/tables/10_softmax_axis.ipynb #6b84b73b
 def _figure(study: SoftmaxAxis) -> Figure:
-    dataset = study.datasets[0] if study.datasets else ""
-    lines = study.votes[(study.votes.layer == "classes") & (study.votes.dataset == dataset)]
+    dataset = study.datasets[0] if study.datasets else ''
+    lines = study.votes[(study.votes.layer == 'classes') & (study.votes.dataset == dataset)]
     titles = {name: row.title for name, row in study.rows.items()}
     figure = loss_and_lengths(lines.assign(row=lines.row.map(titles)), study.title(dataset))
-    figure.caption += f" {_note(study)}"
+    figure.caption += f' {_note(study)}'
     return figure
 
 # %% ../../../nbs/show/tables/10_softmax_axis.ipynb #c730712f
 def obstacles(seen: pd.Series | None) -> str:
     "What stands in a layer's way before the first step."
-    if seen is None: return "–"
-    found = [word for word, there in (("saturated", seen.saturated > 0.5), ("dead", seen.dead > 0.5),
-                                      ("blind", seen.s_varying < 0.01 * seen.s_length)) if there]
-    return ", ".join(found) or "none"
+    if seen is None:
+        return '–'
+    found = [
+        word
+        for word, there in (
+            ('saturated', seen.saturated > 0.5),
+            ('dead', seen.dead > 0.5),
+            ('blind', seen.s_varying < 0.01 * seen.s_length),
+        )
+        if there
+    ]
+    return ', '.join(found) or 'none'
+
 
 def _judge(claimed: bool, trains: bool | None, profile: str, seeds: int) -> str:
-    if trains is None: return "not attempted"
-    if seeds < 2: return unresolvable(seeds)
-    if profile == "paper": return "reproduced" if trains == claimed else "not reproduced"
-    return "direction agrees" if trains == claimed else "direction disagrees"
+    if trains is None:
+        return 'not attempted'
+    if seeds < 2:
+        return unresolvable(seeds)
+    if profile == 'paper':
+        return 'reproduced' if trains == claimed else 'not reproduced'
+    return 'direction agrees' if trains == claimed else 'direction disagrees'
 
-def _epochs(study: SoftmaxAxis) -> str: return f"{study.profile.schedule.epochs} epochs"
 
+def _epochs(study: SoftmaxAxis) -> str:
+    return f'{study.profile.schedule.epochs} epochs'
+
+# %% ../../../nbs/show/tables/10_softmax_axis.ipynb #b46f4d5f
 def _paragraph(study: SoftmaxAxis, dataset: str) -> str:
     "What follows, in a sentence or three, by rule."
     trains = {name: study.trains(name, dataset) for name in study.rows}
-    told = [f"{word}: {', '.join(study.rows[name].title for name in trains if trains[name] is value)}"
-            for word, value in (("trains", True), (f"does not in {_epochs(study)}", False)) if value in trains.values()]
-    for initialization, title in (("released", "as released"), ("scaled", "with ours")):
-        pair = trains[f"higher_{initialization}"], trains[f"lower_{initialization}"]
-        if None in pair: continue
-        ends = {(True, True): "both axes train, so the axis does not decide", (False, False): f"neither axis trains in {_epochs(study)}",
-                (False, True): "only the lower axis trains, as remarked", (True, False): "only the higher axis trains"}
-        told.append(f"{title} {ends[pair]}")
-    return "; ".join(told) or "no result yet"
+    told = [
+        f'{word}: {", ".join(study.rows[name].title for name in trains if trains[name] is value)}'
+        for word, value in (('trains', True), (f'does not in {_epochs(study)}', False))
+        if value in trains.values()
+    ]
+    for initialization, title in (('released', 'as released'), ('scaled', 'with ours')):
+        pair = trains[f'higher_{initialization}'], trains[f'lower_{initialization}']
+        if None in pair:
+            continue
+        ends = {
+            (True, True): 'both axes train, so the axis does not decide',
+            (False, False): f'neither axis trains in {_epochs(study)}',
+            (False, True): 'only the lower axis trains, as remarked',
+            (True, False): 'only the higher axis trains',
+        }
+        told.append(f'{title} {ends[pair]}')
+    return '; '.join(told) or 'no result yet'
 
 # %% ../../../nbs/show/tables/10_softmax_axis.ipynb #f68ea32b
 def _verdict(study: SoftmaxAxis) -> Verdict:
     lines = []
-    for dataset in study.datasets or [""]:
-        profile = "" if is_own(dataset) else study.profile.name        # the remark is not of such images
+    for dataset in study.datasets or ['']:
+        # the remark is not of such images
+        profile = '' if is_own(dataset) else study.profile.name
         for name, row in study.rows.items():
-            claimed, found = row.network.normalize == "lower", study.interval(name, dataset)
+            claimed, found = row.network.normalize == 'lower', study.interval(name, dataset)
             seeds = len(study.of(name, dataset))
-            judged = row.network.initialization != "full_length"            # nobody has said anything of that one
-            lines.append(dict(data=study.title(dataset), row=row.title, error=error_text(found),
-                              remark=("converges" if claimed else "does not converge") if judged else "–",
-                              trains={True: "trains", False: f"not in {_epochs(study)}", None: "–"}[study.trains(name, dataset)],
-                              obstacles=obstacles(_seen(study, name, "classes")) if dataset == (study.datasets or [""])[0] else "–",
-                              verdict=_judge(claimed, study.trains(name, dataset), profile, seeds) if judged else "–"))
-    line = _paragraph(study, study.datasets[0] if study.datasets else "")
-    table = GT(pd.DataFrame(lines), id="axis-verdict", groupname_col="data").cols_label(
-        row="", error="test error (%)", remark="the remark", trains="here", obstacles="in its way at the start", verdict="verdict")
-    table = table.fmt_passthrough("error", escape=False).cols_align("right", ["error"])
-    table = themed(table.tab_style(style.css("white-space: nowrap"), loc.body(columns=["row", "error"])).tab_source_note(
-        f"{line[0].upper()}{line[1:]}.").tab_source_note(
-        f"{_note(study)} The remark is made of the released initialisation; beside ours it is a question. "
-        "Only the profile “paper” can confirm or refute."))
+            # nobody has said anything of that one
+            judged = row.network.initialization != 'full_length'
+            lines.append(
+                dict(
+                    data=study.title(dataset),
+                    row=row.title,
+                    error=error_text(found),
+                    remark=('converges' if claimed else 'does not converge') if judged else '–',
+                    trains={True: 'trains', False: f'not in {_epochs(study)}', None: '–'}[
+                        study.trains(name, dataset)
+                    ],
+                    obstacles=obstacles(_seen(study, name, 'classes'))
+                    if dataset == (study.datasets or [''])[0]
+                    else '–',
+                    verdict=_judge(claimed, study.trains(name, dataset), profile, seeds)
+                    if judged
+                    else '–',
+                )
+            )
+    line = _paragraph(study, study.datasets[0] if study.datasets else '')
+    table = GT(pd.DataFrame(lines), id='axis-verdict', groupname_col='data').cols_label(
+        row='',
+        error='test error (%)',
+        remark='the remark',
+        trains='here',
+        obstacles='in its way at the start',
+        verdict='verdict',
+    )
+    table = table.fmt_passthrough('error', escape=False).cols_align('right', ['error'])
+    table = themed(
+        table.tab_style(style.css('white-space: nowrap'), loc.body(columns=['row', 'error']))
+        .tab_source_note(f'{line[0].upper()}{line[1:]}.')
+        .tab_source_note(
+            f'{_note(study)} The remark is made of the released initialisation; beside ours it '
+            'is a question. '
+            'Only the profile “paper” can confirm or refute.'
+        )
+    )
     return Verdict(table, line)

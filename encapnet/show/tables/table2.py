@@ -21,42 +21,85 @@ __all__ = ['DEEP', 'VERSIONS', 'TITLES', 'summarized', 'table2', 'versions_table
 
 # %% ../../../nbs/show/tables/01_table2.ipynb #b57035b9
 DEEP = dict(depths=(8, 11, 68, 8), master_modules=2)
-VERSIONS = {"EncapNet_v1": lambda: EncapNet(skip="both"), "ResNet": ResNet,
-            "EncapNet_v2 (inferred)": lambda: EncapNet(skip="both", **DEEP), "EncapNet_v3 (inferred)": lambda: EncapNet(skip="both", size=64, **DEEP)}
+VERSIONS = {
+    'EncapNet_v1': lambda: EncapNet(skip='both'),
+    'ResNet': ResNet,
+    'EncapNet_v2 (inferred)': lambda: EncapNet(skip='both', **DEEP),
+    'EncapNet_v3 (inferred)': lambda: EncapNet(skip='both', size=64, **DEEP),
+}
+
 
 @lru_cache
 def summarized(version: str) -> tuple[int, list[LayerSummary]]:
     "Depth and layers of one of `VERSIONS`."
-    with torch.device("meta"): network = VERSIONS[version]()
+    with torch.device('meta'):
+        network = VERSIONS[version]()
     return network.depth, summary(network)
 
 # %% ../../../nbs/show/tables/01_table2.ipynb #1c4de93a
-TITLES = dict(module="module", layer="layer", size="output", channels="channels (= G × d)", parameters="parameters",
-              operations="multiply-adds (millions)")
+TITLES = dict(
+    module='module',
+    layer='layer',
+    size='output',
+    channels='channels (= G × d)',
+    parameters='parameters',
+    operations='multiply-adds (millions)',
+)
+
 
 def _lines(layers: list[LayerSummary]) -> list[dict[str, str]]:
     lines = []
     for layer, same in groupby(layers):
         count, (module, name, size, dim, channels, parameters, operations) = len(list(same)), layer
-        lines.append({"module": module, "layer": name + (f" × {count}" if count > 1 else ""), "size": " × ".join(map(str, size)) or "–",
-                      "channels": f"{channels}" + (f" = {channels // dim} × {dim}" if dim and size else f" of {dim}" if dim else ""),
-                      "parameters": f"{parameters:,}" + (f" × {count}" if count > 1 else ""),
-                      "operations": f"{operations / 1e6:,.1f}" + (f" × {count}" if count > 1 else "")})
+        lines.append(
+            {
+                'module': module,
+                'layer': name + (f' × {count}' if count > 1 else ''),
+                'size': ' × '.join(map(str, size)) or '–',
+                'channels': f'{channels}'
+                + (
+                    f' = {channels // dim} × {dim}' if dim and size else f' of {dim}' if dim else ''
+                ),
+                'parameters': f'{parameters:,}' + (f' × {count}' if count > 1 else ''),
+                'operations': f'{operations / 1e6:,.1f}' + (f' × {count}' if count > 1 else ''),
+            }
+        )
     parameters, operations = _total(layers)
-    return [*lines, dict.fromkeys(TITLES, "") | {"module": "all", "parameters": f"{parameters:,}", "operations": f"{operations / 1e6:,.1f}"}]
+    return [
+        *lines,
+        dict.fromkeys(TITLES, '')
+        | {
+            'module': 'all',
+            'parameters': f'{parameters:,}',
+            'operations': f'{operations / 1e6:,.1f}',
+        },
+    ]
+
 
 def _total(layers: list[LayerSummary]) -> tuple[int, int]:
     return sum(layer.parameters for layer in layers), sum(layer.multiply_adds for layer in layers)
 
+# %% ../../../nbs/show/tables/01_table2.ipynb #c8d8b343
 def table2(version: str) -> GT:
     "One network of Table 2, a line for each kind of layer."
     depth, layers = summarized(version)
     lines = _lines(layers)
-    table = GT(pd.DataFrame(lines), id=f"table2-{version.split()[0].lower()}").tab_header(title=f"{version}, {depth} layers").cols_label(**TITLES)
-    table = table.cols_align("right", ["size", "parameters", "operations"]).tab_style(style.text(weight="bold"), loc.body(rows=[len(lines) - 1]))
-    return themed(table.tab_style(style.css("white-space: nowrap"), loc.body()).tab_source_note(
-        "Kernel and stride in parentheses, of the master where there are two branches. Multiply-adds of the convolutions and of the last layer, "
-        "for one image."))
+    table = (
+        GT(pd.DataFrame(lines), id=f'table2-{version.split()[0].lower()}')
+        .tab_header(title=f'{version}, {depth} layers')
+        .cols_label(**TITLES)
+    )
+    table = table.cols_align('right', ['size', 'parameters', 'operations']).tab_style(
+        style.text(weight='bold'), loc.body(rows=[len(lines) - 1])
+    )
+    return themed(
+        table.tab_style(style.css('white-space: nowrap'), loc.body()).tab_source_note(
+            'Kernel and stride in parentheses, of the master where there are two branches. '
+            'Multiply-adds of the convolutions and of the last layer, '
+            'for one image.'
+        )
+    )
+
 
 def versions_table() -> GT:
     "Depth, parameters and multiply-adds of every version."
@@ -64,21 +107,55 @@ def versions_table() -> GT:
     for version in VERSIONS:
         depth, layers = summarized(version)
         parameters, operations = _total(layers)
-        lines.append(dict(version=version, depth=str(depth), input="64 × 64" if "v3" in version else "32 × 32", parameters=f"{parameters:,}",
-                          operations=f"{operations / 1e9:,.2f}"))
-    table = GT(pd.DataFrame(lines), id="table2-versions").cols_label(version="", depth="layers", input="input", parameters="parameters",
-                                                                     operations="multiply-adds (billions)")
-    return themed(table.cols_align("right", ["depth", "input", "parameters", "operations"]).tab_source_note(
-        "Width G = 32, ten classes. v2 and v3 by our reading: modules of 9, 12, 69 and 9 layers, the first two without an aide."))
+        lines.append(
+            dict(
+                version=version,
+                depth=str(depth),
+                input='64 × 64' if 'v3' in version else '32 × 32',
+                parameters=f'{parameters:,}',
+                operations=f'{operations / 1e9:,.2f}',
+            )
+        )
+    table = GT(pd.DataFrame(lines), id='table2-versions').cols_label(
+        version='',
+        depth='layers',
+        input='input',
+        parameters='parameters',
+        operations='multiply-adds (billions)',
+    )
+    return themed(
+        table.cols_align('right', ['depth', 'input', 'parameters', 'operations']).tab_source_note(
+            'Width G = 32, ten classes. v2 and v3 by our reading: modules of 9, 12, 69 and 9 '
+            'layers, the first two without an aide.'
+        )
+    )
 
 # %% ../../../nbs/show/tables/01_table2.ipynb #6eb8e24f
 def profile() -> Figure:
     "Table 2's two networks, layer by layer."
-    lines = [dict(network=version, module=layer.module, height=layer.size[0] if layer.size else 1, parameters=layer.parameters,
-                  operations=layer.multiply_adds) for version in ("EncapNet_v1", "ResNet") for layer in summarized(version)[1]]
+    lines = [
+        dict(
+            network=version,
+            module=layer.module,
+            height=layer.size[0] if layer.size else 1,
+            parameters=layer.parameters,
+            operations=layer.multiply_adds,
+        )
+        for version in ('EncapNet_v1', 'ResNet')
+        for layer in summarized(version)[1]
+    ]
     return layer_profile(pd.DataFrame(lines))
 
-def save(reports: str | Path, profile_name: str = "quick") -> list[Path]:
+
+def save(reports: str | Path, profile_name: str = 'quick') -> list[Path]:
     "The tables and the picture, beside the page."
-    shown = {f"Table 2: {version}, layer by layer.": table2(version) for version in ("EncapNet_v1", "ResNet")}
-    return twins.save(reports, profile_name, shown | {"Table 2: every version.": versions_table()}, dict(table2=profile()))
+    shown = {
+        f'Table 2: {version}, layer by layer.': table2(version)
+        for version in ('EncapNet_v1', 'ResNet')
+    }
+    return twins.save(
+        reports,
+        profile_name,
+        shown | {'Table 2: every version.': versions_table()},
+        dict(table2=profile()),
+    )

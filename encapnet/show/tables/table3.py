@@ -29,133 +29,276 @@ __all__ = ['HALVES', 'row_letter', 'Table3', 'table3', 'over_epochs']
 # %% ../../../nbs/show/tables/02_table3.ipynb #e4e7924e
 def row_letter(row: str) -> str:
     "The paper's number or letter for a row of Table 3; a dash for one of ours."
-    return paper.TABLE3[row].label if row in paper.TABLE3 else "–"
+    return paper.TABLE3[row].label if row in paper.TABLE3 else '–'
+
 
 class Table3(Trained):
     "Rows of Table 3: what was trained, and what follows."
+
     def __init__(self, experiment: str, profile: str, command: str, standing: Standing):
-        self.experiment, self.profile, self.command, self.standings = experiment, find_profile(profile), command, [standing]
+        self.experiment, self.profile, self.command, self.standings = (
+            experiment,
+            find_profile(profile),
+            command,
+            [standing],
+        )
         self.runs, self.rows = run_frame(standing, row_letter), EXPERIMENTS[experiment]
-        self.runs["feedback_parameters"] = [record.outcome.get("feedback_parameters", 0) for record in standing.records]
-        self.runs["divergences"] = [record.outcome.get("divergences") for record in standing.records]
+        self.runs['feedback_parameters'] = [
+            record.outcome.get('feedback_parameters', 0) for record in standing.records
+        ]
+        self.runs['divergences'] = [
+            record.outcome.get('divergences') for record in standing.records
+        ]
         self.datasets = list(self.runs.dataset.unique())
 
-    def error_table(self) -> GT: return _error_table(self)
-    def ladder(self) -> Figure: return _ladder(self)
-    def curves(self) -> Figure: return _curves(self)
-    def reductions(self) -> Verdict: return _reductions(self)
-    def verdict(self) -> Verdict: return verdict(self.standings[0], self.experiment, self.profile.name)
-    def tables(self) -> dict[str, Any]: return _tables(self)
-    def figures(self) -> dict[str, Figure]: return {self.experiment: self.ladder(), f"{self.experiment}-curves": self.curves()}
-    def frames(self) -> dict[str, pd.DataFrame]: return {self.experiment: self.runs.drop(columns=["errors", "losses", "divergences"])}
+    def error_table(self) -> GT:
+        return _error_table(self)
+
+    def ladder(self) -> Figure:
+        return _ladder(self)
+
+    def curves(self) -> Figure:
+        return _curves(self)
+
+    def reductions(self) -> Verdict:
+        return _reductions(self)
+
+    def verdict(self) -> Verdict:
+        return verdict(self.standings[0], self.experiment, self.profile.name)
+
+    def tables(self) -> dict[str, Any]:
+        return _tables(self)
+
+    def figures(self) -> dict[str, Figure]:
+        return {self.experiment: self.ladder(), f'{self.experiment}-curves': self.curves()}
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        return {self.experiment: self.runs.drop(columns=['errors', 'losses', 'divergences'])}
 
 # %% ../../../nbs/show/tables/02_table3.ipynb #47606935
-def table3(experiment: str = "table3_left", profile: str = "quick", seeds: int = 1, missing: str = "train", data: str = "", data_root: str = "",
-           runs: str = "runs", reports: str = "reports", ledger: bool = False, retrain: bool = False) -> Table3:
-    "Collect the rows of a half, training what is missing. `ledger=True` reads the committed ledger and trains nothing. Raises UsageError."
+def table3(
+    experiment: str = 'table3_left',
+    profile: str = 'quick',
+    seeds: int = 1,
+    missing: str = 'train',
+    data: str = '',
+    data_root: str = '',
+    runs: str = 'runs',
+    reports: str = 'reports',
+    ledger: bool = False,
+    retrain: bool = False,
+) -> Table3:
+    """Collect the rows of a half, training what is missing. `ledger=True` reads the committed
+    ledger and trains nothing. Raises UsageError."""
     check_arguments(table3, given := locals())
     return Table3(experiment, *trained_rows(**given, compared=True))
 
 # %% ../../../nbs/show/tables/02_table3.ipynb #f9441df3
 def _effort(study: Table3) -> str:
     "What every number of the page is conditional on."
-    seeds = int(study.runs.groupby(["row", "dataset"]).seed.nunique().min()) if len(study.runs) else 0
+    seeds = (
+        int(study.runs.groupby(['row', 'dataset']).seed.nunique().min()) if len(study.runs) else 0
+    )
     effort = study.profile.effort(next(iter(study.rows.values())).network)
-    images = f"{effort.train_images:,} training images" if effort.train_images else "all training images"
-    return (f"Profile {study.profile.name}: width G = {study.profile.groups} (the paper's is 32), {effort.schedule.told}, {images}, "
-            f"n = {seeds} seed{'s' if seeds != 1 else ''}.{study.copied()}")
+    images = (
+        f'{effort.train_images:,} training images' if effort.train_images else 'all training images'
+    )
+    return (
+        f"Profile {study.profile.name}: width G = {study.profile.groups} (the paper's is 32), "
+        f'{effort.schedule.told}, {images}, '
+        f'n = {seeds} seed{"s" if seeds != 1 else ""}.{study.copied()}'
+    )
+
 
 def _error_lines(study: Table3) -> list[dict[str, str]]:
     lines = []
     for name, row in study.rows.items():
-        line, found = {"row": row_letter(name), "design": row.title}, study.runs[study.runs.row == name]
+        line, found = (
+            {'row': row_letter(name), 'design': row.title},
+            study.runs[study.runs.row == name],
+        )
         for dataset in study.datasets:
-            best = clear_best({other: study.interval(other, dataset) for other in study.rows}) == name
-            error, losses = error_text(study.interval(name, dataset)), study.of(name, dataset).train_loss
-            line |= {dataset: f"<b>{error}</b>" if best else error, f"{dataset}_loss": seconds_text(losses.mean() if len(losses) else None)}
-        if not study.only_own: line["paper"] = f"{paper.TABLE3[name].cifar10:.2f}" if name in paper.TABLE3 else "–"
-        line["parameters"] = f"{found.parameters.iloc[0]:,}" if len(found) else "–"
-        line["feedback"] = f"{found.feedback_parameters.iloc[0]:,}" if len(found) else "–"
-        line["divergence"] = _fallen([curve for curve in found.divergences if curve])
+            best = (
+                clear_best({other: study.interval(other, dataset) for other in study.rows}) == name
+            )
+            error, losses = (
+                error_text(study.interval(name, dataset)),
+                study.of(name, dataset).train_loss,
+            )
+            line |= {
+                dataset: f'<b>{error}</b>' if best else error,
+                f'{dataset}_loss': seconds_text(losses.mean() if len(losses) else None),
+            }
+        if not study.only_own:
+            line['paper'] = f'{paper.TABLE3[name].cifar10:.2f}' if name in paper.TABLE3 else '–'
+        line['parameters'] = f'{found.parameters.iloc[0]:,}' if len(found) else '–'
+        line['feedback'] = f'{found.feedback_parameters.iloc[0]:,}' if len(found) else '–'
+        line['divergence'] = _fallen([curve for curve in found.divergences if curve])
         lines.append(line)
     return lines
 
 # %% ../../../nbs/show/tables/02_table3.ipynb #cac37643
 def _fallen(curves: list[list[float]]) -> str:
     "From the first epoch to the last, in the mean over runs."
-    if not curves: return "–"
-    return " to ".join(seconds_text(sum(curve[place] for curve in curves) / len(curves)) for place in (0, -1))
+    if not curves:
+        return '–'
+    return ' to '.join(
+        seconds_text(sum(curve[place] for curve in curves) / len(curves)) for place in (0, -1)
+    )
+
 
 def _error_table(study: Table3) -> GT:
-    beside = {} if study.only_own else dict(paper="paper, CIFAR-10 (%)")
-    table = GT(pd.DataFrame(_error_lines(study)), id=f"{study.experiment}-errors").cols_label(
-        row="", design="design", **beside, parameters="network", feedback="feedback unit",
-        divergence="divergence, first to last epoch").tab_spanner(
-        "parameters", ["parameters", "feedback"])
+    beside = {} if study.only_own else dict(paper='paper, CIFAR-10 (%)')
+    table = (
+        GT(pd.DataFrame(_error_lines(study)), id=f'{study.experiment}-errors')
+        .cols_label(
+            row='',
+            design='design',
+            **beside,
+            parameters='network',
+            feedback='feedback unit',
+            divergence='divergence, first to last epoch',
+        )
+        .tab_spanner('parameters', ['parameters', 'feedback'])
+    )
     for dataset in study.datasets:
-        labels = {dataset: "test error (%)", f"{dataset}_loss": "training loss"}
-        table = table.tab_spanner(study.title(dataset), list(labels)).cols_label(**labels).fmt_passthrough(dataset, escape=False)
-        table = table.cols_align("right", list(labels))
-    return themed(table.cols_align("right", [*beside, "parameters", "feedback", "divergence"]).tab_source_note(
-        f"{_effort(study)} In parentheses the 95 % interval over test images, or over seeds where there are several. The training loss is the task's "
-        "alone, after the last epoch. The feedback unit is there in training only."))
+        labels = {dataset: 'test error (%)', f'{dataset}_loss': 'training loss'}
+        table = (
+            table.tab_spanner(study.title(dataset), list(labels))
+            .cols_label(**labels)
+            .fmt_passthrough(dataset, escape=False)
+        )
+        table = table.cols_align('right', list(labels))
+    return themed(
+        table.cols_align(
+            'right', [*beside, 'parameters', 'feedback', 'divergence']
+        ).tab_source_note(
+            f'{_effort(study)} In parentheses the 95 % interval over test images, or over seeds '
+            "where there are several. The training loss is the task's "
+            'alone, after the last epoch. The feedback unit is there in training only.'
+        )
+    )
 
 # %% ../../../nbs/show/tables/02_table3.ipynb #70eb499a
 def _ladder(study: Table3) -> Figure:
-    dataset, lines = study.datasets[0] if study.datasets else "", []
+    dataset, lines = study.datasets[0] if study.datasets else '', []
     for name, row in study.rows.items():
-        if (found := study.interval(name, dataset)) is None: continue
-        lines.append(dict(label=row_letter(name), title=row.title, error=found.value, low=max(0.0, found.low), high=found.high,
-                          paper=paper.TABLE3[name].cifar10 if name in paper.TABLE3 and not is_own(dataset) else float("nan")))
-    return error_ladder(pd.DataFrame(lines, columns=["label", "title", "error", "low", "high", "paper"]), study.title(dataset))
+        if (found := study.interval(name, dataset)) is None:
+            continue
+        lines.append(
+            dict(
+                label=row_letter(name),
+                title=row.title,
+                error=found.value,
+                low=max(0.0, found.low),
+                high=found.high,
+                paper=paper.TABLE3[name].cifar10
+                if name in paper.TABLE3 and not is_own(dataset)
+                else float('nan'),
+            )
+        )
+    return error_ladder(
+        pd.DataFrame(lines, columns=['label', 'title', 'error', 'low', 'high', 'paper']),
+        study.title(dataset),
+    )
+
 
 def over_epochs(study: Table3) -> pd.DataFrame:
     "One line per run and epoch, on the first data set."
-    dataset, lines = study.datasets[0] if study.datasets else "", []
+    dataset, lines = study.datasets[0] if study.datasets else '', []
     for run in study.runs[study.runs.dataset == dataset].itertuples():
         row = study.rows[run.row]
-        about = dict(row=row.title, seed=run.seed, fed=row.feedback is not None, network=row.network.kind)
+        about = dict(
+            row=row.title, seed=run.seed, fed=row.feedback is not None, network=row.network.kind
+        )
         parts = zip(run.errors, run.losses, run.divergences or [None] * len(run.losses))
-        lines += [about | dict(epoch=epoch, error=error, train_loss=loss, divergence=divergence)
-                  for epoch, (error, loss, divergence) in enumerate(parts, 1)]
-    frame = pd.DataFrame(lines, columns=["row", "seed", "fed", "network", "epoch", "error", "train_loss", "divergence"])
-    return frame.astype({"divergence": float})
+        lines += [
+            about | dict(epoch=epoch, error=error, train_loss=loss, divergence=divergence)
+            for epoch, (error, loss, divergence) in enumerate(parts, 1)
+        ]
+    frame = pd.DataFrame(
+        lines,
+        columns=['row', 'seed', 'fed', 'network', 'epoch', 'error', 'train_loss', 'divergence'],
+    )
+    return frame.astype({'divergence': float})
+
 
 def _curves(study: Table3) -> Figure:
-    return training_curves(over_epochs(study), study.title((study.datasets or [""])[0]))
+    return training_curves(over_epochs(study), study.title((study.datasets or [''])[0]))
 
 # %% ../../../nbs/show/tables/02_table3.ipynb #ae3a7255
 def _reductions(study: Table3) -> Verdict:
-    "The share of the error that optimal transport takes away, in both networks, and whether it is more in EncapNet."
-    lines, said, rule = [], [], CLAIMS["ot_helps_encapnet_more"].rules[0]
+    """The share of the error that optimal transport takes away, in both networks, and whether it
+    is more in EncapNet."""
+    lines, said, rule = [], [], CLAIMS['ot_helps_encapnet_more'].rules[0]
     for dataset, seen in seen_on(study.standings[0]).items():
         place, own = Place(study.profile.name, dataset), is_own(dataset)
-        finding, about = judge([rule], seen, place, family(GROUPS["table3_right"], seen, place))[0], dict(data=study.title(dataset))
+        finding, about = (
+            judge([rule], seen, place, family(GROUPS['table3_right'], seen, place))[0],
+            dict(data=study.title(dataset)),
+        )
         for network, (before, after, printed) in paper.REDUCTIONS.items():
             errors = [list(study.of(row, dataset).error) for row in (before, after)]
-            share = reduction(*errors, int(study.of(before, dataset).images.iloc[0])) if all(errors) else None
-            lines.append(about | dict(network=network, paper="–" if own else f"{printed:.0f} %", ours=_percent(share), verdict=""))
+            share = (
+                reduction(*errors, int(study.of(before, dataset).images.iloc[0]))
+                if all(errors)
+                else None
+            )
+            lines.append(
+                about
+                | dict(
+                    network=network,
+                    paper='–' if own else f'{printed:.0f} %',
+                    ours=_percent(share),
+                    verdict='',
+                )
+            )
         said.append(finding.verdict)
         # The rule's first gap is EncapNet's own gain, which is told already.
-        lines.append(about | dict(network="EncapNet gains, and more than the ResNet", paper="–" if own else "17 points",
-                                  ours=finding.gap.partition("; ")[2] or "–",
-                                  verdict=verdict_text(finding)))
-    beside = {} if study.only_own else dict(paper="paper, CIFAR-10")
-    frame = pd.DataFrame(lines, columns=["data", "network", *beside, "ours", "verdict"])
-    table = GT(frame, id=f"{study.experiment}-reductions", groupname_col="data").cols_label(
-        network="of the error of", **beside, ours="ours, 95 % interval", verdict="verdict").fmt_passthrough("verdict", escape=False)
-    table = themed(table.cols_align("right", [*beside, "ours"]).tab_source_note(
-        f"The share of the error of (a) that (c) takes away. {_effort(study)} The paper gives no interval for its own. To lose less is not to gain "
-        "more: both the gain and its lead have to be there."))
-    return Verdict(table, f"optimal transport helps EncapNet more than the ResNet: {', '.join(dict.fromkeys(said)) or 'not attempted'}")
+        lines.append(
+            about
+            | dict(
+                network='EncapNet gains, and more than the ResNet',
+                paper='–' if own else '17 points',
+                ours=finding.gap.partition('; ')[2] or '–',
+                verdict=verdict_text(finding),
+            )
+        )
+    beside = {} if study.only_own else dict(paper='paper, CIFAR-10')
+    frame = pd.DataFrame(lines, columns=['data', 'network', *beside, 'ours', 'verdict'])
+    table = (
+        GT(frame, id=f'{study.experiment}-reductions', groupname_col='data')
+        .cols_label(
+            network='of the error of', **beside, ours='ours, 95 % interval', verdict='verdict'
+        )
+        .fmt_passthrough('verdict', escape=False)
+    )
+    table = themed(
+        table.cols_align('right', [*beside, 'ours']).tab_source_note(
+            f'The share of the error of (a) that (c) takes away. {_effort(study)} The paper '
+            'gives no interval for its own. To lose less is not to gain '
+            'more: both the gain and its lead have to be there.'
+        )
+    )
+    return Verdict(
+        table,
+        'optimal transport helps EncapNet more than the ResNet: '
+        f'{", ".join(dict.fromkeys(said)) or "not attempted"}',
+    )
 
-def _percent(share: Interval | None) -> str: return "–" if share is None else f"{share.value:.0f} % ({share.low:.0f} to {share.high:.0f})"
+# %% ../../../nbs/show/tables/02_table3.ipynb #0eeced50
+def _percent(share: Interval | None) -> str:
+    return '–' if share is None else f'{share.value:.0f} % ({share.low:.0f} to {share.high:.0f})'
 
 # %% ../../../nbs/show/tables/02_table3.ipynb #700ba4db
-HALVES = dict(table3_left="Table 3, left", table3_right="Table 3, right")
+HALVES = dict(table3_left='Table 3, left', table3_right='Table 3, right')
+
 
 def _tables(study: Table3) -> dict[str, Any]:
     half = HALVES[study.experiment]
-    shown = {f"{half}: what each row errs.": study.error_table()}
-    if study.experiment == "table3_right": shown[f"{half}: the share of the error that optimal transport takes away."] = study.reductions()
-    return shown | {f"{half}: what the paper says of its rows.": study.verdict()}
+    shown = {f'{half}: what each row errs.': study.error_table()}
+    if study.experiment == 'table3_right':
+        shown[f'{half}: the share of the error that optimal transport takes away.'] = (
+            study.reductions()
+        )
+    return shown | {f'{half}: what the paper says of its rows.': study.verdict()}
