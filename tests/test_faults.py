@@ -170,6 +170,8 @@ def warm_up():
         freshness.code_of(run.config),
         data.load('synthetic', 'train'),
         data.load('synthetic', 'test'),
+        # otherwise asked of a process of its own, which imports torch again
+        launch.data_hashes(['synthetic']),
     )
 
 
