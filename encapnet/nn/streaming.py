@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.nn.functional import logsigmoid
 from .capsules import squash
 from .gradients import once_differentiable, wants_plain_operations
@@ -735,7 +736,9 @@ def _precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(torch.float32, x.dtype))
 
 
-@torch.compiler.disable
+# Not `torch.compiler.disable`: that loads the compiler, which takes seconds, when this module is
+# imported; this does when the function is first called.
+@_disable_dynamo
 def _streamed(function: type[torch.autograd.Function], *inputs) -> tuple[Tensor, ...]:
     return function.apply(*inputs)
 
