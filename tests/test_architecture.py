@@ -629,12 +629,22 @@ def test_arrows_make_no_circle():
     ) == len(ARROWS)
 
 
+# the library's face: `from encapnet.nn import ...`
+FACE = PACKAGE / 'nn' / '__init__.py'
+
+
 @pytest.mark.parametrize(
-    'path', sorted(PACKAGE.rglob('__init__.py')), ids=lambda path: path.parent.name
+    'path', sorted(set(PACKAGE.rglob('__init__.py')) - {FACE}), ids=lambda path: path.parent.name
 )
 def test_packages_import_nothing(path):
     "Or importing one module would load its neighbours."
     assert imports(path.read_text(encoding='utf-8'), '') == (set(), set())
+
+
+def test_the_face_offers_what_the_mathematics_has_and_no_more():
+    ours, others = imports(FACE.read_text(encoding='utf-8'), 'nn.face')
+    assert ours and all(name.startswith('nn.') for name in ours)
+    assert others == set()
 
 
 def run(code, *blocked):

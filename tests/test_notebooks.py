@@ -24,10 +24,11 @@ NBS = ROOT / 'nbs'
 NOTEBOOKS = sorted(
     path for path in NBS.rglob('*.ipynb') if not any(part[0] in '._' for part in path.parts[-3:])
 )
-# run by the tests of reports and explorers, with parameters of their own
-RENDERED = {'reports', 'explore'}
+# reports and explorers are run by tests of their own, with parameters; guides as a reader runs them
+RENDERED = {'reports', 'explore', 'guide'}
 LIBRARY = [path for path in NOTEBOOKS if path.relative_to(NBS).parts[0] not in RENDERED]
 REPORTS = [path for path in NOTEBOOKS if path.relative_to(NBS).parts[0] == 'reports']
+GUIDES = [path for path in NOTEBOOKS if path.relative_to(NBS).parts[0] == 'guide']
 
 EXPORTS = {'export', 'exporti', 'exports'}
 # lines of a function's body; its docstring, comments and blank lines do not count
@@ -153,6 +154,18 @@ def test_runs_against_the_package(path, stage):
     "What a user imports is what gets tested, not its twin in the notebook's memory."
     if wrong := run_against(importlib.import_module(module_of(path)), path):
         pytest.fail(wrong, pytrace=False)
+
+
+@over(GUIDES)
+def test_a_guide_runs_as_printed(path, tmp_path):
+    "In a process of its own: nothing but what a reader of the page has typed."
+    cells = [source(cell) for cell in read(path)['cells'] if cell['cell_type'] == 'code']
+    script = tmp_path / 'guide.py'
+    script.write_text('\n\n'.join(cells), encoding='utf-8')
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
