@@ -354,11 +354,39 @@ def test_readme_is_in_step():
     assert (done.returncode, done.stderr) == (0, '')
 
 
-def test_readme_links_lead_somewhere():
-    targets = re.findall(r'\]\(([^)\s]+)\)', (ROOT / 'README.md').read_text(encoding='utf-8'))
+def local_links(text, folder):
+    "The files that a Markdown text links to, of which some may not be there."
+    targets = re.findall(r'\]\(([^)\s]+)\)', text)
     local = [target.partition('#')[0] for target in targets if not re.match(r'[a-z]+:|#', target)]
-    assert local, 'a guided tour has links'
-    assert [target for target in local if not (ROOT / target).exists()] == []
+    return [(folder / target).resolve() for target in local]
+
+
+def prose(path):
+    return '\n\n'.join(
+        source(cell) for cell in read(path)['cells'] if cell['cell_type'] == 'markdown'
+    )
+
+
+def test_readme_links_lead_somewhere():
+    linked = local_links((ROOT / 'README.md').read_text(encoding='utf-8'), ROOT)
+    assert linked, 'a guided tour has links'
+    assert [path for path in linked if not path.exists()] == []
+
+
+def test_readme_is_read_in_three_minutes():
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    assert len(text.split()) <= 600
+    assert [line for line in text.splitlines() if len(line) > 200] == []
+
+
+@over(GUIDES)
+def test_links_of_a_guide_lead_somewhere(path):
+    assert [link for link in local_links(prose(path), path.parent) if not link.exists()] == []
+
+
+def test_the_tour_leads_to_every_notebook():
+    linked = set(local_links(prose(NBS / 'guide' / '02_tour.ipynb'), NBS / 'guide'))
+    assert [path for path in LIBRARY if path not in linked and path.name != 'index.ipynb'] == []
 
 
 @pytest.mark.parametrize(
