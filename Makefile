@@ -14,7 +14,7 @@ reproduce: $(VENV)/.ready ## train and render Table 1, its complexity columns an
 	@$(VENV)/bin/encapnet reproduce $(ARGS)
 
 test: $(VENV)/.ready ## run every notebook and every test: 15 minutes at most
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lab: $(VENV)/.ready ## open the guided tour in JupyterLab
 	@$(VENV)/bin/jupyter lab --allow-root --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)

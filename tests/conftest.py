@@ -36,6 +36,24 @@ settings.register_profile('house', deadline=None, derandomize=True)
 settings.load_profile('house')
 
 
+# Each file goes to one worker whole: with the longest first, none is left alone with one at the end.
+LONGEST_FIRST = (
+    'test_notebooks',
+    'test_cluster',
+    'test_faults',
+    'test_reports',
+    'test_explore',
+    'test_containers',
+    'test_places',
+    'test_bench',
+    'test_training',
+    'test_agreement',
+    'test_distributed',
+    'test_upkeep',
+    'test_freshness',
+)
+
+
 def chromium_path():
     "A Chromium that runs here, or None."
     names = ['chromium', 'chromium-browser', 'google-chrome']
@@ -73,8 +91,10 @@ def nothing_is_handed_down():
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what the machine cannot run. In CI a missing browser is a fault of the set-up, so
-    those tests run and fail."""
+    """Put the longest files first, and skip what the machine cannot run. In CI a missing browser
+    is a fault of the set-up, so those tests run and fail."""
+    rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
     marked = {
         name: [item for item in items if item.get_closest_marker(name)]
         for name in ('gpu', 'browser')

@@ -286,7 +286,10 @@ def test_broken_environment_is_made_anew(clone):
     ('target', 'command'),
     [
         ('reproduce', '.venv/bin/encapnet reproduce --all'),
-        ('test', 'OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --all'),
+        (
+            'test',
+            'OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --all',
+        ),
         (
             'lab',
             '.venv/bin/jupyter lab --allow-root --LabApp.default_url=/lab/tree/nbs/index.ipynb '
