@@ -750,9 +750,9 @@ def _fit(run, root: str | None, reports: str, deadline: float | None, events: bo
     # before torch is imported, which reads them
     os.environ |= dict(OMP_NUM_THREADS=str(threads_each()), **arithmetic())
     if run.config.divided or place()[1] > 1:
-        from encapnet.distributed import fit
+        from encapnet.training.distributed import fit
     else:
-        from encapnet.training import fit
+        from encapnet.training.fit import fit
     tell = (lambda event: typer.echo(json.dumps(event))) if events else (lambda event: None)
     fit(run, root, reports or None, tell, deadline, bar=False if events else None)
 
@@ -760,7 +760,7 @@ def _fit(run, root: str | None, reports: str, deadline: float | None, events: bo
 def _measure(run, reports: str):
     from encapnet.bench.costs import measure
     from encapnet.study.run import finish
-    from encapnet.training import hardware, keep_memory, pick_device, pin_threads
+    from encapnet.training.devices import hardware, keep_memory, pick_device, pin_threads
 
     keep_memory()
     pin_threads()
@@ -861,7 +861,7 @@ def _replay(
     if not isinstance(chosen, RunConfig):
         raise UsageError(f'{config} is no configuration of a training')
     os.environ |= dict(OMP_NUM_THREADS=str(threads_each()), **arithmetic())
-    from encapnet.training import replay
+    from encapnet.training.replay import replay
 
     typer.echo(json.dumps(replay(chosen, _root(data_root))))
 
@@ -1227,14 +1227,15 @@ def data_list(
     as_json: Annotated[bool, typer.Option('--json', help='JSON lines.')] = False,
 ):
     "The data sets, your own too: found, refused (and why) or not found, and where."
-    from encapnet import data
+    from encapnet.data.content import fingerprint
+    from encapnet.data.listing import available, look
 
     root = _root(data_root)
-    for found in map(partial(data.look, root=root), names) if names else data.available(root):
+    for found in map(partial(look, root=root), names) if names else available(root):
         if hash_ and found['state'] != 'not found':
             try:
                 found |= dict(
-                    found=True, state='found', sha256=data.fingerprint(found['name'], root), why=''
+                    found=True, state='found', sha256=fingerprint(found['name'], root), why=''
                 )
             except UsageError as error:
                 found |= dict(found=False, state='refused', why=str(error))
@@ -1262,12 +1263,12 @@ def data_list(
 @data_app.command('fetch')
 def data_fetch(names: list[str], data_root: RootOption = 'data'):
     "Download data sets, going on from where an earlier attempt broke off."
-    from encapnet import data
+    from encapnet.data.fetching import fetch, fetchable
 
     for name in names:
-        data.fetchable(name, data_root)
+        fetchable(name, data_root)
     for name in names:
-        data.fetch(name, data_root)
+        fetch(name, data_root)
         say(f'{name} is in {data_root}')
 
 
@@ -1278,10 +1279,10 @@ def data_verify(
     as_json: Annotated[bool, typer.Option('--json', help='JSON lines.')] = False,
 ):
     "Read data sets whole, check counts and checksums, print their content hashes."
-    from encapnet import data
+    from encapnet.data.content import verify
 
     for name in names:
-        found = data.verify(name, _root(data_root))
+        found = verify(name, _root(data_root))
         found = dict(name=name, sha256=found.pop('hash')) | found
         if as_json:
             typer.echo(json.dumps(found))
@@ -1330,9 +1331,9 @@ def data_build_himagenet(
     max_minutes: MinutesOption = None,
 ):
     "Build h-ImageNet from ILSVRC-2012, going on from where an earlier build stopped."
-    from encapnet import himagenet
+    from encapnet.himagenet.build import build
 
-    about = himagenet.build(
+    about = build(
         imagenet,
         data_root,
         weights or None,
@@ -1471,7 +1472,7 @@ def bench_measure(config: Annotated[Path | None, typer.Argument()] = None):
 def _measured(config: Path) -> dict:
     from importlib import import_module
     from encapnet.study.freshness import roots
-    from encapnet.training import hardware, keep_memory, pick_device, pin_threads
+    from encapnet.training.devices import hardware, keep_memory, pick_device, pin_threads
 
     chosen = _config_from(config)
     if not isinstance(chosen, BenchConfig):
@@ -1491,7 +1492,7 @@ def _measured(config: Path) -> dict:
 def _measure_in_turn():
     """Each line that comes in names a configuration to measure, in a fork of this process; it has
     loaded what takes long, and computed nothing."""
-    import encapnet.bench.routing, encapnet.training  # noqa: F401, E401
+    import encapnet.bench.routing, encapnet.training.fit  # noqa: F401, E401
 
     for line in sys.stdin:
         if not (child := os.fork()):
@@ -1518,7 +1519,7 @@ def _measure_in_turn():
 def device():
     "What this machine computes on, as JSON."
     from encapnet.study.launch import threads_each
-    from encapnet.training import hardware, pick_device, pin_threads
+    from encapnet.training.devices import hardware, pick_device, pin_threads
 
     found, named = pick_device(), {}
     for what, threads in dict(training=threads_each(), device=None).items():

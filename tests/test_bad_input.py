@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encapnet import data
+from encapnet.data.registry import DATASETS
 from encapnet.cli import main, one_line
 from encapnet.show.page import parameters, shell
 from encapnet.study import launch
@@ -524,7 +524,7 @@ def tree(tmp_path):
 def counted(monkeypatch):
     "Let the small tree pass for whole, whatever its classes are called."
     monkeypatch.setitem(
-        data.DATASETS, 'cifar10', replace(data.DATASETS['cifar10'], train=6, test=4, classes=None)
+        DATASETS, 'cifar10', replace(DATASETS['cifar10'], train=6, test=4, classes=None)
     )
 
 
@@ -632,7 +632,8 @@ def test_rivals_of_table_4_take_the_images_of_h_imagenet(tmp_path, monkeypatch):
     "Their configurations have no side: torchvision's networks take any."
     import torch
 
-    from encapnet import training
+    from encapnet.data.content import fingerprint
+    from encapnet.training.fit import prepare
     from encapnet.study.run import Run
 
     for split in ('train', 'test'):
@@ -642,13 +643,11 @@ def test_rivals_of_table_4_take_the_images_of_h_imagenet(tmp_path, monkeypatch):
                     tmp_path / f'himagenet/{split}/{label}/{number}.png',
                     picture(number).resize((70, 90)),
                 )
-    monkeypatch.setitem(
-        data.DATASETS, 'himagenet', replace(data.DATASETS['himagenet'], class_count=2)
-    )
-    hashes = {'himagenet': data.fingerprint('himagenet', tmp_path)}
+    monkeypatch.setitem(DATASETS, 'himagenet', replace(DATASETS['himagenet'], class_count=2))
+    hashes = {'himagenet': fingerprint('himagenet', tmp_path)}
     for name in ('resnet101', 'wide_resnet50_2', 'vgg16', 'googlenet'):
         (config,) = plan('table4', 'paper', hashes, 1, [name])
-        train, _ = training._prepare(Run(tmp_path / 'runs', config), tmp_path, torch.device('cpu'))
+        train, _ = prepare(Run(tmp_path / 'runs', config), tmp_path, torch.device('cpu'))
         assert train.images.shape == (4, 3, 64, 64)
     (config,) = plan('table1', 'smoke', hashes, 1, ['c_cnn_shape'])
     with pytest.raises(
@@ -656,7 +655,7 @@ def test_rivals_of_table_4_take_the_images_of_h_imagenet(tmp_path, monkeypatch):
         match='takes images of 32 pixels, and himagenet has 64; expected one of: digits, .*own '
         '.NAME.',
     ):
-        training._prepare(Run(tmp_path / 'runs', config), tmp_path, torch.device('cpu'))
+        prepare(Run(tmp_path / 'runs', config), tmp_path, torch.device('cpu'))
 
 
 @pytest.mark.parametrize(
@@ -664,9 +663,9 @@ def test_rivals_of_table_4_take_the_images_of_h_imagenet(tmp_path, monkeypatch):
     [('HTTPS_PROXY', 'https://nowhere.invalid/a'), ('HTTP_PROXY', 'http://nowhere.invalid/a')],
 )
 def test_the_proxy_is_named_and_its_password_is_not(monkeypatch, tmp_path, variable, url):
-    from encapnet.download import Download, download
+    from encapnet.data.download import Download, download
 
-    monkeypatch.setattr('encapnet.download.PAUSE_S', 0)
+    monkeypatch.setattr('encapnet.data.download.PAUSE_S', 0)
     monkeypatch.setattr('urllib.request._opener', None)  # a process looks for proxies once
     for name in ('HTTP_PROXY', 'HTTPS_PROXY', 'NO_PROXY', 'ALL_PROXY'):
         monkeypatch.delenv(name, raising=False)
@@ -819,7 +818,7 @@ def test_class_names_of_all_kinds(ends, counted, tree):
             *(tree / 'cifar10').glob(f'*/{label}'),
         ]:
             path.rmdir() if path.is_dir() else path.unlink()
-    data.DATASETS['cifar10'] = replace(data.DATASETS['cifar10'], test=6)
+    DATASETS['cifar10'] = replace(DATASETS['cifar10'], test=6)
     code, told, said = ends('data', 'verify', 'cifar10', '--data-root', tree, '--json')
     assert code == 0 and set(json.loads(told)['classes']) == {
         name.replace('/', '∕') for name in NAMES

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from encapnet import data
+from encapnet.data.content import fingerprint
 from encapnet.cli import _command
 from encapnet.nn import losses, networks
 from encapnet.study import paper
@@ -516,9 +516,9 @@ def test_twice_the_seeds_resolve_less_but_not_less_than_the_images_do():
 def entered(reports, row, seed, wrong):
     "A record in a ledger, of a network that errs on the first so many of 1,000 images."
     experiment, _, name = row.partition('/')
-    config = plan(experiment, 'quick', {'digits': data.fingerprint('digits')}, 1, [name])[
-        0
-    ].model_copy(update={'seed': seed})
+    config = plan(experiment, 'quick', {'digits': fingerprint('digits')}, 1, [name])[0].model_copy(
+        update={'seed': seed}
+    )
     before = config.schedule.epochs - 1
     outcome = {
         'error': wrong / 10,

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from encapnet import data
+from encapnet.data.content import fingerprint
 from encapnet.cli import command_for, epochs_done, main
 from encapnet.show.page import publish
 from encapnet.study import launch
@@ -17,14 +17,14 @@ from encapnet.study.config import RunConfig
 from encapnet.study.experiments import EXPERIMENTS
 from encapnet.study.planning import BENCHES, measurements, plan
 from encapnet.study.run import Run, finish
-from encapnet.training import fit
+from encapnet.training.fit import fit
 
 DEVICE, TRAINING = 'a machine, 2 threads', 'a machine, 1 threads'
 
 
 @pytest.fixture(scope='module')
 def hashes():
-    return {'synthetic': data.fingerprint('synthetic')}
+    return {'synthetic': fingerprint('synthetic')}
 
 
 @pytest.fixture

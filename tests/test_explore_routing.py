@@ -7,17 +7,17 @@ import pytest
 import torch
 from browsing import Visit
 
-from encapnet import data
+from encapnet.data.loading import load
 from encapnet.nn.routing import dynamic_routing, em_routing
 from encapnet.nn.trace import agreement_histogram
 from encapnet.show.explore.picture import unpacked
 from encapnet.show.explore.routing import routing_page, untrained
-from encapnet.training import pixels_to_watch
+from encapnet.training.diagnostics import pixels_to_watch
 
 
 @pytest.fixture(scope='module')
 def page():
-    digits = data.load('digits', 'test', None, 40)
+    digits = load('digits', 'test', None, 40)
     pixels, _ = pixels_to_watch(digits, 'mild', len(digits))
     shown = [
         (title, untrained(pixels, groups=2, **options), turns)

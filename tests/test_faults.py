@@ -25,7 +25,12 @@ import pytest
 import torch
 from waiting import wait_for
 
-from encapnet import cli, data, training
+from encapnet import cli
+from encapnet.data.content import fingerprint
+from encapnet.data.loading import load
+from encapnet.training.checkpoint import _parse, pack, resume
+from encapnet.training.fit import fit
+from encapnet.training.trainer import Trainer
 from encapnet.show.report.standing import from_store
 from encapnet.show.report.study import run_frame
 from encapnet.study import freshness, launch
@@ -50,7 +55,7 @@ def tiny(epochs=3, **change):
         network=SixLayerEncapNetConfig(groups=1),
         data=DataConfig(
             name='synthetic',
-            sha256=data.fingerprint('synthetic'),
+            sha256=fingerprint('synthetic'),
             train_images=20,
             test_images=10,
             augmentation='mild',
@@ -124,11 +129,8 @@ def interrupted(folder, epochs=2):
     "A run that was stopped after some epochs."
     run, arguments = place(folder)
     ends = iter([0.0] * epochs)
-    with (
-        patch.object(training.time, 'monotonic', lambda: next(ends, 2.0)),
-        pytest.raises(OutOfTime),
-    ):
-        training.fit(run, deadline=1.0, bar=False)
+    with patch('time.monotonic', lambda: next(ends, 2.0)), pytest.raises(OutOfTime):
+        fit(run, deadline=1.0, bar=False)
     assert state(run).why == 'goes on from its checkpoint'
     return run, arguments
 
@@ -164,12 +166,12 @@ def warm_up():
 
     torch.set_num_threads(1)
     run = Run('nowhere', tiny())
-    training.Trainer(run.config, 10, torch.device('cpu'))
+    Trainer(run.config, 10, torch.device('cpu'))
     (
         provenance(),
         freshness.code_of(run.config),
-        data.load('synthetic', 'train'),
-        data.load('synthetic', 'test'),
+        load('synthetic', 'train'),
+        load('synthetic', 'test'),
         # otherwise asked of a process of its own, which imports torch again
         launch.data_hashes(['synthetic']),
     )
@@ -352,9 +354,9 @@ def test_a_second_process_gives_way_and_ctrl_c_keeps_the_checkpoint(tmp_path, st
         'last checkpoint\n'
     )
     assert state(run).name == 'interrupted' and state(run).why == 'goes on from its checkpoint'
-    trainer, said = training.Trainer(run.config, 10, torch.device('cpu')), []
+    trainer, said = Trainer(run.config, 10, torch.device('cpu')), []
     with run.locked():
-        assert len(training.resume(run, trainer, said.append)) >= epochs
+        assert len(resume(run, trainer, said.append)) >= epochs
     assert said == []
 
 
@@ -461,8 +463,7 @@ def test_full_disk(name, after, epoch, tmp_path, capsys, smooth):
     )
     assert state(run).name == 'failed' and 'No space left' in state(run).why
     assert (
-        training._parse(run.path('checkpoint.safetensors').read_bytes())[0]['history'][-1]['epoch']
-        == epoch
+        _parse(run.path('checkpoint.safetensors').read_bytes())[0]['history'][-1]['epoch'] == epoch
     )
     assert not list(tmp_path.rglob('*.tmp'))
     train(arguments)
@@ -491,7 +492,7 @@ def test_read_only_is_told_before_training(folder, tmp_path, capsys, smooth):
 
     with (
         patch('tempfile.TemporaryFile', refusing),
-        patch.object(training, 'Trainer', side_effect=AssertionError),
+        patch('encapnet.training.fit.Trainer', side_effect=AssertionError),
     ):
         train(arguments, code=1)
     (line,) = complaint(capsys)
@@ -666,12 +667,9 @@ def test_a_run_of_another_machine_is_taken_as_it_is(tmp_path):
     shutil.copytree(there.folder, here.folder)
     here.write('DONE', done)
     assert state(here).name == 'fresh'
-    with patch.object(training, 'Trainer', side_effect=AssertionError):
+    with patch('encapnet.training.fit.Trainer', side_effect=AssertionError):
         for _ in range(2):
-            assert (
-                training.fit(here, reports=tmp_path / 'here' / 'reports').model_dump(mode='json')
-                == done
-            )
+            assert fit(here, reports=tmp_path / 'here' / 'reports').model_dump(mode='json') == done
     assert json.loads(here.path('DONE').read_text()) == done
     assert [record.model_dump(mode='json') for record in read_ledger(ledger_of(here))[0]] == [done]
 
@@ -810,9 +808,9 @@ def test_a_stranger_cannot_have_us_write_through_his_link(tmp_path, monkeypatch)
 def test_unknown_schema_versions_are_named_and_left_alone(tmp_path, capsys):
     told = 'schema version 2, this version of encapnet reads 1'
     run, arguments = interrupted(tmp_path)
-    trainer = training.Trainer(run.config, 10, torch.device('cpu'))
-    with patch.object(training, 'SCHEMA', 2):
-        later = training.pack(trainer, [])
+    trainer = Trainer(run.config, 10, torch.device('cpu'))
+    with patch('encapnet.training.checkpoint.SCHEMA', 2):
+        later = pack(trainer, [])
     for name, content in [
         (
             'config.json',
@@ -847,7 +845,7 @@ def test_unknown_schema_versions_are_named_and_left_alone(tmp_path, capsys):
     assert ledger.read_text().startswith(later) and len(ledger.read_text().splitlines()) == 2
 
 
-def other_code(change='encapnet.training:Trainer'):
+def other_code(change='encapnet.training.trainer:Trainer'):
     now = freshness.code_of
 
     def changed(config):
@@ -863,13 +861,14 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from(tmp_path, capsys, smooth
     assert state(run).name == 'interrupted'
     assert (
         state(run).why
-        == 'starts over, its checkpoint is of other code (changed since: training.Trainer)'
+        == 'starts over, its checkpoint is of other code (changed since: training.trainer.Trainer)'
     )
     train(arguments)
     shown = capsys.readouterr()
     assert 'checkpoint.safetensors is passed over: made by other code' in shown.err
     assert (
-        'no checkpoint is left, training starts over (changed since: training.Trainer)' in shown.err
+        'no checkpoint is left, training starts over (changed since: training.trainer.Trainer)'
+        in shown.err
     )
     assert [
         json.loads(line).get('epoch') for line in shown.out.splitlines() if 'epoch' in line
@@ -889,7 +888,7 @@ def test_a_stale_run_keeps_its_record_until_there_is_a_new_one(tmp_path, smooth)
     with full_disk('checkpoint.safetensors', after=1):
         train(arguments, code=1)
     assert state(run).name == 'failed' and run.read('DONE') == old
-    with patch.object(training.Trainer, 'epoch', side_effect=KeyboardInterrupt):
+    with patch.object(Trainer, 'epoch', side_effect=KeyboardInterrupt):
         train(arguments, code=130)
     assert state(run).name == 'stale' and run.read('DONE') == old
     train(arguments)
@@ -902,13 +901,13 @@ def test_code_edited_while_it_trains_does_not_enter_the_record(tmp_path, smooth)
     run, _ = place(tmp_path)
     edit = other_code()
     try:
-        training.fit(
+        fit(
             run,
             reports=tmp_path / 'reports',
             bar=False,
             tell=lambda event: edit.start() if event.get('epoch') == 2 else None,
         )
-        assert state(run).name == 'stale' and 'training.Trainer' in state(run).why
+        assert state(run).name == 'stale' and 'training.trainer.Trainer' in state(run).why
     finally:
         edit.stop()
     assert outcome(run) == smooth
@@ -958,10 +957,10 @@ def test_a_clock_set_back_does_no_harm(tmp_path, smooth):
 
     wall = iter(range(10**6, 0, -1))
     with (
-        patch.object(training, 'datetime', Yesterday),
+        patch('encapnet.training.fit.datetime', Yesterday),
         patch('time.time', lambda: float(next(wall))),
     ):
-        training.fit(run, reports=tmp_path / 'reports', bar=False, deadline=time.monotonic() + 600)
+        fit(run, reports=tmp_path / 'reports', bar=False, deadline=time.monotonic() + 600)
     assert run.read('manifest.json')['started'] == '1970-01-02T00:00:00+00:00' < manifest['started']
     assert run.read('manifest.json')['seconds'] >= manifest['seconds'] > 0
     assert outcome(run) == smooth

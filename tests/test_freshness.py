@@ -469,11 +469,11 @@ def encapnet(package_root, *arguments, cwd):
 
 TRAIN = """
 import sys
-from encapnet import data
+from encapnet.data.content import fingerprint
 from encapnet.study.planning import plan
 from encapnet.study.run import Run
-from encapnet.training import fit
-for config in plan("table1", "smoke", {"synthetic": data.fingerprint("synthetic")}, 1, sys.argv[1:]):
+from encapnet.training.fit import fit
+for config in plan("table1", "smoke", {"synthetic": fingerprint("synthetic")}, 1, sys.argv[1:]):
     fit(Run("store", config), bar=False)
     print(config.key)
 """
@@ -555,7 +555,7 @@ def test_a_stale_record_is_certified_by_its_first_epoch(tmp_path, capsys):
     changed."""
     from encapnet import cli
     from encapnet.study.ledger import Record, append_ledger, changed_code, config_of, read_ledger
-    from encapnet.training import replay
+    from encapnet.training.replay import replay
 
     digits = launch.data_hashes(['digits'])['digits']
     config = plan('table3_left', 'quick', {'digits': digits}, 1, ['1_master'])[0]

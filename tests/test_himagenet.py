@@ -15,9 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
-from encapnet import data, himagenet
+from encapnet.data.content import verify
+from encapnet.data.loading import load
+from encapnet.data.registry import DATASETS
+from encapnet.data.sources import locate
+from encapnet.himagenet.build import build
 from encapnet.errors import OutOfTime, StudyError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,7 +103,7 @@ def contents(folder):
 def built(tree, weights, tmp_path_factory):
     "An uninterrupted build by one process: the measure of all others."
     root = tmp_path_factory.mktemp('built')
-    return himagenet.build(tree, root, weights, classes=2, workers=1), root / 'himagenet'
+    return build(tree, root, weights, classes=2, workers=1), root / 'himagenet'
 
 
 def opened(path):
@@ -207,39 +212,39 @@ def test_it_loads_at_both_sides_and_verifies(built, tmp_path, monkeypatch):
         match='has 2 classes and 10 train images; expected 200 classes and 10 train images',
     ):
         # the paper's has 200: this one is none to set beside it
-        data.load('himagenet', 'train', root)
+        load('himagenet', 'train', root)
     for name in ('himagenet', 'himagenet32'):
-        monkeypatch.setitem(data.DATASETS, name, replace(data.DATASETS[name], class_count=2))
+        monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], class_count=2))
     for name, side in (('himagenet', 64), ('himagenet32', 32)):
-        found = data.load(name, 'train', root)
+        found = load(name, 'train', root)
         assert (found.classes, tuple(found.images.shape[1:])) == (
             tuple(built[0]['classes']),
             (3, side, side),
         )
         assert len(found) == built[0]['images']['train']
-    assert data.verify('himagenet', root)['checked'] == 'manifest'
+    assert verify('himagenet', root)['checked'] == 'manifest'
     victim = root / 'himagenet' / lines(built[1])[0]['file']
     kept = victim.read_bytes()
     victim.write_bytes(kept + b'\0')
     with pytest.raises(UsageError, match=f'{victim.name}: sha256 .* manifest.json has'):
-        data.verify('himagenet', root)
+        verify('himagenet', root)
     victim.unlink()
     with pytest.raises(UsageError, match=f'{victim.name}: is missing'):
-        data.verify('himagenet', root)
+        verify('himagenet', root)
     victim.write_bytes(kept)
     (victim.parent / 'stranger.png').write_bytes(kept)
     with pytest.raises(
         UsageError,
         match='has 2 classes and 11 train images; expected 2 classes and 10 train images',
     ):
-        data.load('himagenet', 'train', root)  # what its builder wrote, and nothing else
+        load('himagenet', 'train', root)  # what its builder wrote, and nothing else
     with pytest.raises(UsageError, match='stranger.png: is not in manifest.json'):
-        data.verify('himagenet', root)
+        verify('himagenet', root)
     (root / 'himagenet/images.jsonl').write_text('{}\n')
     with pytest.raises(
         UsageError, match='images.jsonl is not the one that manifest.json was made with'
     ):
-        data.verify('himagenet', root)
+        verify('himagenet', root)
 
 
 # Killed, stopped, resumed
@@ -295,7 +300,7 @@ def test_killed_three_times_it_ends_as_if_nothing_had_happened(built, tree, weig
         process.communicate()
         assert process.returncode == -signal.SIGKILL and not (tmp_path / 'himagenet').exists()
         with pytest.raises(UsageError, match='himagenet is not in'):
-            data.locate('himagenet', tmp_path)  # half a set is none
+            locate('himagenet', tmp_path)  # half a set is none
     process = start(tree, weights, tmp_path, '--workers', '2')
     told = process.communicate()[1]
     assert process.returncode == 0, told
@@ -313,8 +318,7 @@ def known_scores(built, monkeypatch):
     "The scores of the uninterrupted build without its network; which classes were scored."
     scored = []
     monkeypatch.setattr(
-        himagenet,
-        '_score',
+        'encapnet.himagenet.build.count_right',
         lambda model, pixels, label: (scored.append(label), built[0]['accuracy'][LABELS[label]][0])[
             1
         ],
@@ -340,22 +344,22 @@ def test_stopped_before_any_file_appears_it_goes_on(
         return replace(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(himagenet.os, 'replace', cut_short)
+        patched.setattr(os, 'replace', cut_short)
         with pytest.raises(Killed):
-            himagenet.build(tree, tmp_path, weights, classes=2, workers=1)
+            build(tree, tmp_path, weights, classes=2, workers=1)
     assert not (tmp_path / 'himagenet').exists()
-    himagenet.build(tree, tmp_path, weights, classes=2, workers=1)
+    build(tree, tmp_path, weights, classes=2, workers=1)
     assert contents(tmp_path / 'himagenet') == contents(built[1])
     assert len(known_scores) == len(LABELS) + (1 <= step < 5)  # what was scored is not scored again
 
 
 def test_time_box(built, tree, weights, tmp_path, monkeypatch, known_scores):
     ticks = iter(range(10**6))
-    monkeypatch.setattr(himagenet.time, 'monotonic', lambda: next(ticks))
+    monkeypatch.setattr(time, 'monotonic', lambda: next(ticks))
     stops = 0
     while True:
         try:
-            himagenet.build(tree, tmp_path, weights, classes=2, workers=1, deadline=next(ticks) + 3)
+            build(tree, tmp_path, weights, classes=2, workers=1, deadline=next(ticks) + 3)
             break
         except OutOfTime as error:
             stops += 1
@@ -365,18 +369,18 @@ def test_time_box(built, tree, weights, tmp_path, monkeypatch, known_scores):
 
 def test_other_settings_are_refused_with_what_differs(built, tree, weights, tmp_path):
     with pytest.raises(OutOfTime):
-        himagenet.build(tree, tmp_path, weights, classes=2, workers=1, deadline=0)
+        build(tree, tmp_path, weights, classes=2, workers=1, deadline=0)
     with pytest.raises(
         UsageError,
         match=r'was begun with other settings: classes 2 there, 3 asked for, padding 0.1 there, '
         r'0.3 asked for',
     ):
-        himagenet.build(tree, tmp_path, weights, classes=3, padding=0.3, workers=1)
+        build(tree, tmp_path, weights, classes=3, padding=0.3, workers=1)
     with pytest.raises(
         UsageError, match='himagenet was built with other settings: side 128 there, 64 asked for'
     ):
-        himagenet.build(tree, built[1].parent, weights, classes=2, side=64, workers=1)
-    assert himagenet.build(tree, built[1].parent, weights, classes=2, workers=1) == built[0]
+        build(tree, built[1].parent, weights, classes=2, side=64, workers=1)
+    assert build(tree, built[1].parent, weights, classes=2, workers=1) == built[0]
 
 
 # Other trees
@@ -403,7 +407,7 @@ def test_other_layouts_give_the_same_crops(built, tree, weights, tmp_path, layou
         shutil.copytree(tree / 'train', source / 'train')
         shutil.copytree(tree / 'val', source / 'val')
         shutil.copytree(tree / 'Annotations', boxes)
-    about = himagenet.build(source, tmp_path / 'root', weights, classes=2, boxes=boxes, workers=1)
+    about = build(source, tmp_path / 'root', weights, classes=2, boxes=boxes, workers=1)
     assert about['accuracy'] == built[0]['accuracy']
     ours, theirs = contents(tmp_path / 'root/himagenet'), contents(built[1])
     assert {name: content for name, content in ours.items() if name.endswith('.png')} == {
@@ -414,7 +418,7 @@ def test_other_layouts_give_the_same_crops(built, tree, weights, tmp_path, layou
 def test_wrong_trees(tree, weights, tmp_path):
     def refused(message, folder, **more):
         with pytest.raises(UsageError, match=message) as caught:
-            himagenet.build(folder, tmp_path / 'root', weights, classes=2, workers=1, **more)
+            build(folder, tmp_path / 'root', weights, classes=2, workers=1, **more)
         assert '\n' not in str(caught.value)
 
     refused('nowhere is no folder; expected ILSVRC-2012', tmp_path / 'nowhere')
@@ -441,7 +445,7 @@ def test_wrong_trees(tree, weights, tmp_path):
 def test_wrong_weights(tree, weights, tmp_path, monkeypatch):
     def refused(message, given, error=UsageError):
         with pytest.raises(error, match=message) as caught:
-            himagenet.build(tree, tmp_path / 'root', given, classes=2, workers=1)
+            build(tree, tmp_path / 'root', given, classes=2, workers=1)
         assert '\n' not in str(caught.value)
 
     refused('is no file; expected a state dict', tmp_path / 'none.pth')
@@ -477,7 +481,7 @@ def test_wrong_weights(tree, weights, tmp_path, monkeypatch):
 def test_wrong_settings_and_places(built, tree, weights, tmp_path):
     def refused(message, root=tmp_path, error=UsageError, **more):
         with pytest.raises(error, match=message):
-            himagenet.build(tree, root, weights, **({'classes': 2, 'workers': 1} | more))
+            build(tree, root, weights, **({'classes': 2, 'workers': 1} | more))
 
     refused('--classes is 200; expected 1 to 4', classes=200)
     refused('--padding is -0.1', padding=-0.1)
@@ -488,7 +492,7 @@ def test_wrong_settings_and_places(built, tree, weights, tmp_path):
     (tmp_path / 'himagenet').mkdir()
     refused('is there already, and was not built by this command')
     with (
-        himagenet.FileLock(tmp_path / 'other/.himagenet.lock')
+        FileLock(tmp_path / 'other/.himagenet.lock')
         if (tmp_path / 'other').mkdir() is None
         else None
     ):
@@ -501,4 +505,4 @@ def test_a_class_of_broken_images_stops_the_build(tree, weights, tmp_path):
         for path in (tmp_path / 'source/train' / label).iterdir():
             path.write_bytes(b'broken')
     with pytest.raises(StudyError, match='no image of class n[0-9]* .train. could be used'):
-        himagenet.build(tmp_path / 'source', tmp_path / 'root', weights, classes=2, workers=1)
+        build(tmp_path / 'source', tmp_path / 'root', weights, classes=2, workers=1)

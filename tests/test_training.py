@@ -15,20 +15,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from encapnet import data, distributed
+from encapnet.data.content import fingerprint
+from encapnet.data.loading import load
 from encapnet.study import freshness
 from encapnet.errors import OutOfTime, StudyError, UsageError
 from encapnet.study.config import RunConfig, Schedule
 from encapnet.study.experiments import EXPERIMENTS
 from encapnet.study.planning import plan
 from encapnet.study.run import Run
-from encapnet.training import Trainer, fit, look_back
+from encapnet.training.checkpoint import look_back
+from encapnet.training.distributed import fit as fit_divided
+from encapnet.training.fit import fit
+from encapnet.training.trainer import Trainer
 
 ROWS = list(EXPERIMENTS['table1'])
 
 
 def config(row, experiment='table1', **change):
-    planned = plan(experiment, 'smoke', {'synthetic': data.fingerprint('synthetic')}, rows=[row])[0]
+    planned = plan(experiment, 'smoke', {'synthetic': fingerprint('synthetic')}, rows=[row])[0]
     return planned.model_copy(
         update=dict(schedule=Schedule(epochs=1, learning_rate=1e-3, batch=20)) | change
     )
@@ -37,7 +41,7 @@ def config(row, experiment='table1', **change):
 def train(row, **change):
     torch.set_num_threads(1)
     trainer = Trainer(config(row, **change), 10, torch.device('cpu'))
-    return trainer.epoch(data.load('synthetic', 'train', subset=60), 0)['train_loss'], trainer
+    return trainer.epoch(load('synthetic', 'train', subset=60), 0)['train_loss'], trainer
 
 
 @pytest.mark.parametrize('row', ROWS)
@@ -78,30 +82,27 @@ def test_a_compiled_network_learns_the_same():
 @pytest.mark.parametrize('row', ['b_encapnet_kl', 'c_encapnet_ot'])
 @pytest.mark.parametrize('accumulate', [1, 4])
 def test_a_single_image_left_over_joins_the_batch_before_it(tmp_path, row, accumulate):
-    planned = plan(
-        'table3_right', 'smoke', {'synthetic': data.fingerprint('synthetic')}, rows=[row]
-    )[0].model_dump()
+    planned = plan('table3_right', 'smoke', {'synthetic': fingerprint('synthetic')}, rows=[row])[
+        0
+    ].model_dump()
     planned['data'] |= dict(train_images=17)
     planned |= dict(schedule=dict(epochs=1, learning_rate=1e-3, batch=16), accumulate=accumulate)
     run = Run(tmp_path, RunConfig.model_validate(planned))
-    trains = fit if accumulate == 1 else distributed.fit
+    trains = fit if accumulate == 1 else fit_divided
     record = trains(run, bar=False)
     assert record.outcome['train_images'] == 17 and len(record.outcome['losses']) == 1
 
 
 def test_one_training_image_is_refused_before_training(tmp_path):
     planned = plan(
-        'table3_right',
-        'smoke',
-        {'synthetic': data.fingerprint('synthetic')},
-        rows=['c_encapnet_ot'],
+        'table3_right', 'smoke', {'synthetic': fingerprint('synthetic')}, rows=['c_encapnet_ot']
     )[0].model_dump()
     planned['data'] |= dict(train_images=None)
     run = Run(tmp_path, RunConfig.model_validate(planned))
-    alone = data.load('synthetic', 'train', subset=10)
+    alone = load('synthetic', 'train', subset=10)
     alone = replace(alone, images=alone.images[:1], labels=alone.labels[:1])
     with (
-        patch('encapnet.data.load', return_value=alone),
+        patch('encapnet.training.fit.load', return_value=alone),
         patch.object(Trainer, 'epoch') as trained,
         pytest.raises(
             UsageError, match=r'synthetic has 1 training image\(s\); transport needs at least 2'
@@ -121,7 +122,7 @@ def outcome_of(folder, **patches):
             schedule=Schedule(epochs=2, learning_rate=1e-3, batch=64),
         ),
     )
-    with patch.multiple('encapnet.training', **patches) if patches else nullcontext():
+    with patch.multiple('encapnet.training.outcome', **patches) if patches else nullcontext():
         record = fit(run, bar=False)
     history = [json.loads(line) for line in run.path('metrics.jsonl').read_text().splitlines()]
     return record.outcome, history, load_file(run.path('checkpoint.safetensors'))
@@ -172,7 +173,7 @@ def test_moments_can_be_gone_back_to(tmp_path):
     with pytest.raises(StudyError, match='no weights were kept after epoch 3'):
         look_back(run, 3)
     with (
-        patch('encapnet.training._class_count', lambda *place: 7),
+        patch('encapnet.training.checkpoint._class_count', lambda *place: 7),
         pytest.raises(StudyError, match='moment-001.safetensors: damaged'),
     ):
         look_back(run, 1)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import torch
-from .. import data
+from ..data.batches import batches
+from ..data.images import ImageSet
+from ..data.registry import TEN
 from .clock import timed
 from ..nn import networks
 from ..nn.losses import margin_loss
@@ -22,7 +24,7 @@ __all__ = ['bench_data']
 # %% ../../nbs/bench/06_data.ipynb #7aac28ee
 def _images(
     config: DataBenchConfig, device: torch.device, folder: str, number: int = 512
-) -> data.ImageSet:
+) -> ImageSet:
     "Noise: on the device, or in a memory-mapped file where images are large."
     shape, generator = (number, 3, config.side, config.side), np.random.default_rng(0)
     if config.side == 32:
@@ -32,15 +34,13 @@ def _images(
         for image in place:
             image[:] = generator.integers(0, 256, shape[1:], np.uint8)
         pixels = torch.from_numpy(place)
-    return data.ImageSet(
-        'noise', 'train', pixels, torch.arange(number, device=pixels.device) % 10, data.TEN
-    )
+    return ImageSet('noise', 'train', pixels, torch.arange(number, device=pixels.device) % 10, TEN)
 
 
-def _forever(images: data.ImageSet, config: DataBenchConfig, device: torch.device):
+def _forever(images: ImageSet, config: DataBenchConfig, device: torch.device):
     "Batch after batch, epoch after epoch."
     for epoch in count():
-        for pixels, labels in data.batches(
+        for pixels, labels in batches(
             images, config.batch, 0, epoch, config.loader, drop_last=True
         ):
             yield pixels.to(device), labels.to(device)

@@ -7,9 +7,9 @@ from __future__ import annotations
 from functools import lru_cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from .. import data
+from ..data.registry import DATASETS
 from ..study.config import NetworkConfig, RunConfig
-from ..training import build
+from ..training.trainer import build
 
 # %% auto #0
 __all__ = ['operations', 'work']
@@ -40,6 +40,6 @@ def work(config: RunConfig, classes: int = 10, images: int | None = None) -> flo
         config.schedule.epoch_images
         or config.data.train_images
         or images
-        or data.DATASETS[config.data.name].train
+        or DATASETS[config.data.name].train
     )
     return operations(config.network, classes) * images * config.schedule.epochs

@@ -303,7 +303,7 @@ class RunConfig(Identified):
     transport_scope: Literal['device', 'global'] = 'device'  # what the transport plan does
 
     @property
-    # `encapnet.distributed` computes it
+    # `encapnet.training.distributed` computes it
     def divided(self) -> bool:
         return self.processes * self.accumulate > 1
 

@@ -524,17 +524,17 @@ def roots(config: Identified) -> list[str]:
     begins = [
         network,
         f'encapnet.nn.losses:{config.loss}_loss',
-        'encapnet.training:Trainer',
-        'encapnet.training:diagnose',
+        'encapnet.training.trainer:Trainer',
+        'encapnet.training.diagnostics:diagnose',
     ]
     if config.feedback:
         begins.append('encapnet.nn.networks:with_feedback')
     if config.divided:
-        begins.append('encapnet.distributed:DistributedTrainer')
+        begins.append('encapnet.training.distributed:DistributedTrainer')
     if config.network.kind == 'CapNet':
-        begins.append('encapnet.training:agree')
+        begins.append('encapnet.training.diagnostics:agree')
     if config.data.test_crops == 10:
-        begins.append('encapnet.training:evaluate_ten_crop')
+        begins.append('encapnet.training.evaluation:evaluate_ten_crop')
     return begins
 
 # %% ../../nbs/study/05_freshness.ipynb #128e56dc

@@ -10,7 +10,7 @@ from typing import Any
 import ipywidgets
 import torch
 from torch import Tensor, nn
-from ... import data
+from ...data.loading import test_images
 from ...nn.networks import EncapNet, SixLayerEncapNet
 from ...nn.trace import MixTrace, hook_points, trace
 from .offers import Offer, missing, offer, settled, stored
@@ -18,7 +18,8 @@ from .picture import Picture, packed, said
 from ..plots.canvas import PALETTE, Figure, canvas, own_style
 from ...errors import StudyError, UsageError
 
-from ...training import look_back, pixels_to_watch
+from ...training.checkpoint import look_back
+from ...training.diagnostics import pixels_to_watch
 
 # %% auto #0
 __all__ = ['mixes', 'lengths', 'mixture', 'CapConvPicture', 'mixed', 'networks', 'watched', 'CapConvExplorer', 'layers_still']
@@ -151,7 +152,7 @@ def watched(
     count: int = 100,
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:  # pixels, labels, names of the classes
     "Test images as evaluation sees them. Raises UsageError if there is no such data."
-    test = data.test_images(name, data_root or None)
+    test = test_images(name, data_root or None)
     return *pixels_to_watch(test, augmentation, count), test.classes
 
 # %% ../../../nbs/show/explore/05_capconv.ipynb #4e9b7191

@@ -12,7 +12,7 @@ import ipywidgets as widgets
 import torch
 from fastcore.basics import patch
 from torch import nn
-from ... import data
+from ...data.loading import load as load_images, test_images
 from ...nn.networks import CapNet
 from ...nn.trace import agreement_histogram, trace
 from .equivariance import capsules_of, equivariance, moved
@@ -23,7 +23,9 @@ from ...errors import OutOfTime, StudyError, UsageError
 from ...study.config import Schedule
 from ...study.planning import plan
 
-from ...training import Trainer, look_back, pixels_to_watch
+from ...training.checkpoint import look_back
+from ...training.diagnostics import pixels_to_watch
+from ...training.trainer import Trainer
 
 # %% auto #0
 __all__ = ['RoutingPicture', 'votes_of', 'untrained', 'on_offer', 'tiny', 'RoutingControls', 'RoutingExplorer', 'routing_page',
@@ -117,7 +119,7 @@ def tiny(
     config = config.model_copy(
         update=dict(schedule=Schedule(epochs=epochs, learning_rate=4e-3, batch=32))
     )
-    train, kept = data.load('digits', 'train', None, count), {}
+    train, kept = load_images('digits', 'train', None, count), {}
     trainer = Trainer(config, len(train.classes), torch.device('cpu'))
     steps = epochs * -(-len(train) // config.schedule.batch)
 
@@ -265,7 +267,7 @@ class RoutingExplorer(widgets.VBox):
         """Pixels, labels and the names of the classes; read once. Raises UsageError if there is
         no such data."""
         if name not in self.sets:
-            found = data.test_images(name, self.data_root or None)
+            found = test_images(name, self.data_root or None)
             self.sets[name] = *pixels_to_watch(found, 'mild', 100), found.classes
         return self.sets[name]
 

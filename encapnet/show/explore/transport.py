@@ -13,7 +13,7 @@ import ipywidgets
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from ... import data as images_of
+from ...data.loading import test_images
 from ...nn.trace import hook_points, trace
 from ...nn.transport import ground_cost, sinkhorn_plan
 from .offers import Offer, missing, offer, settled, stored
@@ -22,7 +22,9 @@ from ..plots.canvas import PALETTE, Figure, canvas, own_style
 from ...errors import StudyError, UsageError
 from ...study.config import EncapNetConfig, FeedbackConfig
 
-from ...training import build, look_back, pixels_to_watch
+from ...training.checkpoint import look_back
+from ...training.diagnostics import pixels_to_watch
+from ...training.trainer import build
 
 # %% auto #0
 __all__ = ['SAMPLES', 'BLURS', 'Pair', 'clouds', 'capsule_pairs', 'costs', 'assigned', 'uniform', 'converged', 'entries', 'sent',
@@ -203,9 +205,7 @@ def look(one: Offer, data_root: str = '', count: int = SAMPLES) -> list[Pair]:
     the reason why not."""
     if one.why:
         raise StudyError(one.why)
-    pixels, labels = pixels_to_watch(
-        images_of.test_images(one.data, data_root or None), 'none', count
-    )
+    pixels, labels = pixels_to_watch(test_images(one.data, data_root or None), 'none', count)
     pixels, model = pixels[labels.argsort(stable=True)], one.load(one.epochs[-1])
     if not one.epochs[-1]:
         model = settled(model, pixels)

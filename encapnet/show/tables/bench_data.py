@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 import pandas as pd
 from great_tables import GT
-from ... import data
+from ...data.augmentation import AUGMENTATIONS
 from ..plots.canvas import Figure
 from ..plots.costs import candidate_seconds
 from ..report.command import check_arguments
@@ -109,9 +109,9 @@ def share_table(frame: pd.DataFrame) -> GT:
         for way, lines in found.groupby('way', sort=False)
     ]
     table = (
-        GT(pd.DataFrame(lines, columns=['way', *data.AUGMENTATIONS]).fillna('–'), id='data-shares')
+        GT(pd.DataFrame(lines, columns=['way', *AUGMENTATIONS]).fillna('–'), id='data-shares')
         .cols_label(way='', none='none', mild='mild (+)', strong='strong (++)')
-        .cols_align('right', list(data.AUGMENTATIONS))
+        .cols_align('right', list(AUGMENTATIONS))
     )
     return themed(
         table.tab_source_note(

@@ -102,8 +102,20 @@ TOPICS: dict[str, tuple[str, ...]] = {
     'Capsules and routing': ('nn/03_routing', 'nn/01_losses'),
     'Layers and networks': ('nn/04_layers', 'nn/07_networks', 'nn/06b_baselines'),
     'Transport and feedback': ('nn/05_transport', 'nn/06_feedback'),
-    'Data': ('03_data', '05_himagenet'),
-    'Training': ('study/02_profiles', '04_training', '06_distributed'),
+    'Data': (
+        'data/15_augmentation',
+        'data/11_loading',
+        'data/09_arrays',
+        'himagenet/02_ranking',
+        'himagenet/03_crops',
+    ),
+    'Training': (
+        'study/02_profiles',
+        'training/03_trainer',
+        'training/01_schedule',
+        'training/02_evaluation',
+        'training/10_distributed',
+    ),
     'Measures and figures': (
         'nn/08_trace',
         'bench/02_costs',
