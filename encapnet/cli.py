@@ -920,7 +920,7 @@ def _next_steps(
     "What to train next, by the ledger as it is now."
     from encapnet.study import launch
     from encapnet.study.resolving import prospects, steps
-    from encapnet.study.verdicts import Place, ledger_results
+    from encapnet.study.results import Place, ledger_results
 
     taken, here = taken_seconds(_records(runs, reports)), launch.this_machine()['training']
     known = taken.get((profile, name, here), {})

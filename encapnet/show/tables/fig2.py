@@ -16,14 +16,17 @@ from ..report.study import Trained, run_frame
 from ..report.style import error_text, themed
 from ..report.verdict import Verdict, seen_on, verdict_text
 from ...study import paper
-from ...study.claims import GROUPS, Level, Trend, comparisons, routings
+from ...study.claims import comparisons
+from ...study.rules import Level, Trend, routings
+from ...study.statements import GROUPS
 from ...errors import StudyError
 from ...study.config import is_own
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import find_profile
 from ...study.ledger import Record
 from ...study.stats import Interval, exceeds, mean_interval
-from ...study.verdicts import Place, family, judge
+from ...study.findings import family, judge
+from ...study.results import Place
 
 # %% auto #0
 __all__ = ['STATISTICS', 'CLASSES', 'AUTHORS', 'IMAGES', 'RULE', 'with_agreement', 'curve_lines', 'histogram_lines', 'Agreement',
