@@ -15,7 +15,8 @@ from torch import Tensor, distributed, nn
 from . import data, training
 from .errors import OutOfTime, StudyError, UsageError
 from .study.config import RunConfig
-from .study.launch import cores, meeting_point, place
+from .study.machine import cores
+from .study.ranks import meeting_point, place
 from .study.ledger import Record
 from .study.run import Run
 from encapnet.training import (

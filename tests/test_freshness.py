@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from encapnet.study import freshness, launch
+from encapnet.study import freshness, needs
 from encapnet.study.config import CapNetConfig, MeasureConfig, SixLayerEncapNetConfig
 from encapnet.study.planning import measurements, plan
 
@@ -557,7 +557,7 @@ def test_a_stale_record_is_certified_by_its_first_epoch(tmp_path, capsys):
     from encapnet.study.ledger import Record, append_ledger, changed_code, config_of, read_ledger
     from encapnet.training import replay
 
-    digits = launch.data_hashes(['digits'])['digits']
+    digits = needs.data_hashes(['digits'])['digits']
     config = plan('table3_left', 'quick', {'digits': digits}, 1, ['1_master'])[0]
     first, epochs = replay(config), config.schedule.epochs
     device = first.pop('device')

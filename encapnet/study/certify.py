@@ -10,7 +10,7 @@ from typing import Any
 from . import freshness
 from ..errors import StudyError
 from .config import RunConfig
-from .launch import call
+from .child import call
 from ..files import write_atomic
 from .ledger import Record, append_ledger, changed_code, config_of, counted
 from .provenance import provenance

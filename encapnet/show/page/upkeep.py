@@ -27,8 +27,17 @@ _BOOKS = (
     'provenance',
     'ledger',
     'run',
+    'child',
+    'machine',
+    'turns',
     'launch',
+    'needs',
+    'ranks',
+    'processes',
+    'sweep',
+    'nodes',
     'cluster',
+    'engines',
 )
 WHICH = (
     'encapnet.errors',

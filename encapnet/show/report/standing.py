@@ -10,7 +10,8 @@ from .command import command_of, ledger_command
 from ...errors import StudyError
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import find_profile
-from ...study.launch import benched, ensure, planned
+from ...study.launch import ensure
+from ...study.needs import benched, planned
 from ...study.places import resolve
 from encapnet.study.ledger import (
     COSTS,

@@ -20,7 +20,7 @@ from ...study.statements import PAPER_COLUMN
 from ...study.config import is_own
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import find_profile
-from ...study.launch import measured
+from ...study.needs import measured
 from ...study.ledger import COSTS
 
 # %% auto #0
