@@ -23,6 +23,8 @@ _BOOKS = (
     'experiments',
     'profiles',
     'planning',
+    'scopes',
+    'definitions',
     'freshness',
     'provenance',
     'ledger',
