@@ -1028,7 +1028,8 @@ def _seconds(
 # %% ../nbs/07_cli.ipynb #f1cb5ba2
 def _records(runs: str, reports: str) -> Iterator:
     "Every record of the store and of the ledger that can be read."
-    from encapnet.study.ledger import Record, read_ledger
+    from encapnet.study.ledger import read_ledger
+    from encapnet.study.records import Record
 
     for path in sorted(Path(runs).glob('*/*/*/DONE')):
         with suppress(OSError, ValueError):

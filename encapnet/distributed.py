@@ -17,7 +17,7 @@ from .errors import OutOfTime, StudyError, UsageError
 from .study.config import RunConfig
 from .study.machine import cores
 from .study.ranks import meeting_point, place
-from .study.ledger import Record
+from .study.records import Record
 from .study.run import Run
 from encapnet.training import (
     Trainer,

@@ -22,10 +22,12 @@ from .nn.trace import class_agreement, routes_classes
 from .study import freshness
 from .study.answers import pack_mistakes
 from .errors import OutOfTime, StudyError, UsageError
-from .study.config import FeedbackConfig, NetworkConfig, RunConfig, Schedule, sides_of
+from .study.architectures import FeedbackConfig, NetworkConfig
+from .study.config import RunConfig, Schedule, sides_of
 from .study.profiles import find_profile
 from .files import check_writable
-from .study.ledger import SCHEMA, Record, UnknownSchema, append_ledger
+from .study.ledger import append_ledger
+from .study.records import SCHEMA, Record, UnknownSchema
 from .study.run import CHECKPOINTS, Run
 from .files import write_atomic
 from .study.ledger import read_ledger

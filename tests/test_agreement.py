@@ -18,7 +18,8 @@ from encapnet.study import paper
 from encapnet.study.claims import comparisons
 from encapnet.errors import StudyError
 from encapnet.study.planning import plan
-from encapnet.study.ledger import Record, append_ledger
+from encapnet.study.ledger import append_ledger
+from encapnet.study.records import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 10

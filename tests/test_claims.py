@@ -16,7 +16,8 @@ from encapnet.study.rules import Below, Crops, Differs, Diverges, Level, Trend, 
 from encapnet.study.statements import rule_text
 from encapnet.study.planning import plan
 from encapnet.study.freshness import code_of
-from encapnet.study.ledger import Record, append_ledger
+from encapnet.study.ledger import append_ledger
+from encapnet.study.records import Record
 from encapnet.study.findings import VERDICTS, by_measurement, judge, kind
 from encapnet.study.gaps import Gap, gaps
 from encapnet.study.gates import exempt, too_early

@@ -32,9 +32,11 @@ from encapnet.study import freshness, launch, ranks
 from encapnet.study import run as run_folder
 from encapnet.study.child import ENTRY, PLACE, child_process
 from encapnet.errors import OutOfTime, StudyError
-from encapnet.study.config import DataConfig, RunConfig, Schedule, SixLayerEncapNetConfig
+from encapnet.study.architectures import SixLayerEncapNetConfig
+from encapnet.study.config import DataConfig, RunConfig, Schedule
 from encapnet.files import write_atomic
-from encapnet.study.ledger import Record, append_ledger, read_ledger
+from encapnet.study.ledger import append_ledger, read_ledger
+from encapnet.study.records import Record
 from encapnet.study.provenance import provenance
 from encapnet.study.run import CHECKPOINTS, Run, finish, state
 

@@ -15,7 +15,8 @@ import pytest
 
 from encapnet.study import freshness, needs, scopes
 from encapnet.study import definitions as definitions_module
-from encapnet.study.config import CapNetConfig, MeasureConfig, SixLayerEncapNetConfig
+from encapnet.study.architectures import CapNetConfig, SixLayerEncapNetConfig
+from encapnet.study.config import MeasureConfig
 from encapnet.study.planning import measurements, plan
 
 PACKAGE = Path(freshness.__file__).parents[1]
@@ -556,7 +557,8 @@ def test_a_stale_record_is_certified_by_its_first_epoch(tmp_path, capsys):
     """What today's code computes is taken for the record of other code; then one digit of it is
     changed."""
     from encapnet import cli
-    from encapnet.study.ledger import Record, append_ledger, changed_code, config_of, read_ledger
+    from encapnet.study.ledger import append_ledger, read_ledger
+    from encapnet.study.records import Record, changed_code, config_of
     from encapnet.training import replay
 
     digits = needs.data_hashes(['digits'])['digits']

@@ -12,6 +12,7 @@ from browsing import Visit
 from encapnet.show.page import publish, shell
 from encapnet.show.tables import deviations, evidence
 from encapnet.study import evidence as public
+from encapnet.study import pitfalls
 from encapnet.errors import StudyError
 from encapnet.study.experiments import EXPERIMENTS
 from encapnet.study.stats import difference
@@ -138,12 +139,12 @@ def test_a_damaged_ledger_costs_its_own_line_only(tmp_path):
 
 
 def test_every_pitfall_has_its_test():
-    assert public.lost_tests(public.PITFALLS, public.repository_file(ROOT)) == []
+    assert pitfalls.lost_tests(pitfalls.PITFALLS, pitfalls.repository_file(ROOT)) == []
 
 
 def test_a_pitfall_whose_test_is_gone_stops_the_page(monkeypatch):
-    gone = public.PITFALLS[0]._replace(test='test_close(nothing)')
-    monkeypatch.setattr(public, 'PITFALLS', (gone,))
+    gone = pitfalls.PITFALLS[0]._replace(test='test_close(nothing)')
+    monkeypatch.setattr(pitfalls, 'PITFALLS', (gone,))
     with pytest.raises(
         StudyError, match='softmax over the wrong capsules: nbs/nn/03_routing.ipynb has no test'
     ):

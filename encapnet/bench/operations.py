@@ -8,7 +8,8 @@ from functools import lru_cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from .. import data
-from ..study.config import NetworkConfig, RunConfig
+from ..study.architectures import NetworkConfig
+from ..study.config import RunConfig
 from ..training import build
 
 # %% auto #0

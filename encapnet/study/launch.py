@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..errors import OutOfTime, StudyError, UsageError, nearest
 from .child import call, note_failure, train_arguments
 from .config import BenchConfig, RunConfig
-from .ledger import UnknownSchema
+from .records import UnknownSchema
 from .run import Run, State, state, write_config
 from .turns import take_turns
 

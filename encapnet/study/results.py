@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 from .answers import answers_of
 from .experiments import EXPERIMENTS
-from .judging import Row, Table, look
-from .ledger import Record, changed_code, config_of, counted
+from .judging import Table, look
+from .scatter import Row
+from .ledger import counted
+from .records import Record, changed_code, config_of
 from .paper import histogram_statistics
 from .profiles import PROFILES
 from .rules import ROUTED

@@ -12,7 +12,7 @@ from functools import partial
 from ..errors import OutOfTime
 from .child import note_failure
 from .launch import Orders, wanted
-from .ledger import UnknownSchema
+from .records import UnknownSchema
 from .processes import enter
 from .run import Run, finished, state, write_config
 

@@ -13,7 +13,8 @@ from .experiments import EXPERIMENTS
 from .findings import VERDICTS, Finding, by_measurement, family, judge, kind, weakest
 from .gaps import gaps
 from .gates import missing, rows_at, too_early
-from .ledger import COSTS, counted
+from .ledger import counted
+from .records import COSTS
 from .numbers import ours_text, paper_text
 from .profiles import PROFILES
 from encapnet.study.results import (

@@ -25,7 +25,7 @@ from ...study.gates import LEARNED, Curves
 from ...study.results import ledger_results
 from ...study.verdicts import Judgement, judge_ledger
 from ...study.places import resolve
-from ...study.worlds import tabulated
+from ...study.calibration import tabulated
 
 # %% auto #0
 __all__ = ['Titles', 'mark', 'sparkline', 'card', 'Cards', 'Claims', 'claims']

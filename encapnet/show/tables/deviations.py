@@ -22,7 +22,7 @@ from ...errors import StudyError, nearest
 from ...study.experiments import EXPERIMENTS
 from ...study.planning import BENCHES
 from ...files import write_atomic
-from ...study.ledger import Record
+from ...study.records import Record
 from ...study.stats import difference
 from ...study.places import clone, resolve
 

@@ -23,7 +23,7 @@ from ...errors import StudyError
 from ...study.config import is_own
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import find_profile
-from ...study.ledger import Record
+from ...study.records import Record
 from ...study.stats import Interval, exceeds, mean_interval
 from ...study.findings import family, judge
 from ...study.results import Place

@@ -21,7 +21,7 @@ from ...study.config import is_own
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import find_profile
 from ...study.needs import measured
-from ...study.ledger import COSTS
+from ...study.records import COSTS
 
 # %% auto #0
 __all__ = ['row_label', 'Table1', 'table1']
