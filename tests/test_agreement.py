@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from browsing import Visit
 
-from encapnet.show.tables.fig2 import Fig2, with_agreement
+from encapnet.show.tables.fig2 import Fig2
+from encapnet.show.tables.fig2_frames import with_agreement
 from encapnet.show.tables.polarisation import Polarisation
 from encapnet.study import paper
 from encapnet.study.claims import comparisons

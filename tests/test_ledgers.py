@@ -10,7 +10,7 @@ import pytest
 from browsing import Visit
 
 from encapnet.show.page import publish, shell
-from encapnet.show.tables import deviations, evidence
+from encapnet.show.tables import departures, effects, evidence
 from encapnet.study import evidence as public
 from encapnet.study import pitfalls
 from encapnet.errors import StudyError
@@ -23,7 +23,7 @@ LEDGER = ROOT / 'reports' / 'ledger'
 
 @pytest.fixture(scope='module')
 def told():
-    return deviations.collect(ROOT / 'nbs')
+    return departures.collect(ROOT / 'nbs')
 
 
 # Deviations
@@ -58,18 +58,18 @@ def test_every_released_default_is_told_as_a_deviation(told):
 
 
 def test_the_registry_speaks_of_what_there_is(told):
-    deviations.check_effects(deviations.EFFECTS, told)
+    effects.check_effects(effects.EFFECTS, told)
     without = [line for line in told if line.what != 'ground cost']
     with pytest.raises(
         StudyError, match="05_transport.ipynb has no deviation 'ground cost' to measure"
     ):
-        deviations.check_effects(deviations.EFFECTS, without)
+        effects.check_effects(effects.EFFECTS, without)
 
 
 def test_both_sides_of_an_effect_differ_in_nothing_else():
     "Two rows that differ in more than the deviation would blame it for what something else does."
     fields = {}
-    for effect in deviations.EFFECTS:
+    for effect in effects.EFFECTS:
         if effect.ours.startswith('bench_'):
             continue
         ours, theirs = (
@@ -95,8 +95,8 @@ def test_an_effect_is_the_difference_of_what_the_ledger_holds():
     records = [
         json.loads(line) for line in (LEDGER / 'table3_right.jsonl').read_text().splitlines()
     ]
-    effect = next(one for one in deviations.EFFECTS if one.theirs == 'table3_right/d5_l2')
-    found = deviations.measure((effect,), LEDGER.parent)
+    effect = next(one for one in effects.EFFECTS if one.theirs == 'table3_right/d5_l2')
+    found = effects.measure((effect,), LEDGER.parent)
     assert found, 'the committed ledger has both rows'
     for one in found:
         sides = []
@@ -127,9 +127,9 @@ def test_a_damaged_ledger_costs_its_own_line_only(tmp_path):
     (tmp_path / 'ledger' / 'table3_right.jsonl').write_text(
         '\n'.join([lines[0][:100], *lines, lines[1], '{}'])
     )
-    assert [one[1:7] for one in deviations.measure(deviations.EFFECTS, tmp_path)] == [
+    assert [one[1:7] for one in effects.measure(effects.EFFECTS, tmp_path)] == [
         one[1:7]
-        for one in deviations.measure(deviations.EFFECTS, LEDGER.parent)
+        for one in effects.measure(effects.EFFECTS, LEDGER.parent)
         if one.effect.ours.startswith('table3_right')
         and one.effect.theirs != 'table3_right/8_two_ots'
     ]
@@ -171,7 +171,7 @@ def test_the_pages_say_all(site, told):
     page = (site / 'deviations.html').read_text()
     body = page.partition('<article>')[2]
     assert (
-        all(f'>{topic}<' in page for topic in deviations.TOPICS)
+        all(f'>{topic}<' in page for topic in departures.TOPICS)
         and f'{len(told)} deviations told by' in page
     )
     assert body.count('<math') > 30 and 'not measured' in body and ' points</strong>' in body

@@ -9,7 +9,7 @@ import pandas as pd
 from great_tables import GT, loc, style
 from ..report import twins
 from ..plots.canvas import PALETTE, Figure, canvas, own_style
-from .deviations import Deviation, collect, notebooks_folder
+from .departures import Deviation, collect, notebooks_folder
 from ..report.command import check_arguments
 from ..report.provenance import Provenance, computed
 from ..report.style import themed
