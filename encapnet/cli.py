@@ -220,13 +220,13 @@ def reproduce(
     "Train what is missing and render the reports."
     from encapnet.show.page.front import site
     from encapnet.show.page.parameters import check_parameters, parameters
-    from encapnet.study import cluster, launch
+    from encapnet.study import engines, launch, needs
 
     if check:
         return _check_pages(context, reports_ or [], profile, reports)
     if from_ledger and 'on' in _given(context):
         raise UsageError('--on trains, and --from-ledger trains nothing: leave one of them out')
-    engine = cluster.engine(on)
+    engine = engines.engine(on)
     chosen, deadline, seeds = (
         chosen_reports(reports_ or [], all_),
         _deadline(max_minutes),
@@ -261,7 +261,7 @@ def reproduce(
         needed = {
             run.config.key: run
             for name in chosen
-            for run in launch.needed(name, profile, seeds, data, data_root or None, runs)
+            for run in needs.needed(name, profile, seeds, data, data_root or None, runs)
         }
         needed = list(needed.values())
         _check_places(chosen, reports, profile)
@@ -317,7 +317,7 @@ def _render(
 ) -> list[Path]:
     "Make the pages of reports whose runs are there, and name each as soon as it is there."
     from encapnet.show.page.publish import place, publish_all
-    from encapnet.study import launch
+    from encapnet.study import machine
 
     # What had to be trained is trained; notebooks take what is there.
     taken = {
@@ -330,7 +330,7 @@ def _render(
     ]
     # side by side, kernels that each take all cores need over twice as long
     os.environ.setdefault('OMP_NUM_THREADS', '1')
-    for page in publish_all(made, launch.cores()):
+    for page in publish_all(made, machine.cores()):
         say(f'{page}')
     return [page for _, page, *_ in made]
 
@@ -492,7 +492,7 @@ def _plan_row(
     name: str, profile: str, seed: int, data: str, root: str | None, show: bool = False
 ) -> list[RunConfig | MeasureConfig | BenchConfig]:
     "The configurations behind EXPERIMENT/ROW: one for each data set. Raises UsageError."
-    from encapnet.study import launch
+    from encapnet.study import needs
     from encapnet.study.planning import plan
 
     experiment, _, row = name.partition('/')
@@ -509,7 +509,7 @@ def _plan_row(
             f'no experiment {experiment!r}; {nearest(experiment, [*EXPERIMENTS, *TIMED])}'
         )
     fitting = find_row(experiment, row).data
-    names = launch.dataset_names(profile, data, root, experiment)
+    names = needs.dataset_names(profile, data, root, experiment)
     # Of those that nobody asked for, only some may be for this row.
     if fitting and not data:
         names = [one for one in names if one in fitting] or fitting[:1]
@@ -528,7 +528,7 @@ def _plan_row(
 # %% ../nbs/07_cli.ipynb #a76e008e
 def _timed_row(experiment: str, row: str, profile: str) -> list[MeasureConfig | BenchConfig]:
     "A measurement, or a candidate of a bench, on this machine. Raises UsageError."
-    from encapnet.study import launch
+    from encapnet.study import needs
 
     def refuse(rows):
         raise UsageError(f'no row {row!r} in {experiment}; {nearest(row, rows)}')
@@ -538,7 +538,7 @@ def _timed_row(experiment: str, row: str, profile: str) -> list[MeasureConfig | 
     found = [
         run.config
         for run in (
-            launch.measured(profile) if experiment == COSTS else launch.benched(experiment, profile)
+            needs.measured(profile) if experiment == COSTS else needs.benched(experiment, profile)
         )
     ]
     return [config for config in found if config.row == row] or refuse(
@@ -549,12 +549,12 @@ def _timed_row(experiment: str, row: str, profile: str) -> list[MeasureConfig | 
 def _hashes(names: list[str], root: str | None, show: bool) -> dict[str, str]:
     """Content hashes of data sets; where a configuration is only shown, zeros stand for data that
     are not here."""
-    from encapnet.study import launch
+    from encapnet.study import needs
 
     found, absent = {}, []
     for name in names:
         try:
-            found |= launch.data_hashes([name], root)
+            found |= needs.data_hashes([name], root)
         except UsageError as error:
             if not show:
                 raise
@@ -574,7 +574,7 @@ def _divided(
 ) -> RunConfig | MeasureConfig | BenchConfig:
     "The same run with its batches divided as asked. Raises UsageError where that cannot be."
     from pydantic import ValidationError
-    from encapnet.study.launch import place
+    from encapnet.study.ranks import place
 
     if not isinstance(config, RunConfig):
         return config
@@ -688,7 +688,7 @@ def _run_one(
     events: bool,
 ):
     "Train, or measure, what is not there."
-    from encapnet.study.launch import fit_together, place
+    from encapnet.study.ranks import fit_together, place
     from encapnet.study.run import Run, finished, state
 
     if isinstance(config, BenchConfig):
@@ -734,7 +734,7 @@ def _run_one(
 # %% ../nbs/07_cli.ipynb #b9cae4a5
 def _check_data(config: RunConfig, root: str | None):
     "Raise UsageError or StudyError unless the data of a run are there, before it gets a folder."
-    from encapnet.study.launch import data_hashes
+    from encapnet.study.needs import data_hashes
 
     found, wanted = data_hashes([config.data.name], root)[config.data.name], config.data.sha256
     if found != wanted:
@@ -745,7 +745,8 @@ def _check_data(config: RunConfig, root: str | None):
 
 
 def _fit(run, root: str | None, reports: str, deadline: float | None, events: bool):
-    from encapnet.study.launch import arithmetic, place, threads_each
+    from encapnet.study.machine import arithmetic, threads_each
+    from encapnet.study.ranks import place
 
     # before torch is imported, which reads them
     os.environ |= dict(OMP_NUM_THREADS=str(threads_each()), **arithmetic())
@@ -795,7 +796,7 @@ def certify(
     """Train the first epoch of stale records again: where it comes out the same, to the last
     digit, the record is fresh."""
     from concurrent.futures import ThreadPoolExecutor
-    from encapnet.study.cluster import abreast
+    from encapnet.study.processes import abreast
     from encapnet.study.certify import stale_records
 
     if profile:
@@ -855,7 +856,7 @@ def _replay(
     data_root: RootOption = '',
 ):
     "Train the first epoch of a run again, and print what it came to; writes nothing."
-    from encapnet.study.launch import arithmetic, threads_each
+    from encapnet.study.machine import arithmetic, threads_each
 
     chosen = _config_from(config)
     if not isinstance(chosen, RunConfig):
@@ -884,12 +885,12 @@ def resolve_(
     ] = False,
 ):
     "Train the seeds that would decide most claims for the least time."
-    from encapnet.study import cluster, launch
+    from encapnet.study import engines, launch, needs
 
     if not find_profile(profile).in_ledger:
         raise UsageError(f'profile {profile!r} has no ledger, and nothing is judged by it')
-    engine, deadline, root = cluster.engine(on), _deadline(max_minutes), _root(data_root)
-    name = launch.dataset_names(profile, data, root)[0]
+    engine, deadline, root = engines.engine(on), _deadline(max_minutes), _root(data_root)
+    name = needs.dataset_names(profile, data, root)[0]
     hashes, tried = _hashes([name], root, dry_run), None
     while found := _next_steps(claims or [], profile, name, runs, reports, deadline):
         if tried is None:
@@ -918,11 +919,11 @@ def _next_steps(
     claims: list[str], profile: str, name: str, runs: str, reports: str, deadline: float | None
 ) -> list:
     "What to train next, by the ledger as it is now."
-    from encapnet.study import launch
+    from encapnet.study import needs
     from encapnet.study.resolving import prospects, steps
-    from encapnet.study.verdicts import Place, ledger_results
+    from encapnet.study.results import Place, ledger_results
 
-    taken, here = taken_seconds(_records(runs, reports)), launch.this_machine()['training']
+    taken, here = taken_seconds(_records(runs, reports)), needs.this_machine()['training']
     known = taken.get((profile, name, here), {})
 
     def minutes(row):  # of a row that nothing tells of: as long as the longest that is known
@@ -1000,13 +1001,13 @@ def estimate(taken: Taken, row: str, here: Context) -> float | None:  # seconds
 # %% ../nbs/07_cli.ipynb #7023a4c9
 def _announce(needed: list, runs: str, reports: str, retrain: bool):
     "Say what there is to do before it begins, and how long it will take, as far as records tell."
-    from encapnet.study import launch
+    from encapnet.study import launch, needs
     from encapnet.study.run import state
 
     if not (todo := [run for run in needed if state(run).name in launch.wanted(retrain)]):
         return
     taken = taken_seconds(_records(runs, reports))
-    seconds = [_seconds(taken, run.config, launch.this_machine()) for run in todo]
+    seconds = [_seconds(taken, run.config, needs.this_machine()) for run in todo]
     unknown = f' and {seconds.count(None)} that cannot be estimated' if None in seconds else ''
     say(
         f'{len(todo)} of {len(needed)} runs are to be made: about '
@@ -1027,7 +1028,8 @@ def _seconds(
 # %% ../nbs/07_cli.ipynb #f1cb5ba2
 def _records(runs: str, reports: str) -> Iterator:
     "Every record of the store and of the ledger that can be read."
-    from encapnet.study.ledger import Record, read_ledger
+    from encapnet.study.ledger import read_ledger
+    from encapnet.study.records import Record
 
     for path in sorted(Path(runs).glob('*/*/*/DONE')):
         with suppress(OSError, ValueError):
@@ -1069,13 +1071,13 @@ def _data_standing(
     """Content hashes by data set ('' if even the store knows none), why others are not there, and
     what `encapnet device` says."""
     from concurrent.futures import ThreadPoolExecutor
-    from encapnet.study import launch
+    from encapnet.study import child, needs
 
     chosen = root and not data.strip(', ')  # the paper's sets, as far as they are there
-    names = launch.PAPER_SETS if chosen else launch.dataset_names(profile, data)
+    names = needs.PAPER_SETS if chosen else needs.dataset_names(profile, data)
     with ThreadPoolExecutor() as pool:
-        here = pool.submit(launch.this_machine)
-        listed = launch.call(
+        here = pool.submit(needs.this_machine)
+        listed = child.call(
             'data', 'list', *names, '--hash', '--json', *(['--data-root', root] if root else [])
         )
     if chosen and any(entry['state'] != 'not found' for entry in listed):
@@ -1373,18 +1375,18 @@ def _bench(
     bench: str, profile: str, runs: str, reports: str, max_minutes: float | None, as_json: bool
 ):
     "Take all turns of a bench anew, and say what came of them."
-    from encapnet.study import launch
+    from encapnet.study import needs, turns
     from encapnet.study.run import finished, state
 
     find_profile(profile)
-    candidates = launch.benched(bench, profile, runs)
+    candidates = needs.benched(bench, profile, runs)
     every = {config.backend for config in BENCHES[bench][1]('')}
     if absent := sorted(every - {run.config.backend for run in candidates} - {'triton'}):
         say(
             f"left out, not installed: {', '.join(absent)}; pip install 'encapnet[bench]' brings "
             'them'
         )
-    launch.take_turns(candidates, reports, _deadline(max_minutes))
+    turns.take_turns(candidates, reports, _deadline(max_minutes))
     states = {run.config.key: state(run) for run in candidates}
     for run in candidates:
         if states[run.config.key].name == 'failed' or (record := finished(run)) is None:
@@ -1518,7 +1520,7 @@ def _measure_in_turn():
 @app.command()
 def device():
     "What this machine computes on, as JSON."
-    from encapnet.study.launch import threads_each
+    from encapnet.study.machine import threads_each
     from encapnet.training.devices import hardware, pick_device, pin_threads
 
     found, named = pick_device(), {}

@@ -19,7 +19,7 @@ os.environ |= {
     'JUPYTER_CONFIG_DIR': str(scratch / 'jupyter'),
 }
 
-from encapnet.study.launch import arithmetic
+from encapnet.study.machine import arithmetic
 
 # As every training sets it: what a test trains in its own process has the digits of what it trains
 # in another.

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 from browsing import Visit
 
-from encapnet.show.tables.fig2 import Fig2, with_agreement
+from encapnet.show.tables.fig2 import Fig2
+from encapnet.show.tables.fig2_frames import with_agreement
 from encapnet.show.tables.polarisation import Polarisation
 from encapnet.study import paper
 from encapnet.study.claims import comparisons
 from encapnet.errors import StudyError
 from encapnet.study.planning import plan
-from encapnet.study.ledger import Record, append_ledger
+from encapnet.study.ledger import append_ledger
+from encapnet.study.records import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 10

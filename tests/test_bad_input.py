@@ -24,7 +24,7 @@ from PIL import Image
 from encapnet.data.registry import DATASETS
 from encapnet.cli import main, one_line
 from encapnet.show.page import parameters, shell
-from encapnet.study import launch
+from encapnet.study import child, launch, needs
 from encapnet.errors import OutOfTime, StudyError, UsageError
 from encapnet.study.planning import plan
 
@@ -64,8 +64,9 @@ def ends(capsys, monkeypatch):
             )
         return [json.loads(line) for line in told.splitlines()]
 
-    monkeypatch.setattr(launch, 'call', call)
-    monkeypatch.setattr(launch, '_KNOWN', {})
+    for module in (child, launch, needs):
+        monkeypatch.setattr(module, 'call', call)
+    monkeypatch.setattr(needs, '_KNOWN', {})
     return run
 
 
@@ -621,7 +622,7 @@ def test_own_images_are_trained_on_under_their_own_name(ends, refused, tree, wor
         '--data-root',
         tree,
     )
-    launch._KNOWN.clear()  # what one command has found out is not the next one's
+    needs._KNOWN.clear()  # what one command has found out is not the next one's
     (tree / 'pets/test/dog').rename(tree / 'pets/test/wolf')
     refused(
         "pets: class 'dog' is in train and missing from test", 'run', 'table1/c_cnn_shape', *options

@@ -145,7 +145,7 @@ def test_the_page_says_what_is_missing(tmp_path, bench, missing):
 
 
 def test_one_process_measures_in_turn_and_lives_through_failures(tmp_path, here):
-    from encapnet.study.launch import _measuring
+    from encapnet.study.turns import _measuring
 
     (tmp_path / 'good').mkdir()
     (tmp_path / 'large').mkdir()

@@ -11,35 +11,19 @@ from encapnet.cli import _command
 from encapnet.nn import losses, networks
 from encapnet.study import paper
 from encapnet.study.answers import pack_mistakes
-from encapnet.study.claims import (
-    CLAIMS,
-    Below,
-    Crops,
-    Differs,
-    Diverges,
-    Level,
-    Trend,
-    best_constant_loss,
-    rule_text,
-)
+from encapnet.study.claims import CLAIMS
+from encapnet.study.rules import Below, Crops, Differs, Diverges, Level, Trend, best_constant_loss
+from encapnet.study.statements import rule_text
 from encapnet.study.planning import plan
 from encapnet.study.freshness import code_of
-from encapnet.study.ledger import Record, append_ledger
-from encapnet.study.verdicts import (
-    VERDICTS,
-    Gap,
-    Place,
-    Result,
-    _measured,
-    exempt,
-    gaps,
-    judge,
-    judge_all,
-    kind,
-    resolvable,
-    results,
-    too_early,
-)
+from encapnet.study.ledger import append_ledger
+from encapnet.study.records import Record
+from encapnet.study.findings import VERDICTS, by_measurement, judge, kind
+from encapnet.study.gaps import Gap, gaps
+from encapnet.study.gates import exempt, too_early
+from encapnet.study.power import resolvable
+from encapnet.study.results import Place, Result, results
+from encapnet.study.verdicts import judge_all
 
 HERE = Place('quick', 'digits')
 SEEDS = 3
@@ -135,7 +119,7 @@ def test_the_card_of_divergence_says_which_loss_it_is():
 
 @pytest.mark.parametrize('claim, built', [('fewer_in_mapping', 1.3), ('fewer_in_routing', 455)])
 def test_a_formula_and_a_network_are_two_findings(claim, built):
-    formula, network = (_measured(rule, {}) for rule in CLAIMS[claim].rules)
+    formula, network = (by_measurement(rule, {}) for rule in CLAIMS[claim].rules)
     assert (formula.verdict, network.verdict) == ('exact', 'direction disagrees')
     assert float(network.ours) == pytest.approx(built, rel=0.01)
 
@@ -157,7 +141,7 @@ def test_the_batch_bound_tells_of_the_smaller_layer():
         b_em_votes=dict(largest_batch=4),
         b512_em_votes=dict(largest_batch=18),
     )
-    told = [_measured(rule, fitting).ours for rule in CLAIMS['batch_bound'].rules]
+    told = [by_measurement(rule, fitting).ours for rule in CLAIMS['batch_bound'].rules]
     assert (
         told == ['batch 11; at J = 512 batch 44', 'batch 4; at J = 512 batch 18']
         and 'J = 512' in CLAIMS['batch_bound'].note
@@ -194,9 +178,9 @@ def test_the_order_of_times_is_read_at_batch_8_where_that_is_quick():
     timed |= dict(
         a_dynamic_votes=dict(seconds={'2': [9.0]}), b_em_votes=dict(seconds={'2': [19.0]})
     )
-    assert _measured(rule, timed).verdict == 'direction agrees'
+    assert by_measurement(rule, timed).verdict == 'direction agrees'
     del timed['c_cnn_shape']['seconds']['8']
-    assert (_measured(rule, timed).verdict, _measured(rule, timed).why) == (
+    assert (by_measurement(rule, timed).verdict, by_measurement(rule, timed).why) == (
         'not attempted',
         'not measured: (c) at batch 8',
     )
@@ -212,7 +196,7 @@ def test_memory_and_time_are_claims_of_their_own(claim):
     costs |= {
         row: dict(bytes=large, seconds=timed['more']) for row in ('a_dynamic_votes', 'b_em_votes')
     }
-    found = [_measured(rule, costs) for rule in CLAIMS[claim].rules]
+    found = [by_measurement(rule, costs) for rule in CLAIMS[claim].rules]
     assert [one.verdict for one in found] == ['direction agrees'] * 2
     assert all('batch 8' in one.paper for one in found[:1]) or all(
         one.paper.endswith(' s') for one in found
@@ -487,7 +471,7 @@ def test_every_judged_finding_says_what_it_could_have_resolved():
     assert found.power.startswith('3 seeds find an effect of ') and '6 seeds one of ' in found.power
     for claim in CLAIMS.values():
         for one in (
-            _measured(rule, {}) for rule in claim.rules if type(rule).__name__ == 'Computed'
+            by_measurement(rule, {}) for rule in claim.rules if type(rule).__name__ == 'Computed'
         ):
             assert one.power
 

@@ -11,7 +11,7 @@ import pytest
 from encapnet.data.content import fingerprint
 from encapnet.cli import command_for, epochs_done, main
 from encapnet.show.page import publish
-from encapnet.study import launch
+from encapnet.study import child, launch, needs
 from encapnet.errors import StudyError
 from encapnet.study.config import RunConfig
 from encapnet.study.experiments import EXPERIMENTS
@@ -44,8 +44,9 @@ def ends(tmp_path, monkeypatch, capsys):
         assert code == 0, said
         return [json.loads(line) for line in told.splitlines()]
 
-    monkeypatch.setattr(launch, 'call', call)
-    monkeypatch.setattr(launch, '_KNOWN', {})
+    for module in (child, launch, needs):
+        monkeypatch.setattr(module, 'call', call)
+    monkeypatch.setattr(needs, '_KNOWN', {})
     monkeypatch.chdir(tmp_path)
     return run
 
@@ -206,7 +207,7 @@ def test_everything_is_announced_before_it_begins(ends, hashes):
     )
     code, told, said = ends('reproduce', '--all', '--profile', 'smoke', '--max-minutes', '0')
     announced, failed = said.splitlines()
-    count = TRAINED + MEASURED + sum(len(launch.benched(name, 'smoke')) for name in BENCHES)
+    count = TRAINED + MEASURED + sum(len(needs.benched(name, 'smoke')) for name in BENCHES)
     assert code == 75 and told == '' and failed.startswith('encapnet: time is up before ')
     assert (
         announced
@@ -274,7 +275,7 @@ def test_failed_runs_are_counted_and_end_the_command_with_1(ends, monkeypatch):
     "Now or at an earlier time: the pages are there, but not all that they should show."
     made = []
     monkeypatch.setattr(publish, 'publish_all', lambda chosen, workers: made.extend(chosen) or [])
-    needed = launch.needed('fig2', 'smoke')
+    needed = needs.needed('fig2', 'smoke')
     for run in needed[1:]:
         run.write('FAILED', dict(why='the loss is nan at step 3'))
     finish(needed[0], OUTCOME, TRAINING)
@@ -369,7 +370,7 @@ def test_every_row_there_is_can_be_shown(ends, profile, monkeypatch):
     """Of every experiment: a configuration that is the row's, and a command that, asked to show,
     shows the same one."""
     monkeypatch.setattr(
-        launch, 'this_machine', lambda: dict(device=DEVICE, training=TRAINING, type='cpu')
+        needs, 'this_machine', lambda: dict(device=DEVICE, training=TRAINING, type='cpu')
     )
     every = EVERY + [
         (bench, config.row)
@@ -430,7 +431,7 @@ def test_every_row_there_is_can_be_shown(ends, profile, monkeypatch):
 )
 def test_rows_that_are_none_here(ends, monkeypatch, arguments, message):
     monkeypatch.setattr(
-        launch, 'this_machine', lambda: dict(device=DEVICE, training=TRAINING, type='cpu')
+        needs, 'this_machine', lambda: dict(device=DEVICE, training=TRAINING, type='cpu')
     )
     code, told, said = ends('run', *arguments)
     assert (code, told) == (2, '') and message in said and said.count('\n') == 1, said

@@ -26,7 +26,7 @@ from encapnet import cli
 from encapnet.data.content import fingerprint
 from encapnet.training.fit import fit
 from encapnet.show.page import front, publish
-from encapnet.study import cluster, launch
+from encapnet.study import cluster, engines, launch, machine, needs, processes, sweep
 from encapnet.errors import OutOfTime, StudyError
 from encapnet.study.config import Schedule
 from encapnet.study.planning import plan
@@ -56,18 +56,18 @@ def planned(folder, seeds=2, rows=ROWS, epochs=EPOCHS) -> list[Run]:
 
 def drive(folder, on, seconds=None, **what):
     "What a driver's process does: train, and note every epoch that it hears of."
-    folder, hear = Path(folder), cluster.Sweep._hear
+    folder, hear = Path(folder), sweep.Sweep._hear
 
     def noted(self, run, event):
         with open(folder / 'told', 'a') as file:
             print(json.dumps([run.config.key, event.get('epoch'), event.get('ended')]), file=file)
         hear(self, run, event)
 
-    cluster.Sweep._hear = noted
+    sweep.Sweep._hear = noted
     engine = (
-        partial(cluster.on_ray, shared=False)
+        partial(engines.on_ray, shared=False)
         if on == 'ray without a shared store'
-        else cluster.engine(on)
+        else engines.engine(on)
     )
     deadline = None if seconds is None else time.monotonic() + seconds
     try:
@@ -261,7 +261,7 @@ def ends(capsys, *arguments):
 
 
 def test_a_time_box_says_what_remains(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(launch._KNOWN, 'synthetic in None', '0' * 64)
+    monkeypatch.setitem(needs._KNOWN, 'synthetic in None', '0' * 64)
     places = '--runs', str(tmp_path / 'runs'), '--reports', str(tmp_path / 'reports')
     for on in (['--on', 'local:1'], []):
         code, said = ends(
@@ -292,20 +292,20 @@ def test_unsaid_as_many_are_trained_at_a_time_as_there_is_room_for(
 ):
     monkeypatch.setenv('OMP_NUM_THREADS', threads)
     monkeypatch.setattr(psutil, 'virtual_memory', lambda: SimpleNamespace(total=gigabytes * 2**30))
-    monkeypatch.setattr(cluster, 'cores', lambda: cores)
-    for module in (cluster, launch):
+    monkeypatch.setattr(processes, 'cores', lambda: cores)
+    for module in (processes, machine):
         monkeypatch.setattr(module, 'gpus', lambda: gpus)
-    assert cluster.abreast() == count
+    assert processes.abreast() == count
     took = []
     monkeypatch.setattr(
-        cluster, 'Processes', lambda *numbers: took.append(numbers) or contextlib.nullcontext()
+        engines, 'Processes', lambda *numbers: took.append(numbers) or contextlib.nullcontext()
     )
     monkeypatch.setattr(
-        cluster, 'Sweep', lambda todo, orders, place: SimpleNamespace(run=lambda: None)
+        engines, 'Sweep', lambda todo, orders, place: SimpleNamespace(run=lambda: None)
     )
-    monkeypatch.setitem(launch._KNOWN, 'synthetic in None', '0' * 64)
+    monkeypatch.setitem(needs._KNOWN, 'synthetic in None', '0' * 64)
     monkeypatch.setattr(
-        launch, 'this_machine', lambda: dict(device='a machine', training='a machine')
+        needs, 'this_machine', lambda: dict(device='a machine', training='a machine')
     )
     monkeypatch.setattr(publish, 'publish_all', lambda made, count: [])
     monkeypatch.setattr(front, 'site', lambda reports: reports)
@@ -376,11 +376,11 @@ def test_nobody_answers_at_an_address(tmp_path, monkeypatch):
         with pytest.raises(
             StudyError, match=f'no Ray cluster answers at {address}: Connection refused'
         ):
-            launch.ensure(runs, on=cluster.engine(f'ray:{address}'))
+            launch.ensure(runs, on=engines.engine(f'ray:{address}'))
         silent.listen()
         monkeypatch.setattr(cluster, 'CONNECT_SECONDS', 3)
         with pytest.raises(
             StudyError, match=f'no Ray cluster answers at {address} within 3 seconds'
         ):
-            launch.ensure(runs, on=cluster.engine(f'ray:{address}'))
+            launch.ensure(runs, on=engines.engine(f'ray:{address}'))
     assert state(runs[0]).name == 'missing'

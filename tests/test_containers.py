@@ -13,10 +13,10 @@ import pytest
 
 from encapnet.show.page import execute, kernel
 from encapnet.show.explore import serve
-from encapnet.study import launch, places
+from encapnet.study import child, places
 
 ROOT = places.package_clone()
-CLI = [sys.executable, '-c', launch.ENTRY]
+CLI = [sys.executable, '-c', child.ENTRY]
 STRANGER = 54321  # nobody's number
 
 

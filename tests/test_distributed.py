@@ -20,7 +20,7 @@ from encapnet.data.content import fingerprint
 from encapnet.data.loading import load
 from encapnet.training.distributed import DistributedTrainer
 from encapnet.nn.transport import sinkhorn_divergence
-from encapnet.study import launch
+from encapnet.study import ranks
 from encapnet.study.config import RunConfig
 from encapnet.study.planning import plan
 from encapnet.study.run import Run, state
@@ -102,14 +102,11 @@ def together(tmp_path_factory):
     "What two processes, started once, make of all configurations, and a whole run in a store."
     folder = tmp_path_factory.mktemp('together')
     environment = dict(
-        PYTHONPATH=os.pathsep.join([str(launch.Path(__file__).parent), *sys.path]),
+        PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path]),
         ENCAPNET_STARTED_BY=str(os.getpid()),
     )
-    with (
-        patch.object(launch, 'ENTRY', textwrap.dedent(WORKER)),
-        patch.dict(os.environ, environment),
-    ):
-        assert launch.together([str(folder / 'found.pt'), str(folder / 'runs')], 2) == 0
+    with patch.object(ranks, 'ENTRY', textwrap.dedent(WORKER)), patch.dict(os.environ, environment):
+        assert ranks.together([str(folder / 'found.pt'), str(folder / 'runs')], 2) == 0
     return torch.load(folder / 'found.pt') | dict(run=Run(folder / 'runs', SMALL))
 
 

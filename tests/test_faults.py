@@ -33,16 +33,19 @@ from encapnet.training.fit import fit
 from encapnet.training.trainer import Trainer
 from encapnet.show.report.standing import from_store
 from encapnet.show.report.study import run_frame
-from encapnet.study import freshness, launch
+from encapnet.study import freshness, launch, ranks
 from encapnet.study import run as run_folder
+from encapnet.study.child import ENTRY, PLACE, child_process
 from encapnet.errors import OutOfTime, StudyError
-from encapnet.study.config import DataConfig, RunConfig, Schedule, SixLayerEncapNetConfig
+from encapnet.study.architectures import SixLayerEncapNetConfig
+from encapnet.study.config import DataConfig, RunConfig, Schedule
 from encapnet.files import write_atomic
-from encapnet.study.ledger import Record, append_ledger, read_ledger
+from encapnet.study.ledger import append_ledger, read_ledger
+from encapnet.study.records import Record
 from encapnet.study.provenance import provenance
 from encapnet.study.run import CHECKPOINTS, Run, finish, state
 
-CLI = [sys.executable, '-c', launch.ENTRY]
+CLI = [sys.executable, '-c', ENTRY]
 LONG = 3000  # epochs of a run that is still at it when a test comes along
 
 
@@ -982,7 +985,7 @@ def test_a_loss_that_is_no_number_fails_the_row(tmp_path, capsys, smooth):
     step."""
     run, arguments = place(tmp_path)
     why = 'the loss is nan at step 2 of epoch 2; last good checkpoint: epoch 1'
-    with patch.object(launch, 'ENTRY', NAN + launch.ENTRY):
+    with patch('encapnet.study.child.ENTRY', NAN + ENTRY):
         standing = from_store([run], reports=tmp_path / 'reports')
     assert f'table1/f_master_aide: {why}' in capsys.readouterr().err
     assert standing.records == [] and len(run_frame(standing)) == 0
@@ -1074,13 +1077,13 @@ def test_a_place_among_others_is_not_handed_down(tmp_path, monkeypatch, smooth):
     run, _ = place(tmp_path)
     assert launch.ensure([run], reports=tmp_path / 'reports')[run.config.key].name == 'fresh'
     assert outcome(run) == smooth
-    with launch._child(['device']) as (child, _):
+    with child_process(['device']) as (child, _):
         assert not [
             name
             for name in dict(pair.split('=', 1) for pair in environment_of(child))
-            if launch.PLACE.fullmatch(name)
+            if PLACE.fullmatch(name)
         ]
-    for environment in launch._environments(2):
+    for environment in ranks._environments(2):
         assert environment['WORLD_SIZE'] == '2' and not [
             name for name in environment if name.startswith(('TORCHELASTIC_', 'GROUP_', 'ROLE_'))
         ]
@@ -1156,7 +1159,7 @@ def test_a_polite_request_to_end_ends_the_children_too(tmp_path, started):
 def test_words_that_cannot_be_written_stop_no_training(tmp_path, words):
     where = f'--runs {tmp_path / "runs"} --reports {tmp_path / "reports"}'
     command = (
-        f'exec {sys.executable} -P -c "{launch.ENTRY}" run table1/c_cnn_shape --profile '
+        f'exec {sys.executable} -P -c "{ENTRY}" run table1/c_cnn_shape --profile '
         f'smoke {where} {words}'
     )
     done = subprocess.run(['sh', '-c', command], capture_output=True, text=True)
@@ -1173,7 +1176,7 @@ def test_data_that_cannot_be_written_are_a_failure(tmp_path):
         ('>/dev/full', 'No space left on device'),
         ('>&-', 'Bad file descriptor'),
     ]:
-        command = f'exec {sys.executable} -P -c "{launch.ENTRY}" {" ".join(arguments)} {redirected}'
+        command = f'exec {sys.executable} -P -c "{ENTRY}" {" ".join(arguments)} {redirected}'
         done = subprocess.run(['sh', '-c', command], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (
             1,

@@ -4,6 +4,7 @@ now."""
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from encapnet.study import freshness, launch
-from encapnet.study.config import CapNetConfig, MeasureConfig, SixLayerEncapNetConfig
+from encapnet.study import freshness, needs, scopes
+from encapnet.study import definitions as definitions_module
+from encapnet.study.architectures import CapNetConfig, SixLayerEncapNetConfig
+from encapnet.study.config import MeasureConfig
 from encapnet.study.planning import measurements, plan
 
 PACKAGE = Path(freshness.__file__).parents[1]
@@ -395,7 +398,7 @@ def reduced(expression):
         'from torch import nn\nfrom torch.nn import Linear\ndef f(xs, x=1):\n    return '
         f'{expression}\n'
     )
-    return freshness._Module('encapnet.made_up', source).definition('f').digits
+    return definitions_module.Module('encapnet.made_up', source).definition('f').digits
 
 
 @pytest.mark.parametrize('one, other', ALIKE.values(), ids=ALIKE)
@@ -411,7 +414,7 @@ def test_what_computes_something_else_has_others(one, other):
 def test_the_words_of_an_error_do_not_count_but_its_kind_does():
     def digits(statement):
         return (
-            freshness._Module(
+            definitions_module.Module(
                 'encapnet.made_up', f'def f(x):\n    if x: {statement}\n    return x\n'
             )
             .definition('f')
@@ -427,7 +430,7 @@ def test_the_words_of_an_error_do_not_count_but_its_kind_does():
 def test_who_looks_at_locals_by_name_keeps_their_names():
     def digits(name):
         return (
-            freshness._Module(
+            definitions_module.Module(
                 'encapnet.made_up', f'def f(x):\n    {name} = x\n    return locals()\n'
             )
             .definition('f')
@@ -554,10 +557,11 @@ def test_a_stale_record_is_certified_by_its_first_epoch(tmp_path, capsys):
     """What today's code computes is taken for the record of other code; then one digit of it is
     changed."""
     from encapnet import cli
-    from encapnet.study.ledger import Record, append_ledger, changed_code, config_of, read_ledger
+    from encapnet.study.records import Record, changed_code, config_of
+    from encapnet.study.ledger import append_ledger, read_ledger
     from encapnet.training.replay import replay
 
-    digits = launch.data_hashes(['digits'])['digits']
+    digits = needs.data_hashes(['digits'])['digits']
     config = plan('table3_left', 'quick', {'digits': digits}, 1, ['1_master'])[0]
     first, epochs = replay(config), config.schedule.epochs
     device = first.pop('device')
@@ -628,16 +632,16 @@ def test_an_fstrings_pieces_do_not_count(source, cut):
     cut(pieces)
     assert ast.dump(pieces) != before
     reduced = [
-        freshness._reduced(
-            tree, freshness._Reading('m', '', (), freshness._imports(tree, 'm'), False)
+        definitions_module._reduced(
+            tree, scopes.Reading('m', '', (), scopes.imports_of(tree, 'm'), False)
         )
         for tree in (whole, pieces)
     ]
     assert reduced[0] == reduced[1]
     other = ast.parse(source.replace('x', 'y'), mode='eval')
     assert (
-        freshness._reduced(
-            other, freshness._Reading('m', '', (), freshness._imports(other, 'm'), False)
+        definitions_module._reduced(
+            other, scopes.Reading('m', '', (), scopes.imports_of(other, 'm'), False)
         )
         != reduced[0]
     )
@@ -656,21 +660,17 @@ def others():
 @pytest.mark.parametrize('python', others() or [sys.executable])
 def test_every_definition_has_one_hash_on_every_python(python, tmp_path):
     "On those that are installed here; the script needs nothing but the standard library."
-    code = Path(freshness.__file__).read_text(encoding='utf-8')
-    books = (
-        'from ..errors import StudyError\nfrom .config import BenchConfig, Identified, '
-        'MeasureConfig\n'
+    code = ''.join(
+        Path(module.__file__).read_text(encoding='utf-8') for module in (scopes, definitions_module)
     )
-    assert books in code
-    code = code.replace(
-        books, 'BenchConfig = Identified = MeasureConfig = object; StudyError = Exception\n'
-    )
+    code = re.sub(r'^from (\.|__future__)\w* import (\([^)]*\)|.*)$', '', code, flags=re.MULTILINE)
+    code = f'from __future__ import annotations\n{code}'
     code += """
 import sys
 digits = {}
 for path in sorted(Path(sys.argv[1]).rglob("*.py")):
     name = ".".join(("encapnet", *path.relative_to(sys.argv[1]).with_suffix("").parts))
-    module = _Module(name, path.read_text(encoding="utf-8"))
+    module = Module(name, path.read_text(encoding="utf-8"))
     digits |= {f"{name}:{symbol}": module.definition(symbol).digits for symbol in module.nodes}
 print(json.dumps(digits))
 """

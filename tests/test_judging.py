@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from encapnet.study import judging, worlds
+from encapnet.study import calibration, judging, spending, worlds
 from encapnet.study.judging import (
     LOOKS,
-    Row,
     Table,
     boundary,
     distance_gap,
@@ -21,6 +20,7 @@ from encapnet.study.judging import (
     reduction_gap,
     smallest_effect,
 )
+from encapnet.study.scatter import Row
 from encapnet.study.worlds import World
 
 
@@ -62,10 +62,10 @@ def quiet(images=10_000, **errors):
         World(error=1.0, spread=0.3),
         World(error=1.0, spread=0.0, shared=0.0),
     ],
-    ids=worlds.describe,
+    ids=calibration.describe,
 )
 def test_level_holds(world):
-    found = worlds.rates(world, studies=400, seed=11)
+    found = calibration.rates(world, studies=400, seed=11)
     low, high = band(0.04, found.tests)[0], band(0.06, found.tests)[1]
     assert low < found.level < high
     assert found.power > 0.6  # of an effect that is found in 80 % where all variances are known
@@ -75,14 +75,17 @@ def test_what_pairing_and_borrowing_gain():
     """2.6 % against 1.7 % on a thousand images with three seeds: today's rule finds it in one
     study of twenty."""
     world = World(error=1.7, gap=0.9, seeds=3, images=1000, shared=0.8, spread=0.15)
-    seen = worlds.simulate(world, 400, seed=3)
-    found = {name: worlds.judge_simulated(seen, rule, world) for name, rule in worlds.RULES.items()}
+    seen = calibration.simulate(world, 400, seed=3)
+    found = {
+        name: calibration.judge_simulated(seen, rule, world)
+        for name, rule in calibration.RULES.items()
+    }
     assert found['today'].power < 0.15 and found['judged'].power > 0.6
     assert found['judged'].power > found['alone'].power + 0.1
 
 
 def test_early_stopping_spends_no_more_than_the_level():
-    looks = worlds.looked_at(World(shared=0.0, spread=1.0), studies=300, seed=5)
+    looks = spending.looked_at(World(shared=0.0, spread=1.0), studies=300, seed=5)
     assert [one.level for one in looks] == sorted(one.level for one in looks)
     assert (
         looks[0].level < band(0.035, looks[0].tests)[1]
@@ -91,7 +94,9 @@ def test_early_stopping_spends_no_more_than_the_level():
 
 
 def test_boundaries_are_those_of_the_integral():
-    assert [boundary(n) for n in LOOKS] == pytest.approx(worlds.spent(worlds.ROOT, LOOKS), abs=2e-5)
+    assert [boundary(n) for n in LOOKS] == pytest.approx(
+        spending.spent(spending.ROOT, LOOKS), abs=2e-5
+    )
     assert boundary(2) == 0 and boundary(4) == boundary(3) and boundary(20) == boundary(12)
     assert (
         judging.spent_p(0.0249, 3) < 0.05 < judging.spent_p(0.0251, 3)
@@ -240,7 +245,7 @@ def test_the_smallest_effect_is_found_as_often_as_it_says():
     "And more seeds shrink it, down to what the images leave."
     world = World(seeds=3, spread=0.5, shared=0.5, error=5.0)
     effects = [smallest_effect(table(world, seed), {'row 0': 1, 'row 1': -1}) for seed in range(20)]
-    found = worlds.rates(world._replace(gap=float(np.mean(effects))), studies=300)
+    found = calibration.rates(world._replace(gap=float(np.mean(effects))), studies=300)
     assert 0.7 < found.power < 0.92
     one = table(world)
     shrinking = [
@@ -262,8 +267,8 @@ def test_the_smallest_effect_is_found_as_often_as_it_says():
         (lambda: paired(quiet(a=5.0), {'b': 1}), "no row 'b'"),
         (lambda: paired(quiet(a=5.0), {'a': 0}), 'at least one weight'),
         (lambda: smallest_effect(quiet(a=5.0), {'a': 1}, times=0), 'above 0'),
-        (lambda: worlds.rates(World(rows='odd')), 'expected one of equal'),
-        (lambda: worlds.rates(World(shared=0.9)), 'shared <= alike'),
+        (lambda: calibration.rates(World(rows='odd')), 'expected one of equal'),
+        (lambda: calibration.rates(World(shared=0.9)), 'shared <= alike'),
     ],
 )
 def test_bad_input_is_told(call, told):
@@ -272,8 +277,8 @@ def test_bad_input_is_told(call, told):
 
 
 def test_the_committed_table_has_every_world_and_holds_the_level():
-    lines = worlds.tabulated()
-    assert [line['world'] for line in lines] == list(worlds.WORLDS)
+    lines = calibration.tabulated()
+    assert [line['world'] for line in lines] == list(calibration.WORLDS)
     # Without the worlds that the notebook names as those where it does not hold.
     counted = [line for line in lines if int(line['seeds']) > 2 and line['rows'] != 'wild']
     levels = [
@@ -287,8 +292,8 @@ def test_the_committed_table_has_every_world_and_holds_the_level():
         and max(levels) / 100 < band(0.06, 4000)[1]
         and 4.0 < np.mean(levels) < 6.0
     )
-    name = list(worlds.WORLDS)[20]
-    (again,) = worlds.tabulate(None, {name: worlds.WORLDS[name]}, studies=2000)
+    name = list(calibration.WORLDS)[20]
+    (again,) = calibration.tabulate(None, {name: calibration.WORLDS[name]}, studies=2000)
     (line,) = [line for line in lines if line['world'] == name]
     assert [float(again[column]) for column in ('level', 'power')] == pytest.approx(
         [float(line[column]) for column in ('level', 'power')], abs=0.3
@@ -297,7 +302,8 @@ def test_the_committed_table_has_every_world_and_holds_the_level():
 
 def test_import_is_light():
     code = (
-        "import encapnet.study.judging, encapnet.study.worlds, sys; print(sorted({'numpy', "
+        'from encapnet.study import calibration, judging, scatter, spending, worlds; '
+        "import sys; print(sorted({'numpy', "
         "'scipy', 'torch'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)

@@ -10,8 +10,9 @@ import pytest
 from browsing import Visit
 
 from encapnet.show.page import publish, shell
-from encapnet.show.tables import deviations, evidence
+from encapnet.show.tables import departures, effects, evidence
 from encapnet.study import evidence as public
+from encapnet.study import pitfalls
 from encapnet.errors import StudyError
 from encapnet.study.experiments import EXPERIMENTS
 from encapnet.study.stats import difference
@@ -22,7 +23,7 @@ LEDGER = ROOT / 'reports' / 'ledger'
 
 @pytest.fixture(scope='module')
 def told():
-    return deviations.collect(ROOT / 'nbs')
+    return departures.collect(ROOT / 'nbs')
 
 
 # Deviations
@@ -57,18 +58,18 @@ def test_every_released_default_is_told_as_a_deviation(told):
 
 
 def test_the_registry_speaks_of_what_there_is(told):
-    deviations.check_effects(deviations.EFFECTS, told)
+    effects.check_effects(effects.EFFECTS, told)
     without = [line for line in told if line.what != 'ground cost']
     with pytest.raises(
         StudyError, match="05_transport.ipynb has no deviation 'ground cost' to measure"
     ):
-        deviations.check_effects(deviations.EFFECTS, without)
+        effects.check_effects(effects.EFFECTS, without)
 
 
 def test_both_sides_of_an_effect_differ_in_nothing_else():
     "Two rows that differ in more than the deviation would blame it for what something else does."
     fields = {}
-    for effect in deviations.EFFECTS:
+    for effect in effects.EFFECTS:
         if effect.ours.startswith('bench_'):
             continue
         ours, theirs = (
@@ -94,8 +95,8 @@ def test_an_effect_is_the_difference_of_what_the_ledger_holds():
     records = [
         json.loads(line) for line in (LEDGER / 'table3_right.jsonl').read_text().splitlines()
     ]
-    effect = next(one for one in deviations.EFFECTS if one.theirs == 'table3_right/d5_l2')
-    found = deviations.measure((effect,), LEDGER.parent)
+    effect = next(one for one in effects.EFFECTS if one.theirs == 'table3_right/d5_l2')
+    found = effects.measure((effect,), LEDGER.parent)
     assert found, 'the committed ledger has both rows'
     for one in found:
         sides = []
@@ -126,9 +127,9 @@ def test_a_damaged_ledger_costs_its_own_line_only(tmp_path):
     (tmp_path / 'ledger' / 'table3_right.jsonl').write_text(
         '\n'.join([lines[0][:100], *lines, lines[1], '{}'])
     )
-    assert [one[1:7] for one in deviations.measure(deviations.EFFECTS, tmp_path)] == [
+    assert [one[1:7] for one in effects.measure(effects.EFFECTS, tmp_path)] == [
         one[1:7]
-        for one in deviations.measure(deviations.EFFECTS, LEDGER.parent)
+        for one in effects.measure(effects.EFFECTS, LEDGER.parent)
         if one.effect.ours.startswith('table3_right')
         and one.effect.theirs != 'table3_right/8_two_ots'
     ]
@@ -138,12 +139,12 @@ def test_a_damaged_ledger_costs_its_own_line_only(tmp_path):
 
 
 def test_every_pitfall_has_its_test():
-    assert public.lost_tests(public.PITFALLS, public.repository_file(ROOT)) == []
+    assert pitfalls.lost_tests(pitfalls.PITFALLS, pitfalls.repository_file(ROOT)) == []
 
 
 def test_a_pitfall_whose_test_is_gone_stops_the_page(monkeypatch):
-    gone = public.PITFALLS[0]._replace(test='test_close(nothing)')
-    monkeypatch.setattr(public, 'PITFALLS', (gone,))
+    gone = pitfalls.PITFALLS[0]._replace(test='test_close(nothing)')
+    monkeypatch.setattr(pitfalls, 'PITFALLS', (gone,))
     with pytest.raises(
         StudyError, match='softmax over the wrong capsules: nbs/nn/03_routing.ipynb has no test'
     ):
@@ -170,7 +171,7 @@ def test_the_pages_say_all(site, told):
     page = (site / 'deviations.html').read_text()
     body = page.partition('<article>')[2]
     assert (
-        all(f'>{topic}<' in page for topic in deviations.TOPICS)
+        all(f'>{topic}<' in page for topic in departures.TOPICS)
         and f'{len(told)} deviations told by' in page
     )
     assert body.count('<math') > 30 and 'not measured' in body and ' points</strong>' in body

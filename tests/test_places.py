@@ -11,13 +11,13 @@ from unittest.mock import patch
 import pytest
 
 from encapnet import cli
-from encapnet.study import launch, places
+from encapnet.study import child, places
 from encapnet.errors import StudyError, UsageError
 from encapnet.study.planning import plan
 from encapnet.study.run import Run, state
 
 ROOT = places.package_clone()
-CLI = [sys.executable, '-c', launch.ENTRY]
+CLI = [sys.executable, '-c', child.ENTRY]
 
 
 @pytest.fixture(scope='module')

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from encapnet import cli
-from encapnet.study import freshness, ledger
+from encapnet.study import freshness, ledger, records
 from encapnet.study.experiments import EXPERIMENTS
-from encapnet.study.ledger import _sealed, config_of, counted, read_ledger
+from encapnet.study.ledger import _sealed, counted, read_ledger
+from encapnet.study.records import config_of
 
 ROOT = Path(__file__).resolve().parents[1]
 LEDGERS = sorted(path.stem for path in (ROOT / 'reports' / 'ledger').glob('*.jsonl'))
@@ -91,7 +92,7 @@ def wrong_lines(line):
 def twice(line):
     """A training run again, from another machine and by other code, with another number; sealed,
     and so without a fault of its own."""
-    record = ledger._record(line)
+    record = records.read_record(line)
     provenance = record.provenance | dict(device='another machine', code='0' * 12, certificates=[])
     return _sealed(
         record.model_copy(
@@ -530,7 +531,7 @@ def test_pages_that_hold(checked):
 def test_a_ledger_that_has_gone_on(checked):
     reports, check = checked
     path = reports / 'ledger' / 'softmax_axis.jsonl'
-    first = ledger._record(path.read_bytes().splitlines()[0])
+    first = records.read_record(path.read_bytes().splitlines()[0])
     config = config_of(first).model_copy(update=dict(seed=77))
     path.write_bytes(
         path.read_bytes()
@@ -563,7 +564,7 @@ def test_pages_that_a_training_has_overtaken_are_named(checked, capsys):
     path = reports / 'ledger' / 'softmax_axis.jsonl'
     cli._tell_of_others(str(reports), [])
     assert capsys.readouterr().err == ''
-    first = ledger._record(path.read_bytes().splitlines()[0])
+    first = records.read_record(path.read_bytes().splitlines()[0])
     path.write_bytes(
         path.read_bytes()
         + _sealed(

@@ -8,7 +8,8 @@ from functools import lru_cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from ..data.registry import DATASETS
-from ..study.config import NetworkConfig, RunConfig
+from ..study.architectures import NetworkConfig
+from ..study.config import RunConfig
 from ..training.trainer import build
 
 # %% auto #0

@@ -10,9 +10,10 @@ from typing import Any
 from . import freshness
 from ..errors import StudyError
 from .config import RunConfig
-from .launch import call
+from .child import call
 from ..files import write_atomic
-from .ledger import Record, append_ledger, changed_code, config_of, counted
+from .ledger import append_ledger, counted
+from .records import Record, changed_code, config_of
 from .provenance import provenance
 from .run import Run, ledger_path, record_of
 

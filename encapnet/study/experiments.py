@@ -6,8 +6,7 @@
 from __future__ import annotations
 from typing import Literal
 from ..errors import UsageError, nearest
-from encapnet.study.config import (
-    SMALL,
+from encapnet.study.architectures import (
     CapNetConfig,
     EncapNetConfig,
     FeedbackConfig,
@@ -18,9 +17,8 @@ from encapnet.study.config import (
     Strict,
     TorchvisionConfig,
     VanillaCNNConfig,
-    is_own,
-    own_parts,
 )
+from .config import SMALL, is_own, own_parts
 
 # %% auto #0
 __all__ = ['TABLE1', 'TABLE1_VARIANTS', 'EXPERIMENTS', 'SOFTMAX_AXIS', 'Row', 'find_row', 'suits']

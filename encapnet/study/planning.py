@@ -6,9 +6,9 @@
 from __future__ import annotations
 from collections.abc import Iterable
 from ..errors import UsageError
+from .architectures import CapNetConfig
 from encapnet.study.config import (
     CapConvBenchConfig,
-    CapNetConfig,
     DataBenchConfig,
     DataConfig,
     MeasureConfig,

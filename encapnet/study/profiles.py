@@ -6,7 +6,8 @@
 from __future__ import annotations
 from typing import Literal
 from ..errors import UsageError, nearest
-from .config import NetworkConfig, Positive, Schedule, Strict
+from .architectures import NetworkConfig, Positive, Strict
+from .config import Schedule
 
 # %% auto #0
 __all__ = ['PROFILES', 'Effort', 'Profile', 'find_profile']

@@ -7,23 +7,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
-from .claims import CLAIMS, Claim, Computed, Fits, Ordered, Reaches
+from .claims import CLAIMS
+from .rules import Computed, Fits, Ordered, Reaches
+from .statements import Claim
 from ..errors import UsageError, nearest
 from .experiments import EXPERIMENTS, suits
 from .judging import LOOKS, boundary
-from encapnet.study.verdicts import (
-    CONFIRMING,
-    Gap,
-    Place,
-    Result,
-    Seen,
-    gaps,
-    judge_all,
-    missing,
-    rows_at,
-    seen_at,
-    too_early,
-)
+from .gaps import Gap, gaps
+from .gates import missing, rows_at, too_early
+from .results import CONFIRMING, Place, Result, Seen, seen_at
+from .verdicts import judge_all
 
 # %% auto #0
 __all__ = ['outlook', 'Prospect', 'prospects', 'Step', 'steps']

@@ -13,16 +13,11 @@ from filelock import Timeout
 from ..errors import StudyError
 from ..files import check_writable, lock, sweep, write_atomic
 from . import freshness
-from .config import MeasureConfig, RunConfig, Strict
+from .architectures import Strict
+from .config import MeasureConfig, RunConfig
 from .freshness import Code
-from encapnet.study.ledger import (
-    SCHEMA,
-    Record,
-    UnknownSchema,
-    _record,
-    append_ledger,
-    changed_code,
-)
+from .ledger import append_ledger
+from .records import SCHEMA, Record, UnknownSchema, read_record, changed_code
 from .places import resolve
 from .provenance import provenance
 
@@ -134,7 +129,7 @@ def finished(run: Run) -> Record | None:
 def record_of(run: Run) -> Record | None:
     "The same, but a record of a later version is not passed over: raises UnknownSchema."
     try:
-        record = _record(run.path('DONE').read_text(encoding='utf-8'))
+        record = read_record(run.path('DONE').read_text(encoding='utf-8'))
     except UnknownSchema as error:
         raise UnknownSchema(f'{run.path("DONE")}: {error}') from None
     except (OSError, ValueError, StudyError):

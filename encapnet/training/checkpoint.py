@@ -16,7 +16,7 @@ from ..data.loading import test_images
 from ..errors import StudyError
 from ..files import write_atomic
 from ..study import freshness
-from ..study.ledger import SCHEMA, UnknownSchema
+from ..study.records import SCHEMA, UnknownSchema
 from ..study.run import CHECKPOINTS, Run
 from .trainer import Trainer, build
 

@@ -16,7 +16,7 @@ from ..data.batches import batches
 from ..data.images import ImageSet
 from ..errors import OutOfTime, StudyError, UsageError
 from ..study.config import RunConfig
-from ..study.ledger import Record
+from ..study.records import Record
 from ..study.run import Run
 from .checkpoint import pack, unpack
 from .devices import keep_memory, pick_device, pin_threads

@@ -22,7 +22,8 @@ from ..errors import OutOfTime, StudyError, UsageError
 from ..files import check_writable
 from ..study import freshness
 from ..study.config import RunConfig, sides_of
-from ..study.ledger import Record, SCHEMA, append_ledger, read_ledger
+from ..study.records import Record, SCHEMA
+from ..study.ledger import append_ledger, read_ledger
 from ..study.profiles import find_profile
 from ..study.run import Run, finish, ledger_path, record_of, write_config
 from .checkpoint import resume, save, save_moment

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, distributed
 from ..errors import StudyError, UsageError
 from ..study.config import RunConfig
-from ..study.launch import cores, meeting_point, place
+from ..study.machine import cores
+from ..study.ranks import meeting_point, place
 from .devices import pick_device
 
 # %% auto #0

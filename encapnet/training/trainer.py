@@ -11,7 +11,8 @@ from torch import Tensor
 from ..data.images import ImageSet
 from ..errors import StudyError
 from ..nn import losses, networks
-from ..study.config import FeedbackConfig, NetworkConfig, RunConfig
+from ..study.architectures import FeedbackConfig, NetworkConfig
+from ..study.config import RunConfig
 from .evaluation import evaluate_whole, recompute_statistics
 from .schedule import epoch_batches, set_rate
 

@@ -15,7 +15,8 @@ from .offers import missing, stored
 from .picture import Picture, said
 from ...errors import StudyError
 from ...study.experiments import EXPERIMENTS
-from ...study.ledger import Record, changed_code, config_of, read_ledger
+from ...study.ledger import read_ledger
+from ...study.records import Record, changed_code, config_of
 from ...study.run import Run, finished, state
 from ...study.stats import error_interval
 from ...study.places import resolve

@@ -20,7 +20,7 @@ from .offers import Offer, missing, offer, settled, stored
 from .picture import Page, Picture, packed, said
 from ..plots.canvas import PALETTE, Figure, canvas, own_style
 from ...errors import StudyError, UsageError
-from ...study.config import EncapNetConfig, FeedbackConfig
+from ...study.architectures import EncapNetConfig, FeedbackConfig
 
 from ...training.checkpoint import look_back
 from ...training.diagnostics import pixels_to_watch

@@ -15,7 +15,8 @@ from .upkeep import head_of
 from ...errors import StudyError
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import PROFILES
-from ...study.verdicts import VERDICTS, judge_ledger, kind
+from ...study.findings import VERDICTS, kind
+from ...study.verdicts import judge_ledger
 
 # %% auto #0
 __all__ = ['LEDGERS', 'THUMBNAIL_LIMIT', 'THUMBNAILS_LIMIT', 'site']

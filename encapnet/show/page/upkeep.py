@@ -12,23 +12,37 @@ from typing import NamedTuple
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import PROFILES
 from ...study.freshness import code_closure
-from ...study.ledger import Record, changed_code, config_of, counted, seal_of
+from ...study.ledger import counted
+from ...study.records import Record, changed_code, config_of, seal_of
 
 # %% auto #0
 __all__ = ['WHICH', 'FEWER', 'made_by', 'head_of', 'differences', 'Looked', 'check']
 
 # %% ../../../nbs/show/page/09_upkeep.ipynb #c8559888
 _BOOKS = (
+    'architectures',
     'config',
     'experiments',
     'profiles',
     'planning',
+    'scopes',
+    'definitions',
     'freshness',
     'provenance',
+    'records',
     'ledger',
     'run',
+    'child',
+    'machine',
+    'turns',
     'launch',
+    'needs',
+    'ranks',
+    'processes',
+    'sweep',
+    'nodes',
     'cluster',
+    'engines',
 )
 WHICH = (
     'encapnet.errors',

@@ -7,7 +7,7 @@ from __future__ import annotations
 import ast, inspect, sys
 from ...errors import UsageError, nearest
 from ...study.profiles import find_profile
-from ...study.ledger import Record
+from ...study.records import Record
 
 # %% auto #0
 __all__ = ['check_arguments', 'command_of', 'ledger_command']

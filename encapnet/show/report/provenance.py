@@ -12,7 +12,7 @@ from great_tables import GT, loc, style
 from .standing import Standing
 from .style import themed
 from ...study.freshness import code_closure
-from ...study.ledger import Record
+from ...study.records import Record
 from ...study.provenance import own_versions
 
 # %% auto #0

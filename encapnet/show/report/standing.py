@@ -10,17 +10,11 @@ from .command import command_of, ledger_command
 from ...errors import StudyError
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import find_profile
-from ...study.launch import benched, ensure, planned
+from ...study.launch import ensure
+from ...study.needs import benched, planned
 from ...study.places import resolve
-from encapnet.study.ledger import (
-    COSTS,
-    Record,
-    changed_code,
-    config_of,
-    counted,
-    known_rows,
-    seal_of,
-)
+from ...study.ledger import counted
+from ...study.records import COSTS, Record, changed_code, config_of, known_rows, seal_of
 from ...study.run import Run, finished
 
 # %% auto #0

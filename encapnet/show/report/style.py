@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pandas as pd
 from great_tables import GT
 from ...study.config import SMALL, is_own
-from ...study.ledger import Record
+from ...study.records import Record
 from ...study.stats import Interval
 
 # %% auto #0

@@ -10,8 +10,10 @@ import pandas as pd
 from great_tables import GT
 from .standing import Standing
 from .style import themed, titles_of
-from ...study.claims import GROUPS, comparisons
-from ...study.verdicts import Finding, Place, Seen, family, judge, results
+from ...study.claims import comparisons
+from ...study.statements import GROUPS
+from ...study.findings import Finding, family, judge
+from ...study.results import Place, Seen, results
 
 # %% auto #0
 __all__ = ['Verdict', 'seen_on', 'verdict_text', 'verdict']

@@ -14,7 +14,7 @@ from ..report.standing import Standing, timed_candidates
 from ..report.style import bytes_text, seconds_text, themed
 from ..report.verdict import Verdict
 from ..report.study import Bench
-from ...study.ledger import Record
+from ...study.records import Record
 
 # %% auto #0
 __all__ = ['WAYS', 'capconv_frame', 'cost_table', 'verdict', 'CapConvBench', 'capconv_bench']

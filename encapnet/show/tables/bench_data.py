@@ -16,7 +16,7 @@ from ..report.style import seconds_text, themed
 from ..report.verdict import Verdict
 from ..report.study import Bench
 from ...study.config import DataBenchConfig
-from ...study.ledger import Record
+from ...study.records import Record
 
 # %% auto #0
 __all__ = ['NETWORKS', 'BOUND', 'data_frame', 'shares', 'rate_table', 'share_table', 'verdict', 'DataBench', 'data_bench']

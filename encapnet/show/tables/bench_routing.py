@@ -17,7 +17,7 @@ from ..report.standing import Standing, timed_candidates
 from ..report.style import bytes_text, seconds_text, themed
 from ..report.verdict import Verdict
 from ..report.study import Bench
-from ...study.ledger import Record
+from ...study.records import Record
 
 # %% auto #0
 __all__ = ['WAYS', 'RULES', 'bench_frame', 'baseline', 'cost_table', 'largest_table', 'verdict', 'RoutingBench', 'routing_bench']

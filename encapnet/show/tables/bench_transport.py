@@ -14,7 +14,7 @@ from ..report.standing import Standing, timed_candidates
 from ..report.style import themed
 from ..report.verdict import Verdict
 from ..report.study import Bench
-from ...study.ledger import Record
+from ...study.records import Record
 
 # %% auto #0
 __all__ = ['WAYS', 'transport_frame', 'cost_table', 'verdict', 'TransportBench', 'transport_bench']

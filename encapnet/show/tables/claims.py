@@ -17,19 +17,15 @@ from ..report.provenance import Provenance, provenance_table
 from ..report.standing import every_ledger
 from ..report.style import dataset_title, themed
 from ..report.verdict import Verdict
-from ...study.claims import CLAIMS, CONVERGED, needs, rule_text
-from encapnet.study.verdicts import (
-    LEARNED,
-    VERDICTS,
-    Curves,
-    Finding,
-    Judgement,
-    judge_ledger,
-    kind,
-    ledger_results,
-)
+from ...study.claims import CLAIMS
+from ...study.rules import CONVERGED
+from ...study.statements import needs, rule_text
+from ...study.findings import VERDICTS, Finding, kind
+from ...study.gates import LEARNED, Curves
+from ...study.results import ledger_results
+from ...study.verdicts import Judgement, judge_ledger
 from ...study.places import resolve
-from ...study.worlds import tabulated
+from ...study.calibration import tabulated
 
 # %% auto #0
 __all__ = ['Titles', 'mark', 'sparkline', 'card', 'Cards', 'Claims', 'claims']

@@ -19,7 +19,7 @@ from ...study.config import RunConfig
 from ...study.experiments import EXPERIMENTS
 from ...study.planning import plan
 from ...study.profiles import PROFILES, find_profile
-from ...study.ledger import Record
+from ...study.records import Record
 
 # %% auto #0
 __all__ = ['SHOWN', 'TABLES', 'cost_frame', 'stretch_errors', 'cost_table', 'stretch_note', 'Costs', 'costs']

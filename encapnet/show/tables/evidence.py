@@ -9,13 +9,14 @@ import pandas as pd
 from great_tables import GT, loc, style
 from ..report import twins
 from ..plots.canvas import PALETTE, Figure, canvas, own_style
-from .deviations import Deviation, collect, notebooks_folder
+from .departures import Deviation, collect, notebooks_folder
 from ..report.command import check_arguments
 from ..report.provenance import Provenance, computed
 from ..report.style import themed
 from ..report.verdict import Verdict
 from .complexity import parameter_table
 from ...study import evidence as public
+from ...study import pitfalls
 from ...study import paper
 from ...errors import StudyError, nearest
 from ...study.experiments import EXPERIMENTS
@@ -296,7 +297,7 @@ def pitfall_table() -> str:
     "Faults of public capsule code, and the test that covers each: Markdown."
     rows = [
         [pitfall.what, pitfall.symptom, f'`{pitfall.file}`', f'`{pitfall.test}`']
-        for pitfall in public.PITFALLS
+        for pitfall in pitfalls.PITFALLS
     ]
     return _markdown(['pitfall', 'what one sees', 'file', 'its test'], rows)
 
@@ -379,8 +380,8 @@ def evidence(
     """The evidence beside the paper. Raises StudyError if a test that a pitfall names, or a
     deviation that a default names, is not there."""
     check_arguments(evidence, locals())
-    if lost := public.lost_tests(
-        public.PITFALLS, public.repository_file(notebooks_folder().parent)
+    if lost := pitfalls.lost_tests(
+        pitfalls.PITFALLS, pitfalls.repository_file(notebooks_folder().parent)
     ):
         raise StudyError('; '.join(lost))
     return Evidence(collect())

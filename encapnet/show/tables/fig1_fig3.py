@@ -6,7 +6,9 @@
 from __future__ import annotations
 from pathlib import Path
 from ..report import twins
-from .fig1 import capconv, capsule_layer, convolutional_capsules, size_table
+from .fig1 import capsule_layer, convolutional_capsules
+from .fig1_capconv import capconv
+from .fig1_sizes import size_table
 from .fig3 import feedback, module
 from ...study.profiles import find_profile
 

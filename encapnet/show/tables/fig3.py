@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from ..plots.canvas import Figure, own_style
 from ..plots.sheet import BACK, MAIN, PLAIN, SOFT, WEIGHT, Box, Sheet
-from .fig1 import TABLE1_LAYER
+from .fig1_sizes import TABLE1_LAYER
 
 # %% auto #0
 __all__ = ['module', 'transported', 'feedback']

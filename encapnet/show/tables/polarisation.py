@@ -10,7 +10,9 @@ from ..plots.canvas import Figure
 from ..plots.curves import polarisation_curves
 from ..report.command import check_arguments
 from ..report.standing import Standing, trained_rows
-from .fig2 import STATISTICS, Agreement, conditions, interval_of
+from .fig2 import Agreement
+from .fig2_figure import conditions
+from .fig2_frames import STATISTICS, interval_of
 from ...study import paper
 from ...study.config import is_own
 

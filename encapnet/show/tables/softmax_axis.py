@@ -17,7 +17,7 @@ from ..report.verdict import Verdict
 from ...study.config import is_own
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import find_profile
-from ...study.ledger import Record
+from ...study.records import Record
 from ...study.stats import unresolvable
 
 # %% auto #0

@@ -16,12 +16,12 @@ from ..report.study import Trained, run_frame
 from ..report.style import bytes_text, clear_best, error_text, seconds_text, themed
 from ..report.verdict import Verdict, verdict
 from ...study import paper
-from ...study.claims import PAPER_COLUMN
+from ...study.statements import PAPER_COLUMN
 from ...study.config import is_own
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import find_profile
-from ...study.launch import measured
-from ...study.ledger import COSTS
+from ...study.needs import measured
+from ...study.records import COSTS
 
 # %% auto #0
 __all__ = ['row_label', 'Table1', 'table1']

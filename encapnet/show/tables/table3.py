@@ -16,12 +16,14 @@ from ..report.study import Trained, run_frame
 from ..report.style import clear_best, error_text, seconds_text, themed
 from ..report.verdict import Verdict, seen_on, verdict, verdict_text
 from ...study import paper
-from ...study.claims import CLAIMS, GROUPS
+from ...study.claims import CLAIMS
+from ...study.statements import GROUPS
 from ...study.config import is_own
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import find_profile
 from ...study.stats import Interval, reduction
-from ...study.verdicts import Place, family, judge
+from ...study.findings import family, judge
+from ...study.results import Place
 
 # %% auto #0
 __all__ = ['HALVES', 'row_letter', 'Table3', 'table3', 'over_epochs']

@@ -17,7 +17,7 @@ from ...study import paper
 from ...study.experiments import EXPERIMENTS
 from ...study.planning import plan
 from ...study.profiles import find_profile
-from ...study.launch import TABLE4_SETS
+from ...study.needs import TABLE4_SETS
 
 # %% auto #0
 __all__ = ['SETS', 'LARGE', 'HIMAGENET_IMAGES', 'CLASSES', 'Table4', 'table4', 'hours_text', 'command_text']
