@@ -9,10 +9,12 @@ import sys
 import pytest
 
 from encapnet import data
-from encapnet.cli import command_for, epochs_done, main
+from encapnet.cli.main import main
+from encapnet.cli.status import epochs_done
 from encapnet.show.page import publish
 from encapnet.study import launch
 from encapnet.errors import StudyError
+from encapnet.study.commands import command_for
 from encapnet.study.config import RunConfig
 from encapnet.study.experiments import EXPERIMENTS
 from encapnet.study.planning import BENCHES, measurements, plan
@@ -249,7 +251,7 @@ def test_absent_data_hide_nothing_else(ends):
 def test_status_is_light(tmp_path):
     "The process that the user waits for loads no torch, no pandas, no papermill."
     code = (
-        'import sys\nfrom encapnet.cli import main\n'
+        'import sys\nfrom encapnet.cli.main import main\n'
         "try: main(['status', '--profile', 'smoke', '--json'])\n"
         'except SystemExit as stop: assert not stop.code, stop.code\n'
         "print('loaded:', *({'torch', 'torchvision', 'matplotlib', 'pandas', 'papermill'} & "
@@ -296,7 +298,7 @@ def test_a_run_that_fails_on_one_data_set_is_tried_on_the_others(ends, monkeypat
         if config.data.name == 'synthetic':
             raise StudyError('the loss is nan')
 
-    monkeypatch.setattr('encapnet.cli._run_one', fail)
+    monkeypatch.setattr('encapnet.cli.run._run_one', fail)
     code, told, said = ends(
         'run', 'table1/c_cnn_shape', '--profile', 'smoke', '--data', 'synthetic,digits'
     )

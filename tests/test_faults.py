@@ -25,7 +25,8 @@ import pytest
 import torch
 from waiting import wait_for
 
-from encapnet import cli, data, training
+from encapnet import data, training
+from encapnet.cli.main import main
 from encapnet.show.report.standing import from_store
 from encapnet.show.report.study import run_frame
 from encapnet.study import freshness, launch
@@ -101,7 +102,7 @@ def outcome(run) -> dict:
 def train(arguments, code=0):
     "The command line in this process; its exit code is checked."
     with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
+        main(arguments)
     assert ended.value.code == code
 
 
@@ -146,7 +147,7 @@ def fork(arguments, prepare=lambda: None) -> int:
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1), os.dup2(quiet, 2)
         prepare()
-        cli.main(arguments)
+        main(arguments)
     except SystemExit as error:
         code = error.code or 0
     finally:

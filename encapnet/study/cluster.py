@@ -380,7 +380,7 @@ def end_with(parent: int, scratch: str = ''):
 def _tied(scratch: str) -> str:
     return (
         f'from encapnet.study.cluster import end_with; end_with({os.getpid()}, {scratch!r}); '
-        'from encapnet.cli import main; main()'
+        'from encapnet.cli.main import main; main()'
     )
 
 # %% ../../nbs/study/11_cluster.ipynb #1dba081d

@@ -27,7 +27,7 @@ __all__ = ['ENTRY', 'PYTHON', 'PLACE', 'MISSING', 'WAIT_SECONDS', 'PATIENCE_S', 
            'arithmetic', 'place', 'meeting_point', 'together', 'fit_together']
 
 # %% ../../nbs/study/10_launch.ipynb #cc30b687
-ENTRY = 'from encapnet.cli import main; main()'
+ENTRY = 'from encapnet.cli.main import main; main()'
 # without the folder that one is in: a random.py there would be taken for Python's own
 PYTHON = (sys.executable, '-P')
 
