@@ -28,7 +28,7 @@ EXTRAS = dict(
 def main():
     "Run the command line. A package that is not installed is named, with the extra that brings it."
     try:
-        from encapnet.cli import main as command_line
+        from encapnet.cli.main import main as command_line
 
         command_line()
     except ModuleNotFoundError as error:

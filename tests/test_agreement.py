@@ -230,7 +230,12 @@ def test_a_length_of_one_image_has_no_interval():
 
 
 def encapnet(*arguments):
-    command = [sys.executable, '-c', 'from encapnet.cli import main; main()', *map(str, arguments)]
+    command = [
+        sys.executable,
+        '-c',
+        'from encapnet.cli.main import main; main()',
+        *map(str, arguments),
+    ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 

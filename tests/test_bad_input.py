@@ -22,7 +22,9 @@ import pytest
 from PIL import Image
 
 from encapnet.data.registry import DATASETS
-from encapnet.cli import main, one_line
+from encapnet.cli.messages import one_line
+
+from encapnet.cli.main import main
 from encapnet.show.page import parameters, shell
 from encapnet.study import child, launch, needs
 from encapnet.errors import OutOfTime, StudyError, UsageError
@@ -214,7 +216,7 @@ def test_words(refused, workplace, words, message):
 
 @pytest.mark.parametrize('words, message', [WORDS[2], WORDS[6], WORDS[13]])
 def test_in_a_process_of_its_own(words, message):
-    command = [sys.executable, '-c', 'from encapnet.cli import main; main()', *words.split()]
+    command = [sys.executable, '-c', 'from encapnet.cli.main import main; main()', *words.split()]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (
         (done.returncode, done.stdout) == (2, '')
@@ -323,7 +325,7 @@ def test_no_repository(workplace):
     shutil.copytree(
         ROOT / 'encapnet', site / 'encapnet', ignore=shutil.ignore_patterns('__pycache__')
     )
-    command = [sys.executable, '-P', '-c', 'from encapnet.cli import main; main()']
+    command = [sys.executable, '-P', '-c', 'from encapnet.cli.main import main; main()']
     for words in (['reproduce'], ['reproduce', '--check'], ['explore', '--no-browser']):
         done = subprocess.run(
             [*command, *words],
@@ -735,7 +737,7 @@ def test_bad_image_through_real_children(tree, workplace):
     command = [
         sys.executable,
         '-c',
-        'from encapnet.cli import main; main()',
+        'from encapnet.cli.main import main; main()',
         'run',
         'table1/c_cnn_shape',
     ]

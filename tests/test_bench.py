@@ -10,7 +10,7 @@ import pytest
 from encapnet.errors import StudyError, UsageError
 from encapnet.study.config import CapConvBenchConfig, RoutingBenchConfig, TransportBenchConfig
 
-MAIN = 'from encapnet.cli import main; main()'
+MAIN = 'from encapnet.cli.main import main; main()'
 SIZES = dict(row='tiny', groups=2, positions=16, dim=4, higher=6, higher_dim=3, batch=2)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from encapnet.data.content import fingerprint
-from encapnet.cli import _command
+from encapnet.cli.main import _command
+
 from encapnet.nn import losses, networks
 from encapnet.study import paper
 from encapnet.study.answers import pack_mistakes

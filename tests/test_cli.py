@@ -9,7 +9,10 @@ import sys
 import pytest
 
 from encapnet.data.content import fingerprint
-from encapnet.cli import command_for, epochs_done, main
+from encapnet.study.commands import command_for
+from encapnet.cli.status import epochs_done
+
+from encapnet.cli.main import main
 from encapnet.show.page import publish
 from encapnet.study import child, launch, needs
 from encapnet.errors import StudyError
@@ -250,7 +253,7 @@ def test_absent_data_hide_nothing_else(ends):
 def test_status_is_light(tmp_path):
     "The process that the user waits for loads no torch, no pandas, no papermill."
     code = (
-        'import sys\nfrom encapnet.cli import main\n'
+        'import sys\nfrom encapnet.cli.main import main\n'
         "try: main(['status', '--profile', 'smoke', '--json'])\n"
         'except SystemExit as stop: assert not stop.code, stop.code\n'
         "print('loaded:', *({'torch', 'torchvision', 'matplotlib', 'pandas', 'papermill'} & "
@@ -297,7 +300,7 @@ def test_a_run_that_fails_on_one_data_set_is_tried_on_the_others(ends, monkeypat
         if config.data.name == 'synthetic':
             raise StudyError('the loss is nan')
 
-    monkeypatch.setattr('encapnet.cli._run_one', fail)
+    monkeypatch.setattr('encapnet.cli.run._run_one', fail)
     code, told, said = ends(
         'run', 'table1/c_cnn_shape', '--profile', 'smoke', '--data', 'synthetic,digits'
     )

@@ -22,9 +22,11 @@ import psutil
 import pytest
 from waiting import wait_for
 
-from encapnet import cli
 from encapnet.data.content import fingerprint
 from encapnet.training.fit import fit
+
+from encapnet.cli.main import main
+from encapnet.cli.status import epochs_done
 from encapnet.show.page import front, publish
 from encapnet.study import cluster, engines, launch, machine, needs, processes, sweep
 from encapnet.errors import OutOfTime, StudyError
@@ -160,7 +162,7 @@ def kill_worker_and_driver(folder, driver, on, worker, rows):
     wait_for(lambda: told(folder, longest)[1:] or first.poll() is not None)
     ((child, parent),) = trainings(longest.config.key).items()
     os.kill({'child': child, 'parent': parent}[worker], signal.SIGKILL)
-    saved = cli.epochs_done(longest)
+    saved = epochs_done(longest)
     wait_for(lambda: told(folder, longest)[-1] > saved + 1)
     done = {
         run: (run.path('DONE').stat().st_mtime_ns, run.path('manifest.json').stat().st_mtime_ns)
@@ -172,7 +174,7 @@ def kill_worker_and_driver(folder, driver, on, worker, rows):
     first.wait()
     # who has lost its driver ends by itself, but may train on until it notices
     wait_for(lambda: not trainings(longest.config.key))
-    left = EPOCHS - cli.epochs_done(longest)
+    left = EPOCHS - epochs_done(longest)
     assert driver(on, rows=rows).wait(timeout=600) == 0, (folder / 'errors').read_text()
     for run, times in done.items():
         assert (
@@ -244,19 +246,19 @@ def test_ctrl_c_and_a_time_box_stop_at_a_checkpoint(tmp_path, driver):
     first.send_signal(signal.SIGTERM)
     assert first.wait(timeout=600) != 0 and 'KeyboardInterrupt' in (tmp_path / 'errors').read_text()
     assert state(run).name == 'interrupted', 'its child is at work still'
-    epochs = cli.epochs_done(run)
+    epochs = epochs_done(run)
     second = driver('local:2', seconds=1, seeds=1, rows=ROWS[-1:], epochs=LONG)
     assert second.wait(timeout=600) == 1
     said = (tmp_path / 'errors').read_text().splitlines()[-1]
     assert 'time is up after epoch' in said and said.endswith(
         '; 1 of 1 runs remain (table1/f_master_aide), and the same command goes on with them'
     ), said
-    assert state(run).name == 'interrupted' and cli.epochs_done(run) >= epochs
+    assert state(run).name == 'interrupted' and epochs_done(run) >= epochs
 
 
 def ends(capsys, *arguments):
     with pytest.raises(SystemExit) as stopped:
-        cli.main(list(arguments))
+        main(list(arguments))
     return stopped.value.code, capsys.readouterr().err
 
 
@@ -310,7 +312,7 @@ def test_unsaid_as_many_are_trained_at_a_time_as_there_is_room_for(
     monkeypatch.setattr(publish, 'publish_all', lambda made, count: [])
     monkeypatch.setattr(front, 'site', lambda reports: reports)
     with pytest.raises(SystemExit, match='^0$'):
-        cli.main(
+        main(
             [
                 'reproduce',
                 'fig2',

@@ -235,7 +235,7 @@ def test_an_explorer_behind_a_proxy(lab):
 
 
 def test_a_host_that_is_none_of_ours(capsys):
-    from encapnet import cli
+    from encapnet.cli.main import main
 
     for arguments, said in (
         (['--host', '203.0.113.7'], 'cannot listen on 203.0.113.7, port 0: '),
@@ -245,7 +245,7 @@ def test_a_host_that_is_none_of_ours(capsys):
         ),
     ):
         with pytest.raises(SystemExit) as ended:
-            cli.main(['explore', '--no-browser', *arguments])
+            main(['explore', '--no-browser', *arguments])
         told = capsys.readouterr().err
         assert ended.value.code in (1, 2) and said in told and len(told.splitlines()) == 1
 

@@ -684,6 +684,7 @@ LEDGERS = ('table1', 'softmax_axis', 'table3_left', 'table3_right', 'table4')
 def renamed(reports, name, source):
     "The committed records of digits as if they were of other images; a folder with their ledgers."
     from encapnet.study import ledger, places
+    from encapnet.study.records import config_of
 
     for experiment in LEDGERS:
         records, problems = ledger.read_ledger(
@@ -694,7 +695,7 @@ def renamed(reports, name, source):
         for record in records:
             if record.config['data']['name'] != 'digits':
                 continue
-            config = ledger.config_of(record)
+            config = config_of(record)
             config = config.model_copy(
                 update=dict(data=config.data.model_copy(update=dict(name=name)))
             )

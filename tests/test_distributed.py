@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 from unittest.mock import patch
 
 import psutil
@@ -14,11 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from encapnet import cli
 from encapnet.data.batches import batches
 from encapnet.data.content import fingerprint
 from encapnet.data.loading import load
 from encapnet.training.distributed import DistributedTrainer
+
+from encapnet.cli.main import main
 from encapnet.nn.transport import sinkhorn_divergence
 from encapnet.study import ranks
 from encapnet.study.config import RunConfig
@@ -261,9 +263,7 @@ def test_synchronised_normalisation_is_refused_without_cuda(tmp_path, capsys):
     refused = config('table1', 'c_cnn_shape', 64, 16, processes=2, norm_scope='synchronised')
     (tmp_path / 'config.json').write_text(refused.model_dump_json())
     with patch.dict(os.environ, RANK='0', WORLD_SIZE='2'), pytest.raises(SystemExit) as end:
-        cli.main(
-            ['run', '--config', str(tmp_path / 'config.json'), '--runs', str(tmp_path / 'runs')]
-        )
+        main(['run', '--config', str(tmp_path / 'config.json'), '--runs', str(tmp_path / 'runs')])
     assert end.value.code == 2 and capsys.readouterr().err == (
         'encapnet: synchronised batch normalisation needs CUDA devices, and this machine '
         'computes on its processor; expected --norm device\n'
@@ -274,9 +274,7 @@ def test_synchronised_normalisation_is_refused_without_cuda(tmp_path, capsys):
 def test_as_many_processes_as_the_configuration_says(tmp_path, capsys):
     (tmp_path / 'config.json').write_text(SMALL.model_dump_json())
     with patch.dict(os.environ, RANK='0', WORLD_SIZE='4'), pytest.raises(SystemExit) as end:
-        cli.main(
-            ['run', '--config', str(tmp_path / 'config.json'), '--runs', str(tmp_path / 'runs')]
-        )
+        main(['run', '--config', str(tmp_path / 'config.json'), '--runs', str(tmp_path / 'runs')])
     assert (
         end.value.code == 2
         and 'the run is one of 2 process(es), and 4 were started' in capsys.readouterr().err

@@ -23,7 +23,7 @@ from encapnet.errors import StudyError
 from encapnet.study.planning import plan
 from encapnet.study.run import Run, finish
 
-COMMAND = [sys.executable, '-c', 'from encapnet.cli import main; main()', 'explore']
+COMMAND = [sys.executable, '-c', 'from encapnet.cli.main import main; main()', 'explore']
 
 
 def fabricate(store, row, seed, errors, failed=''):

@@ -25,15 +25,16 @@ import pytest
 import torch
 from waiting import wait_for
 
-from encapnet import cli
 from encapnet.data.content import fingerprint
 from encapnet.data.loading import load
 from encapnet.training.checkpoint import _parse, pack, resume
 from encapnet.training.fit import fit
 from encapnet.training.trainer import Trainer
+
+from encapnet.cli.main import main
 from encapnet.show.report.standing import from_store
 from encapnet.show.report.study import run_frame
-from encapnet.study import freshness, launch, ranks
+from encapnet.study import freshness, launch, needs, ranks
 from encapnet.study import run as run_folder
 from encapnet.study.child import ENTRY, PLACE, child_process
 from encapnet.errors import OutOfTime, StudyError
@@ -109,7 +110,7 @@ def outcome(run) -> dict:
 def train(arguments, code=0):
     "The command line in this process; its exit code is checked."
     with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
+        main(arguments)
     assert ended.value.code == code
 
 
@@ -151,7 +152,7 @@ def fork(arguments, prepare=lambda: None) -> int:
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1), os.dup2(quiet, 2)
         prepare()
-        cli.main(arguments)
+        main(arguments)
     except SystemExit as error:
         code = error.code or 0
     finally:
@@ -176,7 +177,7 @@ def warm_up():
         load('synthetic', 'train'),
         load('synthetic', 'test'),
         # otherwise asked of a process of its own, which imports torch again
-        launch.data_hashes(['synthetic']),
+        needs.data_hashes(['synthetic']),
     )
 
 

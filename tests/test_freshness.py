@@ -140,7 +140,7 @@ CHANGES = [
     ('bench.account', 'step_bytes', those(training=False)),
     ('bench.account', 'kept_bytes', set()),
     ('show.tables.table1', 'table1', set()),
-    ('cli', 'status', set()),
+    ('cli.status', 'status', set()),
 ]
 
 
@@ -460,7 +460,7 @@ def test_a_definition_that_is_gone_or_new_counts(stale):
 def encapnet(package_root, *arguments, cwd):
     "Run the command line of a package below package_root: (exit code, stdout, stderr)."
     done = subprocess.run(
-        [sys.executable, '-c', 'from encapnet.cli import main; main()', *arguments],
+        [sys.executable, '-c', 'from encapnet.cli.main import main; main()', *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -556,10 +556,10 @@ def test_a_finished_run_turns_stale_and_is_trained_again_when_asked(tmp_path):
 def test_a_stale_record_is_certified_by_its_first_epoch(tmp_path, capsys):
     """What today's code computes is taken for the record of other code; then one digit of it is
     changed."""
-    from encapnet import cli
     from encapnet.study.records import Record, changed_code, config_of
     from encapnet.study.ledger import append_ledger, read_ledger
     from encapnet.training.replay import replay
+    from encapnet.cli.main import main
 
     digits = needs.data_hashes(['digits'])['digits']
     config = plan('table3_left', 'quick', {'digits': digits}, 1, ['1_master'])[0]
@@ -584,7 +584,7 @@ def test_a_stale_record_is_certified_by_its_first_epoch(tmp_path, capsys):
         append_ledger(ledger, record)
 
     with pytest.raises(SystemExit) as ended:
-        cli.main(
+        main(
             ['certify', 'table3_left', '--reports', str(tmp_path), '--runs', str(tmp_path / 'runs')]
         )
     said = capsys.readouterr().err

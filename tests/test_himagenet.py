@@ -265,7 +265,7 @@ def start(tree, weights, root, *more):
         '2',
         *more,
     ]
-    code = f'from encapnet.cli import main; main({[str(word) for word in words]!r})'
+    code = f'from encapnet.cli.main import main; main({[str(word) for word in words]!r})'
     return subprocess.Popen(
         [sys.executable, '-c', code],
         stderr=subprocess.PIPE,

@@ -10,8 +10,9 @@ from unittest.mock import patch
 
 import pytest
 
-from encapnet import cli
 from encapnet.study import child, places
+from encapnet.cli.main import main
+from encapnet.cli.notebooks import notebooks
 from encapnet.errors import StudyError, UsageError
 from encapnet.study.planning import plan
 from encapnet.study.run import Run, state
@@ -110,7 +111,7 @@ def test_another_projects_notebooks_are_none_of_ours(tmp_path, monkeypatch):
     (tmp_path / 'nbs/reports/theirs.ipynb').write_text('{}')
     (tmp_path / 'settings.ini').write_text('[DEFAULT]\nlib_name = theirs\n')
     monkeypatch.chdir(tmp_path)
-    assert 'theirs' not in cli.notebooks() and 'table1' in cli.notebooks()
+    assert 'theirs' not in notebooks() and 'table1' in notebooks()
     assert places.resolve('runs').resolve() == tmp_path / 'runs'
     (tmp_path / 'settings.ini').write_bytes(b'\xff\xfe no settings')
     assert places.surrounding_clone() is None
@@ -129,7 +130,7 @@ def test_a_folder_that_is_gone(tmp_path, monkeypatch):
 def test_a_folder_that_may_not_be_looked_into(tmp_path, monkeypatch, capsys):
     refusal = PermissionError(13, 'Permission denied')
     with patch('os.getcwd', side_effect=refusal), pytest.raises(SystemExit) as ended:
-        cli.main(['status', '--profile', 'smoke'])
+        main(['status', '--profile', 'smoke'])
     said = capsys.readouterr().err
     assert (ended.value.code, said) == (
         1,
@@ -167,7 +168,7 @@ def test_the_home_of_nobody_is_one_line(tmp_path, monkeypatch, capsys, arguments
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('HOME')
     with patch('pwd.getpwuid', side_effect=KeyError), pytest.raises(SystemExit) as ended:
-        cli.main([argument.format(home) for argument in arguments])
+        main([argument.format(home) for argument in arguments])
     said = capsys.readouterr().err
     named = home.partition('/')[0]
     assert ended.value.code == 2, said

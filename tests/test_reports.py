@@ -20,7 +20,7 @@ ROWS = ['(a)', '(b)', '(c)', '(d)', '(e)', '(f)', '(a) J = 512', '(b) J = 512']
 
 def encapnet(*arguments, timeout=600):
     return subprocess.run(
-        [sys.executable, '-c', 'from encapnet.cli import main; main()', *map(str, arguments)],
+        [sys.executable, '-c', 'from encapnet.cli.main import main; main()', *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from encapnet import cli
 from encapnet.study import freshness, ledger, records
+from encapnet.cli import check as checking
+from encapnet.cli.main import main
+from encapnet.cli.notebooks import notebooks as known_notebooks
 from encapnet.study.experiments import EXPERIMENTS
 from encapnet.study.ledger import _sealed, counted, read_ledger
 from encapnet.study.records import config_of
@@ -497,7 +499,7 @@ def checked(rendered, tmp_path, monkeypatch, capsys):
 
     def check(*more):
         with pytest.raises(SystemExit) as stopped:
-            cli.main(['reproduce', '--check', '--reports', str(tmp_path / 'reports'), *more])
+            main(['reproduce', '--check', '--reports', str(tmp_path / 'reports'), *more])
         told, said = capsys.readouterr()
         found, page = {}, ''
         for line in told.splitlines():
@@ -562,7 +564,7 @@ def test_a_ledger_that_has_gone_on(checked):
 def test_pages_that_a_training_has_overtaken_are_named(checked, capsys):
     reports, _ = checked
     path = reports / 'ledger' / 'softmax_axis.jsonl'
-    cli._tell_of_others(str(reports), [])
+    checking.tell_of_others(str(reports), [])
     assert capsys.readouterr().err == ''
     first = records.read_record(path.read_bytes().splitlines()[0])
     path.write_bytes(
@@ -572,9 +574,9 @@ def test_pages_that_a_training_has_overtaken_are_named(checked, capsys):
         )
         + b'\n'
     )
-    cli._tell_of_others(str(reports), [reports / AXIS])
+    checking.tell_of_others(str(reports), [reports / AXIS])
     assert capsys.readouterr().err == '', 'the page that the training was for has them'
-    cli._tell_of_others(str(reports), [])
+    checking.tell_of_others(str(reports), [])
     told = (
         'overtaken by new records: quick/softmax_axis.html; `encapnet reproduce softmax_axis '
         '--from-ledger` renders them anew'
@@ -583,7 +585,7 @@ def test_pages_that_a_training_has_overtaken_are_named(checked, capsys):
 
 
 def test_each_profile_is_rendered_by_a_command_of_its_own():
-    both = cli._rendering(['claims.html', 'quick/fig2.html', 'long/polarisation.html'])
+    both = checking.rendering_command(['claims.html', 'quick/fig2.html', 'long/polarisation.html'])
     assert both == (
         '`encapnet reproduce claims fig2 --from-ledger` and `encapnet reproduce polarisation '
         '--profile long --from-ledger` render them anew'
@@ -660,9 +662,9 @@ def test_code_and_notebooks_that_changed_since(checked, monkeypatch, tmp_path):
         'encapnet.study.stats', 'def error_interval', '# a remark\ndef error_interval'
     ) == {AXIS: ['ok'], TRANSPORT: ['ok']}
     monkeypatch.setattr(freshness, '_source', source)
-    notebooks, copy = cli.notebooks(), tmp_path / 'softmax_axis.ipynb'
+    notebooks, copy = known_notebooks(), tmp_path / 'softmax_axis.ipynb'
     monkeypatch.setattr(
-        cli, 'notebooks', lambda kind='reports': notebooks | dict(softmax_axis=copy)
+        checking, 'notebooks', lambda kind='reports': notebooks | dict(softmax_axis=copy)
     )
     for change, found in (
         ('import', 'import'),
@@ -708,7 +710,7 @@ def test_check_takes_nothing_that_makes_pages(checked, arguments, message):
 def test_check_is_light_and_quick(rendered):
     "No torch, no pandas, no notebook: seconds."
     code = (
-        'import sys\nfrom encapnet.cli import main\n'
+        'import sys\nfrom encapnet.cli.main import main\n'
         "try: main(['reproduce', '--check', 'bench_transport', '--reports', "
         f'{str(rendered[0][0])!r}])\n'
         'except SystemExit as stop: assert not stop.code\n'

@@ -23,7 +23,7 @@ __all__ = ['ENTRY', 'PYTHON', 'PLACE', 'by_itself', 'Killed', 'child_process', '
            'note_failure']
 
 # %% ../../nbs/study/10a_child.ipynb #cc30b687
-ENTRY = 'from encapnet.cli import main; main()'
+ENTRY = 'from encapnet.cli.main import main; main()'
 # without the folder that one is in: a random.py there would be taken for Python's own
 PYTHON = (sys.executable, '-P')
 

@@ -95,7 +95,7 @@ def end_with(parent: int, scratch: str = ''):
 def _tied(scratch: str) -> str:
     return (
         f'from encapnet.study.nodes import end_with; end_with({os.getpid()}, {scratch!r}); '
-        'from encapnet.cli import main; main()'
+        'from encapnet.cli.main import main; main()'
     )
 
 # %% ../../nbs/study/11c_nodes.ipynb #1dba081d
