@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from typing import IO
 from time import sleep
 from ..errors import StudyError, UsageError
 from .child import ENTRY, PYTHON, by_itself, train_arguments
@@ -105,16 +106,7 @@ def together(
             None,
             *(stack.enter_context(tempfile.TemporaryFile('w+')) for _ in range(processes - 1)),
         ]
-        children = [
-            subprocess.Popen(
-                [*PYTHON, '-c', ENTRY, *arguments],
-                env=environment,
-                start_new_session=True,
-                stdout=said and subprocess.DEVNULL,
-                stderr=said,
-            )
-            for environment, said in zip(_environments(processes), errors)
-        ]
+        children = _begin(arguments, errors)
         try:
             first = _watch(children)
         except (KeyboardInterrupt, SystemExit) as end:
@@ -135,24 +127,44 @@ def together(
         code = children[first].returncode
         if not first and code > 0:
             return code
-        said = []
+        last_words = []
         if first and code > 0:
-            errors[first].seek(0)
-            said = [line for line in errors[first].read().splitlines() if line.strip()]
-            told = code != 1 or not any(
-                line.startswith(('encapnet: ', 'Traceback')) for line in said
+            last_words = _lines_of(errors[first])
+            is_explained = code != 1 or not any(
+                line.startswith(('encapnet: ', 'Traceback')) for line in last_words
             )
-            if code == children[0].returncode and told:
+            if code == children[0].returncode and is_explained:
                 return code  # all for the same reason
-    why = (
-        said[-1].removeprefix('encapnet: ')
-        if said
-        else f'code {code}'
-        if code > 0
-        else f'killed by signal {-code}'
-    )
-    raise StudyError(
-        f'process {first + 1} of {processes} ended ({why}), and with it the others; the same '
+    raise _death(first, processes, code, last_words)
+
+# %% ../../nbs/study/10e_ranks.ipynb #ac50aa00
+def _begin(arguments: Iterable[str], errors: list[IO[str] | None]) -> list[subprocess.Popen]:
+    "A process for each file; the first has None, and speaks for all."
+    return [
+        subprocess.Popen(
+            [*PYTHON, '-c', ENTRY, *arguments],
+            env=environment,
+            start_new_session=True,
+            stdout=file and subprocess.DEVNULL,
+            stderr=file,
+        )
+        for environment, file in zip(_environments(len(errors)), errors)
+    ]
+
+
+def _lines_of(file: IO[str]) -> list[str]:
+    file.seek(0)
+    return [line for line in file.read().splitlines() if line.strip()]
+
+
+def _death(number: int, processes: int, code: int, last_words: list[str]) -> StudyError:
+    "That a process ended, with its last line, its code, or the signal that killed it."
+    if last_words:
+        why = last_words[-1].removeprefix('encapnet: ')
+    else:
+        why = f'code {code}' if code > 0 else f'killed by signal {-code}'
+    return StudyError(
+        f'process {number + 1} of {processes} ended ({why}), and with it the others; the same '
         'command goes on from the last checkpoint'
     )
 

@@ -159,10 +159,7 @@ def rule_text(rule: Rule) -> str:
                 f', as {rule.whose}' if rule.whose else ''
             )
         case Fits(row, batch):
-            return (
-                f'the largest batch of {label(row)} that fits into 12 GiB is {batch}, within '
-                'a factor of two'
-            )
+            return f'the largest batch of {label(row)} that fits into 12 GiB is {batch}, within a factor of two'
         case Ordered(rows, batches, of):
             batches = batches or (2,) * len(rows)
             one = f' at batch {batches[0]}' if len(set(batches)) == 1 else ''
