@@ -447,7 +447,7 @@ def test_exempt_claims_say_so():
 
 
 def test_a_card_of_what_is_too_early_shows_the_curves():
-    from encapnet.show.tables.claims import card
+    from encapnet.show.tables.cards import card
 
     moving = [
         run

@@ -11,7 +11,8 @@ from encapnet.data.loading import load
 from encapnet.nn.routing import dynamic_routing, em_routing
 from encapnet.nn.trace import agreement_histogram
 from encapnet.show.explore.picture import unpacked
-from encapnet.show.explore.routing import routing_page, untrained
+from encapnet.show.explore.routing_page import routing_page
+from encapnet.show.explore.votes import untrained
 from encapnet.training.diagnostics import pixels_to_watch
 
 

@@ -126,16 +126,16 @@ CHANGES = [
     ('nn.networks', 'convolutions', those()),
     ('nn.losses', 'margin_loss', those()),  # the step that is measured has a loss, too
     ('nn.losses', 'spread_loss', set()),
-    ('data', 'augment', those(measuring=False)),
-    ('data', 'jitter', those(measuring=False)),
-    ('data', 'AUGMENTATIONS', those(measuring=False)),
-    ('data', 'batches', those(measuring=False)),
-    ('data', 'ten_crop', set()),  # none of these rows asks for it
-    ('data', 'locate', set()),  # what it finds is proven by the content hash
-    ('training', 'Trainer', those(measuring=False)),
-    ('training', 'diagnose', those(measuring=False)),
-    ('training', 'evaluate_ten_crop', set()),
-    ('training', 'save', set()),
+    ('data.augmentation', 'augment', those(measuring=False)),
+    ('data.augmentation', 'jitter', those(measuring=False)),
+    ('data.augmentation', 'AUGMENTATIONS', those(measuring=False)),
+    ('data.batches', 'batches', those(measuring=False)),
+    ('data.augmentation', 'ten_crop', set()),  # none of these rows asks for it
+    ('data.sources', 'locate', set()),  # what it finds is proven by the content hash
+    ('training.trainer', 'Trainer', those(measuring=False)),
+    ('training.diagnostics', 'diagnose', those(measuring=False)),
+    ('training.evaluation', 'evaluate_ten_crop', set()),
+    ('training.checkpoint', 'save', set()),
     ('bench.costs', 'measure', those(training=False)),
     ('bench.account', 'step_bytes', those(training=False)),
     ('bench.account', 'kept_bytes', set()),
@@ -320,8 +320,10 @@ def _locals(source):
         'nn.layers',
         'nn.losses',
         'nn.transport',
-        'training',
-        'data',
+        'training.trainer',
+        'training.outcome',
+        'data.augmentation',
+        'data.trees',
     ],
 )
 def test_a_local_may_be_renamed(stale, module):
@@ -497,7 +499,7 @@ def test_a_finished_run_turns_stale_and_is_trained_again_when_asked(tmp_path):
         check=True,
     ).stdout.split()
     done = store / 'table1/a_dynamic' / keys[0] / 'DONE'
-    for module in ('nn/routing', 'nn/layers', 'nn/networks', 'training'):
+    for module in ('nn/routing', 'nn/layers', 'nn/networks', 'training/trainer'):
         path = copy / f'encapnet/{module}.py'
         path.write_text(other_words(remarks(path.read_text(encoding='utf-8'))), encoding='utf-8')
     path = copy / 'encapnet/nn/routing.py'

@@ -371,7 +371,8 @@ def strict(text):
 def test_twins_say_what_the_page_says(clean, tmp_path, name):
     import csv
 
-    from encapnet.show.report.twins import Table, plain, save
+    from encapnet.show.report.seen import Table, plain
+    from encapnet.show.report.twins import save
 
     study = study_of(name, clean)
     for caption, table in study.tables().items():
