@@ -235,6 +235,7 @@ ARROWS = {
         'data.loading',
         'errors',
         'files',
+        'study.config',
         'study.freshness',
         'study.ledger',
         'study.run',

@@ -26,7 +26,7 @@ class _Header(tarfile.TarInfo):
     def fromtarfile(cls, archive):
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f'ends early or is damaged: {error}') from error
@@ -64,7 +64,7 @@ def archive_members(
                 if len(parts) == 2 and member.isdir():
                     yield *parts, None, None
                 elif len(parts) == 3 and parts[2].lower().endswith(SUFFIXES):
-                    yield *parts, archive.extractfile(member).read() if read else None
+                    yield *parts, archive.extractfile(member).read() if read else None  # type: ignore[union-attr]  # a file
                 elif len(parts) == 3:
                     passed_over[PurePosixPath(parts[2]).suffix.lower()] += 1
         tell_passed_over(path, passed_over)

@@ -69,6 +69,7 @@ def _crops(
     size = pixels.shape[1], pixels.shape[0]
     boxes, why = _objects(job, path)
     problems = [why] if why else []
+    cuts: list[tuple[Box | None, Box | None]]
     if boxes is None:
         cuts = [(None, central(size))]
     else:

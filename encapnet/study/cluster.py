@@ -312,8 +312,8 @@ class Sweep(_Book):
             write_config(run, self.bars.say)
         except UnknownSchema as error:
             self.bars.say(f'{run.name}: {error}')
-        else:
-            return True
+            return False
+        return True
 
 # %% ../../nbs/study/11_cluster.ipynb #4a6b6215
 STAYS = {'config.json', 'FAILED', CHECKPOINTS[1]}  # home has its own, or makes them itself
@@ -601,7 +601,7 @@ def connected(address: str) -> Iterator[Any]:
     import logging
     import ray
 
-    quiet = dict(log_to_driver=False, logging_level=logging.CRITICAL)
+    quiet: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.CRITICAL)
     with ExitStack() as stack:
         # Ray tells there who died, and so do we
         stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, 'w'))))

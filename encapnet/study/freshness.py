@@ -8,14 +8,14 @@ import ast
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import contextmanager
 from functools import lru_cache, singledispatch
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 from ..errors import StudyError
-from .config import BenchConfig, Identified, MeasureConfig
+from .config import BenchConfig, MeasureConfig, RunConfig
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'ABSENT', 'Place', 'Definition', 'Code', 'code_closure', 'roots', 'code_of', 'changes']
@@ -82,7 +82,7 @@ _CAPTURES = ast.ExceptHandler, ast.MatchAs, ast.MatchStar
 class _Scope:
     "Names that a function, a class or a comprehension binds."
 
-    def __init__(self, bound: set[str], kept: set[str] = frozenset(), is_class: bool = False):
+    def __init__(self, bound: set[str], kept: Set[str] = frozenset(), is_class: bool = False):
         self.bound = bound | kept
         self.kept = kept  # of these, the ones that are known by name: parameters
         # whose names are attributes: all kept, and unseen by its methods
@@ -262,7 +262,7 @@ def _class(node: ast.ClassDef, at: _Reading) -> list:
 # %% ../../nbs/study/05_freshness.ipynb #b47daf1d
 @_reduced.register(ast.FunctionDef)
 @_reduced.register(ast.AsyncFunctionDef)
-def _(node: ast.stmt, at: _Reading) -> list:
+def _(node: ast.FunctionDef | ast.AsyncFunctionDef, at: _Reading) -> list:
     return [at.named(node.name) if at.scopes else ['own'], _function(node, at)]
 
 
@@ -280,6 +280,7 @@ def _(node: ast.Lambda, at: _Reading) -> list:
 
 @_reduced.register
 def _(node: ast.arguments, at: _Reading) -> list:
+    kinds: list[Sequence[ast.arg | None]]
     kinds = [node.posonlyargs, node.args, [node.vararg], node.kwonlyargs, [node.kwarg]]
     return [[at.named(argument.arg) for argument in kind if argument] for kind in kinds]
 
@@ -288,7 +289,7 @@ def _(node: ast.arguments, at: _Reading) -> list:
 @_reduced.register(ast.SetComp)
 @_reduced.register(ast.DictComp)
 @_reduced.register(ast.GeneratorExp)
-def _(node: ast.expr, at: _Reading) -> list:
+def _(node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp, at: _Reading) -> list:
     "The first iterable belongs to where the comprehension stands, all else is inside."
     first = _reduced(node.generators[0].iter, at)
     targets = {
@@ -330,7 +331,8 @@ def _(node: ast.AnnAssign, at: _Reading) -> list | None:
 def _(node: ast.JoinedStr, at: _Reading) -> list:
     """An f-string with its text in one piece: some releases leave empty pieces (Python 3.12.1),
     or cut where a line ends."""
-    parts: list[ast.expr] = []
+    parts: list[Any] = []
+    value: Any  # a constant, or what is to be formatted
     for value in node.values:
         is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
         if is_text and parts and isinstance(parts[-1], ast.Constant):
@@ -428,7 +430,7 @@ def _of_text(source: str) -> Definition:
         'encapnet.notebook',
         '',
         (),
-        _imports(ast.Module(body), 'encapnet.notebook'),
+        _imports(ast.Module(body, []), 'encapnet.notebook'),
         keeps_locals=True,
     )
     with at.inside(_Scope(bound, kept=bound)):
@@ -513,7 +515,7 @@ def code_closure(
     return Code(digest, dict(sorted(definitions.items())))
 
 # %% ../../nbs/study/05_freshness.ipynb #c0bc3e9d
-def roots(config: Identified) -> list[str]:
+def roots(config: RunConfig | MeasureConfig | BenchConfig) -> list[str]:
     "Where a configuration's code begins."
     # bench_routing is measured by a function of that name in encapnet.bench.routing, and so on
     if isinstance(config, BenchConfig):
@@ -538,7 +540,7 @@ def roots(config: Identified) -> list[str]:
     return begins
 
 # %% ../../nbs/study/05_freshness.ipynb #128e56dc
-def code_of(config: Identified) -> Code:
+def code_of(config: RunConfig | MeasureConfig | BenchConfig) -> Code:
     "Today's definitions behind a configuration's result."
     return _code_of(tuple(roots(config)), _stamp())
 
@@ -550,7 +552,8 @@ def _code_of(begins: tuple[str, ...], stamp: tuple) -> Code:
 
 def _stamp() -> tuple:
     "Another one as soon as a source file is: a notebook that stays open sees what its editor does."
-    sources = sorted(_file('encapnet').parent.rglob('*.py'))
+    package: Any = _file('encapnet')  # a file: this is a part of it
+    sources = sorted(package.parent.rglob('*.py'))
     return tuple(
         (str(path), status.st_mtime_ns, status.st_size)
         for path in sources
@@ -560,7 +563,7 @@ def _stamp() -> tuple:
 
 def changes(
     stamp: dict[str, Any],  # `code`, `definitions`, and `certificates` where there are any
-    config: Identified,
+    config: RunConfig | MeasureConfig | BenchConfig,
 ) -> str:  # in words; empty where today's code computes the same, or is certified to
     "How today's code differs from the one behind a stamp."
     then, now = stamp.get('definitions') or {}, code_of(config)

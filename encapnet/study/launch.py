@@ -50,7 +50,7 @@ class Killed(StudyError):
 @contextmanager
 def _child(
     arguments: Iterable[str], entry: str = '', variables: dict[str, str] | None = None, **more
-) -> Iterator[tuple[subprocess.Popen, Any]]:
+) -> Iterator[tuple[Any, Any]]:  # the process, a Popen; the file of what it says of errors
     environment = _by_itself() | dict(PYTHONUNBUFFERED='1') | (variables or {})
     with tempfile.TemporaryFile('w+') as errors:
         child = subprocess.Popen(
@@ -71,7 +71,7 @@ def _child(
                     child.wait(timeout=30)
                 except subprocess.TimeoutExpired:
                     child.kill()
-            child.stdout.close()
+            child.stdout.close()  # type: ignore[union-attr]  # a pipe
 
 # %% ../../nbs/study/10_launch.ipynb #a5d406fa
 def call(
@@ -105,7 +105,8 @@ def _failure(code: int, said: str) -> StudyError | UsageError:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     ended = f'it ended with code {code}' if code > 0 else f'it was killed by signal {-code}'
     why = lines[-1].removeprefix('encapnet: ') if lines else ended
-    return Killed(why) if code < 0 else {2: UsageError, 75: OutOfTime}.get(code, StudyError)(why)
+    kinds: dict[int, type[StudyError | UsageError]] = {2: UsageError, 75: OutOfTime}
+    return Killed(why) if code < 0 else kinds.get(code, StudyError)(why)
 
 # %% ../../nbs/study/10_launch.ipynb #18859003
 _KNOWN: dict[str, str] = json.loads(
@@ -329,7 +330,8 @@ def _measuring() -> Iterator[Callable[[str], dict[str, Any]]]:
         yield partial(_measure, child, errors.fileno())
 
 
-def _measure(child: subprocess.Popen, errors: int, path: str) -> dict[str, Any]:
+def _measure(child: Any, errors: int, path: str) -> dict[str, Any]:
+    result: Any
     before, result = os.fstat(errors).st_size, None
     try:
         print(path, file=child.stdin, flush=True)
@@ -687,8 +689,9 @@ def together(
             return code
         said = []
         if first and code > 0:
-            errors[first].seek(0)
-            said = [line for line in errors[first].read().splitlines() if line.strip()]
+            told_by: Any = errors[first]
+            told_by.seek(0)
+            said = [line for line in told_by.read().splitlines() if line.strip()]
             told = code != 1 or not any(
                 line.startswith(('encapnet: ', 'Traceback')) for line in said
             )

@@ -14,7 +14,7 @@ from ..errors import StudyError
 from ..files import held_alone, sweep, write_atomic
 from . import freshness
 from .answers import unpack_mistakes
-from .config import Identified, MeasureConfig, Positive, RunConfig, Strict
+from .config import BenchConfig, MeasureConfig, Positive, RunConfig, Strict
 from .experiments import EXPERIMENTS
 from .places import resolve
 from .planning import BENCHES, measurements, plan
@@ -211,10 +211,10 @@ def known_rows(experiment: str) -> list[str]:
     return [name for name, row in EXPERIMENTS.get(experiment, {}).items() if not row.home]
 
 
-def config_of(record: Record) -> Identified:
+def config_of(record: Record) -> Any:  # RunConfig, MeasureConfig or BenchConfig
     """A record's configuration, checked. Raises StudyError if it is none of its row's, or not the
     one that its key stands for."""
-    kind = (
+    kind: Any = (
         MeasureConfig
         if record.experiment == COSTS
         else BENCHES.get(record.experiment, (RunConfig, None))[0]
@@ -270,7 +270,7 @@ def _check(record: Record, home: str):
         )
 
 
-def changed_code(record: Record, config: Identified) -> str:
+def changed_code(record: Record, config: RunConfig | MeasureConfig | BenchConfig) -> str:
     "Why a record is stale, in words; empty if it is not."
     return freshness.changes(record.provenance, config)
 
@@ -402,6 +402,7 @@ def _once(path: Path, profile: str = '') -> Ledger:
     (found, notes), same = _numbered(path), {}
     lines = []  # run, fresh, number, record
     for number, record in found.values():
+        run: tuple
         config, run = config_of(record), (record.key,)
         if isinstance(config, RunConfig):
             if config.profile != profile:
