@@ -99,6 +99,7 @@ def fingerprint(
 
 # %% ../../nbs/data/12_content.ipynb #20834985
 def sha256_of(path: str | os.PathLike) -> str:
+    "The SHA-256 of a file, in hexadecimal digits."
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 

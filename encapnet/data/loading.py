@@ -26,6 +26,7 @@ from ..errors import UsageError, nearest
 
 # %% ../../nbs/data/11_loading.ipynb #162cb865
 def open_torchvision(entry: DataSet, root: Path, split: str, download: bool = False):
+    "torchvision's own data set; with `download`, what is missing is fetched and unpacked."
     import torchvision.datasets
 
     with warnings.catch_warnings():
@@ -124,6 +125,7 @@ def _standard(images: UInt8[Tensor, 'n c h w']) -> UInt8[Tensor, 'n 3 H W']:
 
 
 def read_split(source: Source, split: str) -> ImageSet:
+    "All of one split as networks take it. Raises UsageError if it is not what its name promises."
     images: Any  # arrays or tensors
     labels: Any
     classes: Any  # strings, or an array of them

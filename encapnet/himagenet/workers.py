@@ -79,6 +79,8 @@ def processes(
 
 # %% ../../nbs/himagenet/04_workers.ipynb #366135f2
 def until(deadline: float | None, what: str) -> Callable[[], None]:
+    "A check that raises OutOfTime once the deadline has passed, saying what was not finished."
+
     def check():
         if deadline is not None and time.monotonic() > deadline:
             raise OutOfTime(f'time is up while {what}; the same command goes on from there')

@@ -73,6 +73,8 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
 def outcome_of(
     trainer: Trainer, history: list[dict], train: ImageSet, test: ImageSet
 ) -> dict[str, Any]:
+    """What the ledger keeps of a run: the last epoch, curves over all of them, and what to compare
+    with."""
     last = history[-1]
     return dict(
         error=last['error'],
