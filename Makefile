@@ -19,7 +19,7 @@ test: $(VENV)/.ready ## run every notebook and every test: 15 minutes at most
 lab: $(VENV)/.ready ## open the guided tour in JupyterLab
 	@$(VENV)/bin/jupyter lab --allow-root --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
 
-check: $(VENV)/.ready ## bring package, notebooks and README in step, and check the style: under a minute
+check: $(VENV)/.ready ## bring package, notebooks and README in step, and check style and types: under a minute
 	@sh .ci/check
 
 $(VENV)/.ready: pyproject.toml .ci/setup

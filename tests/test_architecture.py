@@ -365,6 +365,7 @@ ARROWS = {
         'data.loading',
         'errors',
         'files',
+        'study.config',
         'study.freshness',
         'study.records',
         'study.run',

@@ -139,7 +139,10 @@ def kept_bytes(
         def kept(samples):
             u = torch.empty(samples, groups, positions, dim, requires_grad=True)
             return saved_bytes(
-                lambda *x: dynamic_routing(*x, iterations=iterations, backend=backend), u, transform
+                # two tensors
+                lambda *x: dynamic_routing(*x, iterations=iterations, backend=backend),  # type: ignore[misc]
+                u,
+                transform,
             )
 
         # what does not grow with the batch is the parameters', not the sample's

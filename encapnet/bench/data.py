@@ -41,7 +41,12 @@ def _forever(images: ImageSet, config: DataBenchConfig, device: torch.device):
     "Batch after batch, epoch after epoch."
     for epoch in count():
         for pixels, labels in batches(
-            images, config.batch, 0, epoch, config.loader, drop_last=True
+            images,
+            config.batch,
+            0,
+            epoch,
+            config.loader,  # type: ignore[arg-type]  # what has no step has a loader
+            drop_last=True,
         ):
             yield pixels.to(device), labels.to(device)
 
@@ -49,7 +54,10 @@ def _forever(images: ImageSet, config: DataBenchConfig, device: torch.device):
 def _training_step(config: DataBenchConfig, device: torch.device):
     torch.manual_seed(0)
     options = dict(size=config.side) if config.step == 'EncapNet' else {}
-    network = getattr(networks, config.step)(groups=config.groups, **options).to(device)
+    # what has no loader has a step
+    network = getattr(networks, config.step)(  # type: ignore[arg-type]
+        groups=config.groups, **options
+    ).to(device)
     images, labels = (
         torch.rand(config.batch, 3, config.side, config.side, device=device),
         torch.arange(config.batch, device=device) % 10,

@@ -43,4 +43,4 @@ def work(config: RunConfig, classes: int = 10, images: int | None = None) -> flo
         or images
         or DATASETS[config.data.name].train
     )
-    return operations(config.network, classes) * images * config.schedule.epochs
+    return operations(config.network, classes) * images * config.schedule.epochs  # type: ignore[operator]

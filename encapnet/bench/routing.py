@@ -51,7 +51,7 @@ def routing_call(config: RoutingBenchConfig) -> tuple[Callable[..., Tensor], lis
     )
     if c.backend == 'textbook':
         return lambda u, weight: textbook_routing(u[:, :, 0], weight, c.iterations), [u, transform]
-    options = dict(iterations=c.iterations, backend=c.backend)
+    options: dict[str, Any] = dict(iterations=c.iterations, backend=c.backend)
     if c.routing == 'dynamic':
         return partial(dynamic_routing, **options), [u, transform]
     leaves = [
@@ -111,7 +111,7 @@ def largest_batch(config: RoutingBenchConfig, budget: int = 12 * 2**30) -> int:
 # %% ../../nbs/bench/03_routing.ipynb #1bb6e402
 def largest_batches() -> list[dict[str, Any]]:
     "For both routings of Table 1's layer, with votes and without."
-    layer = dict(
+    layer: dict[str, Any] = dict(
         row='layer',
         hardware='',
         batch=1,

@@ -26,7 +26,7 @@ class _Header(tarfile.TarInfo):
     def fromtarfile(cls, archive):
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f'ends early or is damaged: {error}') from error
@@ -55,6 +55,8 @@ def _checked_parts(member: tarfile.TarInfo, archive: Path, name: str) -> tuple[s
 def archive_members(
     path: Path, name: str, read: bool = True
 ) -> Iterator[Member]:  # read=False: without the files' content
+    """What is in a packed image tree, in its own order. Raises UsageError for what is damaged or
+    has no place in it."""
     passed_over = Counter()
     try:
         refuse_pointer_file(path)
@@ -64,7 +66,8 @@ def archive_members(
                 if len(parts) == 2 and member.isdir():
                     yield *parts, None, None
                 elif len(parts) == 3 and parts[2].lower().endswith(SUFFIXES):
-                    yield *parts, archive.extractfile(member).read() if read else None
+                    # a file, so there is content
+                    yield *parts, archive.extractfile(member).read() if read else None  # type: ignore[union-attr]
                 elif len(parts) == 3:
                     passed_over[PurePosixPath(parts[2]).suffix.lower()] += 1
         tell_passed_over(path, passed_over)

@@ -8,8 +8,9 @@ __all__ = ['check_classes', 'read_cached']
 # %% ../../nbs/data/09_arrays.ipynb #50ba1860
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 import numpy as np
 from .archives import archive_members
 from .cache import cache_file, signature
@@ -51,7 +52,12 @@ def _collect(members: Iterator[Member], where: str, sides: tuple[int, ...]) -> t
     return found, ', '.join(sorted(formats - {''})) or 'lossless'
 
 
-def check_classes(found: Tree, where: str, folders: tuple[str, str] = SPLITS):
+def check_classes(
+    found: Mapping[str, Mapping[str, Any]],  # split -> class -> images, or how many
+    where: str,
+    folders: tuple[str, str] = SPLITS,
+):
+    "Raise UsageError for a class without images, or one that a split lacks."
     for split, part in zip(SPLITS, folders):
         if not found[split]:
             raise UsageError(f'{where}: no classes in {part}; expected {part}/<class>/<image>')
@@ -66,7 +72,7 @@ def check_classes(found: Tree, where: str, folders: tuple[str, str] = SPLITS):
             raise UsageError(f'{where}: class {lacking[0]!r} is in {here} and missing from {there}')
 
 # %% ../../nbs/data/09_arrays.ipynb #53e28f95
-def _read_files(source: Source) -> dict[str, np.ndarray]:
+def _read_files(source: Source) -> dict[str, Any]:
     """Both splits of an image tree as arrays, the classes' names, and the formats that the images
     came in."""
     if source.kind == 'imagefolder':
@@ -86,9 +92,7 @@ def _read_files(source: Source) -> dict[str, np.ndarray]:
     return arrays
 
 # %% ../../nbs/data/09_arrays.ipynb #e123cfc7
-def read_cached(
-    source: Source, split: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def read_cached(source: Source, split: str) -> tuple[np.ndarray, ...]:
     "Images, labels, classes and formats of an image tree, from the cache if it can be trusted."
     path, mark = cache_file(source, '.npz'), signature(source)
     parts = f'{split}_images', f'{split}_labels', 'classes', 'formats'

@@ -30,6 +30,7 @@ def cache_folder() -> Path:
 
 
 def cache_file(source: Source, suffix: str) -> Path:
+    "Where something about a source is kept; another place for another path."
     place = hashlib.sha256(f'{source.kind}:{source.path}'.encode()).hexdigest()[:12]
     return cache_folder() / f'{source.name}-{place}{suffix}'
 

@@ -45,11 +45,8 @@ def remembered(source: Source) -> dict[str, Any]:
         if 'refused' in stored:
             return {'refused': str(stored['refused'])}
         if re.fullmatch('[0-9a-f]{64}', stored['fingerprint']):
-            return {
-                'fingerprint': stored['fingerprint'],
-                'source': str(stored['source']),
-                **{split: int(stored[split]) for split in SPLITS},
-            }
+            counts = {split: int(stored[split]) for split in SPLITS}
+            return {'fingerprint': stored['fingerprint'], 'source': str(stored['source']), **counts}
     return {}
 
 # %% ../../nbs/data/12_content.ipynb #3153b638
@@ -82,7 +79,7 @@ def fingerprint(
         return _known_content(source, _hash([read_split(source, split) for split in SPLITS]))
     if (known := remembered(source)) and 'fingerprint' in known:
         return known['fingerprint']
-    facts = dict(signature=signature(source))
+    facts: dict[str, Any] = dict(signature=signature(source))
     try:
         splits = [read_split(source, split) for split in SPLITS]
         facts |= dict(
@@ -102,6 +99,7 @@ def fingerprint(
 
 # %% ../../nbs/data/12_content.ipynb #20834985
 def sha256_of(path: str | os.PathLike) -> str:
+    "The SHA-256 of a file, in hexadecimal digits."
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 

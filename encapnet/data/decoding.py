@@ -39,6 +39,7 @@ def _refuse_pointer(content: bytes, where: str | Path):
 
 
 def refuse_pointer_file(path: Path):
+    "Raise UsageError for a file that is a Git LFS pointer."
     with open(path, 'rb') as file:
         _refuse_pointer(file.read(len(_POINTER)), path)
 
@@ -106,6 +107,7 @@ OTHERWISE = 'name a data set of your own differently, e.g. --data pets'
 
 # %% ../../nbs/data/05_decoding.ipynb #54680517
 def decode_unguarded(content: bytes, where: str, sides: tuple[int, ...]) -> np.ndarray:
+    "Like `decode`, for threads: within `odd_metadata`, which the whole process enters once."
     expected = ' or '.join(f'{side}x{side}' for side in sides) or 'far fewer'
     _refuse_pointer(content, where)
     try:

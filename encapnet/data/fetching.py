@@ -92,9 +92,9 @@ def fetch(
             # unpacks what it finds
             for split in SPLITS:
                 open_torchvision(entry, work, split, download=True)
-        for file in entry.files:
-            (root / file).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(work / file, root / file)
+        for part in entry.files:
+            (root / part).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(work / part, root / part)
     except (StudyError, OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         if not any(path.is_file() and path.suffix != '.lock' for path in work.rglob('*')):
             shutil.rmtree(work, ignore_errors=True)

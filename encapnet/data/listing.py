@@ -6,6 +6,7 @@
 __all__ = ['look', 'own_sets', 'available']
 
 # %% ../../nbs/data/13_listing.ipynb #4cab7545
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from .archives import archive_members
@@ -23,6 +24,7 @@ from ..study.places import resolve
 def _listed(source: Source) -> dict[str, dict[str, int]]:  # split -> class -> number of images
     "What an image tree holds by the names of its files, none of which is read."
     found: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
+    members: Iterator[tuple[str, str, str | None, Any]]
     if source.kind == 'imagefolder':
         members = tree_files(source.path, entry_of(source.name).folders)
     else:
@@ -145,7 +147,7 @@ def available(
             title='own images',
             found=False,
             state='refused',
-            where=str(Path(root) / name),
+            where=str(Path(root or '') / name),
             source='imagefolder',
             train=None,
             test=None,

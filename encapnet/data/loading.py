@@ -11,6 +11,7 @@ import warnings
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -25,6 +26,7 @@ from ..errors import UsageError, nearest
 
 # %% ../../nbs/data/11_loading.ipynb #162cb865
 def open_torchvision(entry: DataSet, root: Path, split: str, download: bool = False):
+    "torchvision's own data set; with `download`, what is missing is fetched and unpacked."
     import torchvision.datasets
 
     with warnings.catch_warnings():
@@ -123,10 +125,14 @@ def _standard(images: UInt8[Tensor, 'n c h w']) -> UInt8[Tensor, 'n 3 H W']:
 
 
 def read_split(source: Source, split: str) -> ImageSet:
-    entry = entry_of(source.name)
+    "All of one split as networks take it. Raises UsageError if it is not what its name promises."
+    images: Any  # arrays or tensors
+    labels: Any
+    classes: Any  # strings, or an array of them
+    entry: Any = entry_of(source.name)
     kind = source.kind
     if kind == 'embedded':
-        images, labels, classes = *entry.embedded()[split], entry.classes
+        images, labels, classes = *entry.embedded()[split], entry.classes  # type: ignore[misc]  # two
     elif kind == 'torchvision':
         images, labels, classes = _read_torchvision(source, split)
     elif entry.side:

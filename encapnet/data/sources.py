@@ -11,6 +11,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from .registry import DATASETS, SPLITS, entry_of
 from ..errors import UsageError, nearest
 from ..study.places import resolve
@@ -22,7 +23,7 @@ class Source:
 
     name: str  # as in `DATASETS`
     kind: str  # "embedded", "torchvision", "imagefolder" or "imagefolder archive"
-    path: Path | None  # torchvision's root, the tree's folder, the archive; None when embedded
+    path: Any  # a Path: torchvision's root, the tree's folder, the archive; None when embedded
 
 
 def _archives(name: str, root: Path) -> list[Path]:

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 from .decoding import SUFFIXES, unreadable
@@ -18,7 +19,8 @@ from .registry import SPLITS
 from ..errors import UsageError
 
 # %% ../../nbs/data/06_trees.ipynb #07562161
-Member = tuple[str, str, str | None, bytes | None]  # split, class, file, content
+# split, class, file, and its content: bytes, or None where it is not read
+Member = tuple[str, str, str | None, Any]
 Tree = dict[str, dict[str, dict[str, np.ndarray]]]  # split -> class -> file -> pixels
 
 # What systems and tools leave beside classes and images, in lower case: macOS, Synology, ext4,
@@ -36,10 +38,12 @@ _HOUSEKEEPING = {
 
 
 def is_visible(name: str) -> bool:
+    "Whether a file or folder is the user's, not one that a system leaves behind."
     return not name.startswith('.') and name.lower() not in _HOUSEKEEPING
 
 
 def check_size(size: int, where: str):
+    "Raise UsageError for a file of more than 64 MiB."
     if size > 2**26:
         raise UsageError(f'{where} has {size >> 20} MiB; no image of this set is that large')
 
@@ -110,6 +114,7 @@ def tree_files(
 
 
 def bytes_of(path: Path) -> bytes:
+    "A file's content. Raises UsageError that names it."
     try:
         return path.read_bytes()
     except OSError as error:
@@ -117,5 +122,6 @@ def bytes_of(path: Path) -> bytes:
 
 
 def tree_members(folder: Path, folders: tuple[str, str]) -> Iterator[Member]:
+    "What `tree_files` finds, with the files' content."
     for *which, path in tree_files(folder, folders):
-        yield *which, path and bytes_of(path)
+        yield *which, path and bytes_of(path)  # type: ignore[misc]  # three and one

@@ -25,8 +25,9 @@ def read_boxes(path: str | os.PathLike) -> list[tuple[str, Box]]:  # class and b
     content = Path(path).read_bytes()
     try:
         return [
-            (
+            (  # type: ignore[misc]
                 found.findtext('name', '').strip(),
+                # as many as there are edges
                 tuple(int(float(found.findtext(f'bndbox/{edge}', ''))) for edge in EDGES),
             )
             for found in fromstring(content, forbid_dtd=True).iter('object')

@@ -79,7 +79,10 @@ def _score_all(
 # %% ../../nbs/himagenet/06_build.ipynb #5a5eacb1
 def _jobs(tree: Tree, chosen: list[str], target: Path, settings: Settings) -> list[Job]:
     files = validation_files(tree)
-    listed = {'train': lambda label: image_files(tree.images / 'train' / label), 'test': files.get}
+    listed: dict[str, Callable[[str], Any]] = {
+        'train': lambda label: image_files(tree.images / 'train' / label),
+        'test': files.get,
+    }
     return [
         Job(
             split,
@@ -219,7 +222,7 @@ def build(
     place, target, file = root / 'himagenet', root / 'himagenet.building', weights_file(weights)
     settings = settings_of(tree, classes, padding, side, file)
     if _there(place, settings):
-        return _read_record(place / MANIFEST)
+        return json.loads((place / MANIFEST).read_text(encoding='utf-8'))
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model = load_resnet(file, len(tree.classes)).to(device)
     check_writable(target)
@@ -243,4 +246,4 @@ def build(
             f'cannot build {place}: {error.filename or ""}: {error.strerror or error}'
         ) from error
     (root / '.himagenet.lock').unlink(missing_ok=True)
-    return _read_record(place / MANIFEST)
+    return json.loads((place / MANIFEST).read_text(encoding='utf-8'))

@@ -67,6 +67,7 @@ def load_resnet(path: Path, classes: int) -> torch.nn.Module:
 
 # %% ../../nbs/himagenet/02_ranking.ipynb #a4812476
 def try_decode(path: Path) -> tuple[np.ndarray | None, str]:  # pixels, or what is wrong
+    "A photograph's pixels, or None and why it cannot be read."
     try:
         return decode(path.read_bytes(), path.name, ()), ''
     except UsageError as error:

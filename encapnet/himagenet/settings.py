@@ -28,6 +28,7 @@ class Settings:
 
 
 def settings_of(tree: Tree, classes: int, padding: float, side: int, weights: Path) -> Settings:
+    "The settings of a build. Raises UsageError for those that are out of range."
     if not 1 <= classes <= len(tree.classes):
         raise UsageError(
             f'--classes is {classes}; expected 1 to {len(tree.classes)}, which {tree.images} has'

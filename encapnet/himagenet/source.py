@@ -33,6 +33,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path) -> list[Path]:
+    "The JPEG files of a folder, by name."
     return sorted(
         path
         for path in folder.iterdir()

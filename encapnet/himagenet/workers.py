@@ -24,7 +24,8 @@ def _follow():
     """What a process does first: leave Ctrl-C to the first process, and end when that one does,
     however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    first = multiprocessing.parent_process().sentinel
+    # only a child comes here
+    first = multiprocessing.parent_process().sentinel  # type: ignore[union-attr]
     threading.Thread(target=lambda: (wait([first]), os._exit(1)), daemon=True).start()
 
 # %% ../../nbs/himagenet/04_workers.ipynb #8026cbf8
@@ -78,6 +79,8 @@ def processes(
 
 # %% ../../nbs/himagenet/04_workers.ipynb #366135f2
 def until(deadline: float | None, what: str) -> Callable[[], None]:
+    "A check that raises OutOfTime once the deadline has passed, saying what was not finished."
+
     def check():
         if deadline is not None and time.monotonic() > deadline:
             raise OutOfTime(f'time is up while {what}; the same command goes on from there')

@@ -162,7 +162,8 @@ def simulate(world: World, studies: int = 2000, seed: int = 0) -> Studies:
     import numpy as np
 
     batches = list(_batches(world, studies, np.random.default_rng(seed)))
-    return Studies(*(np.concatenate(values) for values in list(zip(*batches))[:3]), world.images)
+    # three arrays, and the number of images
+    return Studies(*(np.concatenate(values) for values in list(zip(*batches))[:3]), world.images)  # type: ignore[call-arg]
 
 
 def judge_simulated(studies: Studies, rule: Rule, world: World, level: float = 0.05) -> Rates:
@@ -198,7 +199,7 @@ def _worlds() -> dict[str, World]:
         for kind in kinds
     ]
     large = ((1.0, 0.0, 'equal'), (5.0, 0.3, 'unequal'), (20.0, 1.0, 'equal'), (50.0, 0.3, 'equal'))
-    found += [World(3, error, 10_000, 0.8, *kind) for error, *kind in large]
+    found += [World(3, error, 10_000, 0.8, *kind) for error, *kind in large]  # type: ignore[arg-type]
     found += [World(3, 1.7, 1000, 0.8, spread, 'equal', 0.9) for spread in (0.0, 0.15, 0.3)]
     found += [World(seeds, 5.0, 1000, 0.0, 0.0, 'equal', None, 0.0) for seeds in (2, 3, 5)]
     found += [
@@ -285,6 +286,7 @@ def tabulated() -> list[dict[str, str]]:
     with (
         resources.files('encapnet.study')
         .joinpath('judging_worlds.csv')
-        .open(encoding='utf-8', newline='') as file
+        # typeshed does not know that it takes all that open() does
+        .open(encoding='utf-8', newline='') as file  # type: ignore[call-overload]
     ):
         return list(csv.DictReader(file))

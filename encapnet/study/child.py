@@ -46,7 +46,7 @@ class Killed(StudyError):
 @contextmanager
 def child_process(
     arguments: Iterable[str], entry: str = '', variables: dict[str, str] | None = None, **more
-) -> Iterator[tuple[subprocess.Popen, Any]]:
+) -> Iterator[tuple[Any, Any]]:  # the process, a Popen; the file of what it says of errors
     environment = by_itself() | dict(PYTHONUNBUFFERED='1') | (variables or {})
     with tempfile.TemporaryFile('w+') as errors:
         child = subprocess.Popen(
@@ -67,7 +67,7 @@ def child_process(
                     child.wait(timeout=30)
                 except subprocess.TimeoutExpired:
                     child.kill()
-            child.stdout.close()
+            child.stdout.close()  # type: ignore[union-attr]  # a pipe
 
 # %% ../../nbs/study/14_child.ipynb #a5d406fa
 def call(
@@ -101,7 +101,8 @@ def failure_of(code: int, said: str) -> StudyError | UsageError:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     ended = f'it ended with code {code}' if code > 0 else f'it was killed by signal {-code}'
     why = lines[-1].removeprefix('encapnet: ') if lines else ended
-    return Killed(why) if code < 0 else {2: UsageError, 75: OutOfTime}.get(code, StudyError)(why)
+    kinds: dict[int, type[StudyError | UsageError]] = {2: UsageError, 75: OutOfTime}
+    return Killed(why) if code < 0 else kinds.get(code, StudyError)(why)
 
 # %% ../../nbs/study/14_child.ipynb #a41c0fe1
 def train_arguments(run: Run, data_root, reports, deadline: float | None) -> list[str]:

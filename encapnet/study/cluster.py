@@ -115,7 +115,7 @@ def connected(address: str) -> Iterator[Any]:
     import logging
     import ray
 
-    quiet = dict(log_to_driver=False, logging_level=logging.CRITICAL)
+    quiet: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.CRITICAL)
     with ExitStack() as stack:
         # Ray tells there who died, and so do we
         stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, 'w'))))

@@ -59,7 +59,7 @@ def own_parts(name: str) -> tuple[str, int]:  # folder, side
     return folder, int(side or 32)
 
 
-def sides_of(network: Strict) -> tuple[int, ...]:
+def sides_of(network: NetworkConfig) -> tuple[int, ...]:
     """Heights (and widths) of the images that a network takes: torchvision's pool whatever map is
     left."""
     return SIDES if network.kind == 'Torchvision' else (getattr(network, 'size', 32),)
@@ -142,7 +142,8 @@ class Identified(Strict):
         # A union's tag is a default of the member that it selects; without it two kinds could look
         # alike.
         if 'network' in type(self).model_fields:
-            content['network'] = dict(content.get('network', {}), kind=self.network.kind)
+            kind = self.network.kind  # type: ignore[attr-defined]  # of those that have one
+            content['network'] = dict(content.get('network', {}), kind=kind)
         return hashlib.sha256(
             json.dumps(content, sort_keys=True, separators=(',', ':')).encode()
         ).hexdigest()[:12]
@@ -311,7 +312,7 @@ class DataBenchConfig(BenchConfig):
 
     @property
     def backend(self) -> str:
-        return self.loader or self.step
+        return self.loader or self.step or ''
 
     @model_validator(mode='after')
     def _one_of_the_two(self):

@@ -107,7 +107,7 @@ def _class(node: ast.ClassDef, at: Reading) -> list:
 # %% ../../nbs/study/07_definitions.ipynb #b47daf1d
 @_reduced.register(ast.FunctionDef)
 @_reduced.register(ast.AsyncFunctionDef)
-def _(node: ast.stmt, at: Reading) -> list:
+def _(node: ast.FunctionDef | ast.AsyncFunctionDef, at: Reading) -> list:
     return [at.named(node.name) if at.scopes else ['own'], _function(node, at)]
 
 
@@ -125,6 +125,7 @@ def _(node: ast.Lambda, at: Reading) -> list:
 
 @_reduced.register
 def _(node: ast.arguments, at: Reading) -> list:
+    kinds: list[Sequence[ast.arg | None]]
     kinds = [node.posonlyargs, node.args, [node.vararg], node.kwonlyargs, [node.kwarg]]
     return [[at.named(argument.arg) for argument in kind if argument] for kind in kinds]
 
@@ -133,7 +134,7 @@ def _(node: ast.arguments, at: Reading) -> list:
 @_reduced.register(ast.SetComp)
 @_reduced.register(ast.DictComp)
 @_reduced.register(ast.GeneratorExp)
-def _(node: ast.expr, at: Reading) -> list:
+def _(node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp, at: Reading) -> list:
     "The first iterable belongs to where the comprehension stands, all else is inside."
     first = _reduced(node.generators[0].iter, at)
     targets = {
@@ -175,7 +176,8 @@ def _(node: ast.AnnAssign, at: Reading) -> list | None:
 def _(node: ast.JoinedStr, at: Reading) -> list:
     """An f-string with its text in one piece: some releases leave empty pieces (Python 3.12.1),
     or cut where a line ends."""
-    parts: list[ast.expr] = []
+    parts: list[Any] = []
+    value: Any  # a constant, or what is to be formatted
     for value in node.values:
         is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
         if is_text and parts and isinstance(parts[-1], ast.Constant):
@@ -263,7 +265,7 @@ def definition_of_text(source: str) -> Definition:
         'encapnet.notebook',
         '',
         (),
-        imports_of(ast.Module(body), 'encapnet.notebook'),
+        imports_of(ast.Module(body, []), 'encapnet.notebook'),
         keeps_locals=True,
     )
     with at.inside(Scope(bound, kept=bound)):

@@ -99,7 +99,7 @@ SOFTMAX_AXIS = tuple(
     _row(
         name,
         title,
-        CapNetConfig(normalize=normalize, initialization=initialization),
+        CapNetConfig(normalize=normalize, initialization=initialization),  # type: ignore[arg-type]
         augmentation='mild',
         extra=True,
     )
@@ -134,12 +134,14 @@ EXPERIMENTS['table3_left'] = _experiment(
     _row('1_master', 'master (baseline)', EncapNetConfig(coefficients='master')),
     *(
         _row(
-            f'{number}_aide_{source}', f'master/aide, {source}', EncapNetConfig(coefficients=source)
+            f'{number}_aide_{source}',
+            f'master/aide, {source}',
+            EncapNetConfig(coefficients=source),  # type: ignore[arg-type]
         )
         for number, source in enumerate(('v1', 'v2', 'v3'), 2)
     ),
     *(
-        _row(f'{number}_skip_{skip}', f'(4) with {words}', EncapNetConfig(skip=skip))
+        _row(f'{number}_skip_{skip}', f'(4) with {words}', EncapNetConfig(skip=skip))  # type: ignore[arg-type]
         for number, (skip, words) in enumerate(
             (('type1', 'skip on Type I'), ('type2', 'skip on Type II'), ('both', 'both skips')), 5
         )

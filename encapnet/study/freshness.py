@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 from ..errors import StudyError
-from .config import BenchConfig, Identified, MeasureConfig
+from .config import BenchConfig, MeasureConfig, RunConfig
 from .definitions import Module, definition_of_text
 from .scopes import Place, file_of
 
@@ -105,7 +105,7 @@ def code_closure(
     return Code(digest, dict(sorted(definitions.items())))
 
 # %% ../../nbs/study/08_freshness.ipynb #c0bc3e9d
-def roots(config: Identified) -> list[str]:
+def roots(config: RunConfig | MeasureConfig | BenchConfig) -> list[str]:
     "Where a configuration's code begins."
     # bench_routing is measured by a function of that name in encapnet.bench.routing, and so on
     if isinstance(config, BenchConfig):
@@ -130,7 +130,7 @@ def roots(config: Identified) -> list[str]:
     return begins
 
 # %% ../../nbs/study/08_freshness.ipynb #128e56dc
-def code_of(config: Identified) -> Code:
+def code_of(config: RunConfig | MeasureConfig | BenchConfig) -> Code:
     "Today's definitions behind a configuration's result."
     return _code_of(tuple(roots(config)), _stamp())
 
@@ -142,7 +142,8 @@ def _code_of(begins: tuple[str, ...], stamp: tuple) -> Code:
 
 def _stamp() -> tuple:
     "Another one as soon as a source file is: a notebook that stays open sees what its editor does."
-    sources = sorted(file_of('encapnet').parent.rglob('*.py'))
+    package: Any = file_of('encapnet')  # a file: this is a part of it
+    sources = sorted(package.parent.rglob('*.py'))
     return tuple(
         (str(path), status.st_mtime_ns, status.st_size)
         for path in sources
@@ -152,7 +153,7 @@ def _stamp() -> tuple:
 
 def changes(
     stamp: dict[str, Any],  # `code`, `definitions`, and `certificates` where there are any
-    config: Identified,
+    config: RunConfig | MeasureConfig | BenchConfig,
 ) -> str:  # in words; empty where today's code computes the same, or is certified to
     "How today's code differs from the one behind a stamp."
     then, now = stamp.get('definitions') or {}, code_of(config)

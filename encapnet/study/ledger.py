@@ -188,6 +188,7 @@ def _once(path: Path, profile: str = '') -> Ledger:
     (found, notes), same = _numbered(path), {}
     lines = []  # run, fresh, number, record
     for number, record in found.values():
+        run: tuple
         config, run = config_of(record), (record.key,)
         if isinstance(config, RunConfig):
             if config.profile != profile:

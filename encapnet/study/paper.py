@@ -199,7 +199,8 @@ def fig2_authors() -> tuple[AuthorsBin, ...]:
     with (
         resources.files('encapnet.study')
         .joinpath('fig2_authors.csv')
-        .open(encoding='utf-8', newline='') as file
+        # typeshed does not know that it takes all that open() does
+        .open(encoding='utf-8', newline='') as file  # type: ignore[call-overload]
     ):
         rows = csv.DictReader(file)
         return tuple(

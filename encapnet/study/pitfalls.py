@@ -128,7 +128,7 @@ def _test_statements(notebook: str) -> Iterator[str]:
             continue
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.stmt):
-                yield _without_layout(ast.get_source_segment(source, node))
+                yield _without_layout(ast.get_source_segment(source, node) or '')
 
 
 def lost_tests(

@@ -36,7 +36,8 @@ def _is_ours(file: Path, changed: int) -> bool:
 def package_clone() -> Path | None:
     """The root of the clone that this package is imported from; None where it was installed,
     without its notebooks."""
-    root = Path(importlib.util.find_spec('encapnet').origin).resolve().parents[1]
+    # this is a part of it, so there is a specification, and it names a file
+    root = Path(importlib.util.find_spec('encapnet').origin).resolve().parents[1]  # type: ignore[union-attr,arg-type]
     return root if is_clone(root) else None
 
 

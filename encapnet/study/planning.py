@@ -4,10 +4,12 @@
 
 # %% ../../nbs/study/04_planning.ipynb #f61284f5
 from __future__ import annotations
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 from ..errors import UsageError
 from .architectures import CapNetConfig
 from encapnet.study.config import (
+    BenchConfig,
     CapConvBenchConfig,
     DataBenchConfig,
     DataConfig,
@@ -107,13 +109,13 @@ def routing_benches(
 ) -> list[RoutingBenchConfig]:
     "Every candidate, in the order of its turn."
     full, free = 64 * groups, ('chunked', 'triton') if cuda else ('chunked',)
-    sizes = [('dynamic', 4, j * groups // 32) for j in (128, 512, 2048, 8192)] + [
+    sizes: list[Any] = [('dynamic', 4, j * groups // 32) for j in (128, 512, 2048, 8192)] + [
         ('em', 4, j) for j in (full // 4, full)
     ]
     sizes += [('dynamic', batch, full) for batch in ((1, 8, 32, 128) if cuda else (1, 16, 128))] + [
         ('em', 128, full)
     ] * cuda
-    layer = dict(
+    layer: dict[str, Any] = dict(
         groups=groups,
         positions=64,
         dim=8,
@@ -134,7 +136,9 @@ def routing_benches(
         for routing, batch, higher in sizes
         for backend in ('reference', *free)
     ]
-    digits = dict(layer, groups=36 * groups, positions=1, higher=10, batch=4 * groups)
+    digits: dict[str, Any] = dict(
+        layer, groups=36 * groups, positions=1, higher=10, batch=4 * groups
+    )
     return chosen + [
         RoutingBenchConfig(row=f'digitcaps_{backend}', backend=backend, **digits)
         for backend in ('textbook', *free)
@@ -145,7 +149,7 @@ def transport_benches(
     hardware: str, groups: int = 32, cuda: bool = False, rounds: int = 2
 ) -> list[TransportBenchConfig]:
     "Every candidate, in the order of its turn."
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         batch=4 * groups, dim=2 * groups, hardware=hardware, rounds=rounds, trial=groups != 32
     )
     return [
@@ -180,13 +184,13 @@ def data_benches(
 ) -> list[DataBenchConfig]:
     """Every candidate, in the order of its turn: the loaders, and the steps at the width of
     measurements and at an eighth of it."""
-    every = dict(batch=groups, hardware=hardware, rounds=rounds, trial=groups != 32)
+    every: dict[str, Any] = dict(batch=groups, hardware=hardware, rounds=rounds, trial=groups != 32)
     loaders = [
         DataBenchConfig(row=f'{loader}_{side}', loader=loader, side=side, **every)
         for side in (32, 64)
         for loader in ('none', 'mild', 'strong')
     ]
-    steps = [
+    steps: list[Any] = [
         ('VanillaCNN', groups, 32),
         ('SixLayerEncapNet', groups, 32),
         ('EncapNet', groups, 32),
@@ -203,7 +207,7 @@ def data_benches(
     ]
 
 
-BENCHES = dict(
+BENCHES: dict[str, tuple[type[BenchConfig], Callable[..., list[Any]]]] = dict(
     bench_routing=(RoutingBenchConfig, routing_benches),
     bench_transport=(TransportBenchConfig, transport_benches),
     bench_capconv=(CapConvBenchConfig, capconv_benches),

@@ -12,7 +12,7 @@ from ..errors import StudyError
 from . import freshness
 from .answers import unpack_mistakes
 from .architectures import Positive, Strict
-from .config import Identified, MeasureConfig, RunConfig
+from .config import BenchConfig, MeasureConfig, RunConfig
 from .experiments import EXPERIMENTS
 from .planning import BENCHES, measurements
 from .profiles import PROFILES
@@ -175,10 +175,10 @@ def known_rows(experiment: str) -> list[str]:
     return [name for name, row in EXPERIMENTS.get(experiment, {}).items() if not row.home]
 
 
-def config_of(record: Record) -> Identified:
+def config_of(record: Record) -> Any:  # RunConfig, MeasureConfig or BenchConfig
     """A record's configuration, checked. Raises StudyError if it is none of its row's, or not the
     one that its key stands for."""
-    kind = (
+    kind: Any = (
         MeasureConfig
         if record.experiment == COSTS
         else BENCHES.get(record.experiment, (RunConfig, None))[0]
@@ -234,6 +234,6 @@ def check_record(record: Record, home: str):
         )
 
 
-def changed_code(record: Record, config: Identified) -> str:
+def changed_code(record: Record, config: RunConfig | MeasureConfig | BenchConfig) -> str:
     "Why a record is stale, in words; empty if it is not."
     return freshness.changes(record.provenance, config)

@@ -8,13 +8,13 @@ import json
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 from filelock import Timeout
 from ..errors import StudyError
 from ..files import check_writable, lock, sweep, write_atomic
 from . import freshness
 from .architectures import Strict
-from .config import MeasureConfig, RunConfig
+from .config import BenchConfig, MeasureConfig, RunConfig
 from .freshness import Code
 from .ledger import append_ledger
 from .records import SCHEMA, Record, UnknownSchema, read_record, changed_code
@@ -22,7 +22,7 @@ from .places import resolve
 from .provenance import provenance
 
 # %% auto #0
-__all__ = ['CHECKPOINTS', 'State', 'Run', 'write_config', 'finished', 'record_of', 'state', 'finish', 'ledger_path']
+__all__ = ['CHECKPOINTS', 'Config', 'State', 'Run', 'write_config', 'finished', 'record_of', 'state', 'finish', 'ledger_path']
 
 # %% ../../nbs/study/13_run.ipynb #219c2d7a
 # the last one, and the one before
@@ -36,10 +36,13 @@ class State(Strict):
     why: str = ''
 
 # %% ../../nbs/study/13_run.ipynb #b92b0221
-class Run:
+Config = TypeVar('Config', bound=RunConfig | MeasureConfig | BenchConfig)
+
+
+class Run(Generic[Config]):
     "One run's folder in the store."
 
-    def __init__(self, root: str | Path, config: RunConfig | MeasureConfig):
+    def __init__(self, root: str | Path, config: Config):
         self.config, self.folder = (
             config,
             resolve(root) / config.experiment / config.row / config.key,

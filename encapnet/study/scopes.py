@@ -6,7 +6,7 @@
 from __future__ import annotations
 import ast
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -78,7 +78,7 @@ CAPTURES = ast.ExceptHandler, ast.MatchAs, ast.MatchStar
 class Scope:
     "Names that a function, a class or a comprehension binds."
 
-    def __init__(self, bound: set[str], kept: set[str] = frozenset(), is_class: bool = False):
+    def __init__(self, bound: set[str], kept: Set[str] = frozenset(), is_class: bool = False):
         self.bound = bound | kept
         self.kept = kept  # of these, the ones that are known by name: parameters
         # whose names are attributes: all kept, and unseen by its methods

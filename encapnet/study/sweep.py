@@ -170,5 +170,5 @@ class Sweep(_Book):
             write_config(run, self.bars.say)
         except UnknownSchema as error:
             self.bars.say(f'{run.name}: {error}')
-        else:
-            return True
+            return False
+        return True

@@ -34,7 +34,8 @@ def _measuring() -> Iterator[Callable[[str], dict[str, Any]]]:
         yield partial(_measure, child, errors.fileno())
 
 
-def _measure(child: subprocess.Popen, errors: int, path: str) -> dict[str, Any]:
+def _measure(child: Any, errors: int, path: str) -> dict[str, Any]:
+    result: Any
     before, result = os.fstat(errors).st_size, None
     try:
         print(path, file=child.stdin, flush=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from ..study.config import RunConfig
 from typing import Any
 import torch
 from safetensors import SafetensorError
@@ -139,7 +140,9 @@ def _class_count(name: str, data_root) -> int:
     return len(test_images(name, data_root).classes)
 
 
-def look_back(run: Run, epoch: int, data_root: str | os.PathLike | None = None) -> torch.nn.Module:
+def look_back(
+    run: Run[RunConfig], epoch: int, data_root: str | os.PathLike | None = None
+) -> torch.nn.Module:
     """A network as it was after an epoch, in evaluation. Raises StudyError if weights were not
     kept, are damaged, another run's or of other code."""
     last, lost = (

@@ -194,7 +194,7 @@ class DistributedTrainer(_LedTrainer):
             super().recompute(images)
 
 # %% ../../nbs/training/10_distributed.ipynb #0241d42c
-def _follow(run: Run, data_root, processes: Processes) -> int:  # what to end with
+def _follow(run: Run[RunConfig], data_root, processes: Processes) -> int:  # what to end with
     "Do what the main process says, on one's own device."
     keep_memory()
     pin_threads()
@@ -218,7 +218,7 @@ def _follow(run: Run, data_root, processes: Processes) -> int:  # what to end wi
 
 # %% ../../nbs/training/10_distributed.ipynb #2de22246
 def fit(
-    run: Run,  # which run, in which store
+    run: Run[RunConfig],  # which run, in which store
     data_root: str | os.PathLike | None = None,  # where the images are
     reports: str | os.PathLike | None = None,  # whose ledger the record enters
     tell: Callable[[dict], None] = lambda event: (

@@ -37,7 +37,7 @@ from .trainer import Trainer
 __all__ = ['prepare', 'fit']
 
 # %% ../../nbs/training/07_fit.ipynb #22133b90
-def prepare(run: Run, data_root, device: torch.device) -> tuple[ImageSet, ImageSet]:
+def prepare(run: Run[RunConfig], data_root, device: torch.device) -> tuple[ImageSet, ImageSet]:
     "The run's data, proven to be those of its configuration, on the device."
     wanted, sides = run.config.data, sides_of(run.config.network)
     if (side := side_of(wanted.name)) not in sides:
@@ -101,7 +101,7 @@ def _begin(run: Run, ledger, say) -> dict[str, Any]:
 
 # %% ../../nbs/training/07_fit.ipynb #17214d47
 def fit(
-    run: Run,  # which run, in which store
+    run: Run[RunConfig],  # which run, in which store
     data_root: str | os.PathLike | None = None,  # where the images are
     reports: str | os.PathLike | None = None,  # whose ledger the record enters
     tell: Callable[[dict], None] = lambda event: (
@@ -124,6 +124,7 @@ def fit(
     with run.locked():
         if record := _ready(run, ledger):
             return record
+        assert run.code is not None  # a run that is held knows its code
         before = _begin(run, ledger, say)
         keep_memory()
         threads, device = pin_threads(_number(before.get('threads'), 1, None)), pick_device()

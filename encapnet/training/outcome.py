@@ -33,7 +33,7 @@ def train_epoch(
     "Train for epoch `number` (from 0); all that is to be known of it."
     config = trainer.config
     epochs, start = config.schedule.epochs, None if number else diagnose(trainer, train)
-    row = dict(epoch=number + 1) | trainer.epoch(train, number, progress)
+    row: dict[str, Any] = dict(epoch=number + 1) | trainer.epoch(train, number, progress)
     if config.statistics == 'recomputed':
         trainer.recompute(train)
     # two whole evaluations say whether a network still moves
@@ -48,16 +48,15 @@ def train_epoch(
         raise StudyError(f'the test loss is {row["test_loss"]} after epoch {number + 1}')
     if said := diagnose(trainer, train):
         row |= dict(diagnostics=said) | (dict(start=start) if start else {})
-    if said := agree(trainer, test):
-        row |= dict(agreement=said)
+    if agreement := agree(trainer, test):
+        row |= dict(agreement=agreement)
     if number in (0, epochs - 1):
         row |= dict(weights=digest(trainer.model))
     return row
 
 # %% ../../nbs/training/06_outcome.ipynb #a0242dd7
 def _constant_error(images: ImageSet) -> float:
-    """What it errs, in percent, to give every image of a set the answer that is right most often:
-    what chance comes to."""
+    "The error (%) of always giving the most frequent answer."
     return 100 - 100 * images.labels.bincount().max().item() / len(images)
 
 
@@ -74,6 +73,8 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
 def outcome_of(
     trainer: Trainer, history: list[dict], train: ImageSet, test: ImageSet
 ) -> dict[str, Any]:
+    """What the ledger keeps of a run: the last epoch, curves over all of them, and what to compare
+    with."""
     last = history[-1]
     return dict(
         error=last['error'],

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 import torch
 from torch import Tensor, distributed
 from ..errors import StudyError, UsageError
@@ -45,7 +46,7 @@ class Processes:
 
     def hear(self) -> tuple:
         "What the main process says next."
-        box = [None]
+        box: list[Any] = [None]
         with self.at_work():
             distributed.broadcast_object_list(box, src=0)
         return box[0]

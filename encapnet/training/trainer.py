@@ -97,7 +97,8 @@ def total_loss(
     loss = trainer.loss(scores, y)
     if divergence is None:
         return loss, loss.detach().float()[None]
-    return loss + trainer.config.feedback.weight * divergence, torch.stack(
+    # without feedback there is no divergence
+    return loss + trainer.config.feedback.weight * divergence, torch.stack(  # type: ignore[union-attr]
         [loss.detach().float(), divergence.detach().float()]
     )
 

@@ -7,11 +7,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from ...errors import StudyError
 from ...study.config import RunConfig
 from ...study.experiments import EXPERIMENTS, Row
 from ...study.run import CHECKPOINTS, Run, state
 from ...study.places import resolve
+
+if TYPE_CHECKING:
+    import torch
 
 # %% auto #0
 __all__ = ['Offer', 'stored', 'kept_epochs', 'offer', 'missing', 'settled']
