@@ -14,7 +14,7 @@ from filelock import FileLock
 from .errors import StudyError
 
 # %% auto #0
-__all__ = ['write_atomic', 'sweep', 'check_writable', 'lock', 'held_alone']
+__all__ = ['write_atomic', 'public_mode', 'sweep', 'check_writable', 'lock', 'held_alone']
 
 # %% ../nbs/01_files.ipynb #30a370e5
 def write_atomic(
@@ -46,7 +46,7 @@ def write_atomic(
             if os.name != 'posix':
                 file.close()  # Windows renames no file that is open
             # mkstemp makes files private; these are for everyone
-            os.chmod(temporary, 0o666 & ~_umask())
+            os.chmod(temporary, public_mode())
             if keep is not None and path.exists():
                 os.replace(path, keep)
             os.replace(temporary, path)
@@ -60,10 +60,11 @@ def write_atomic(
 
 # %% ../nbs/01_files.ipynb #69ea5cbb
 @lru_cache(1)
-def _umask() -> int:
+def public_mode() -> int:
+    "What a file that is made in the ordinary way may be read and written by."
     mask = os.umask(0o022)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask
 
 
 def _sync_folder(folder: Path):

@@ -86,11 +86,28 @@ def test_a_clone_as_it_was_committed(clone):
     assert asked(folder) == (head, False)
 
 
+@pytest.mark.parametrize('mark', ['--assume-unchanged', '--skip-worktree'])
+def test_a_file_that_git_shall_not_look_at_is_unknown(clone, mark):
+    folder, head = clone
+    file = 'encapnet/nn/routing.py'
+    subprocess.run(['git', '-C', folder, 'update-index', mark, file], check=True)
+    with open(folder / file, 'a') as opened:
+        opened.write('X = 1\n')
+    assert asked(folder) == (head, None)
+
+
+def test_a_module_that_git_ignores_is_a_change(clone):
+    folder, head = clone
+    (folder / '.git/info/exclude').write_text('surprise.py\n')
+    (folder / 'encapnet/nn/surprise.py').write_text('X = 1\n')
+    assert asked(folder) == (head, True)
+
+
 @pytest.mark.parametrize(
     'file',
     [
         'encapnet/nn/routing.py',
-        'encapnet/training.py',
+        'encapnet/training/fit.py',
         'nbs/reports/table1.ipynb',
         'encapnet/study/fig2_authors.csv',
         'encapnet/show/page/templates/report/style.css',

@@ -20,18 +20,19 @@ from .trees import is_visible
 def cache_folder() -> Path:
     "Where decoded images and hashes are kept; safe to delete at any time."
     if chosen := os.environ.get('ENCAPNET_CACHE'):
-        return Path(chosen)
-    try:
-        return Path(os.environ.get('XDG_CACHE_HOME') or Path('~/.cache').expanduser()) / 'encapnet'
-    except RuntimeError:
-        return (
-            Path(tempfile.gettempdir()) / f'encapnet-cache-{os.getuid()}'
-        )  # a user without a home
+        return Path(os.path.expanduser(chosen))
+    # what is not absolute is to be ignored, says the XDG specification
+    if os.path.isabs(caches := os.path.expanduser(os.environ.get('XDG_CACHE_HOME', ''))):
+        return Path(caches) / 'encapnet'
+    # HOME may be unset, empty, or the user without an entry among the system's users
+    if os.path.isabs(caches := os.path.expanduser('~/.cache')) and os.environ.get('HOME') != '':
+        return Path(caches) / 'encapnet'
+    return Path(tempfile.gettempdir()) / f'encapnet-cache-{os.getuid()}'
 
 
 def cache_file(source: Source, suffix: str) -> Path:
     "Where something about a source is kept; another place for another path."
-    place = hashlib.sha256(f'{source.kind}:{source.path}'.encode()).hexdigest()[:12]
+    place = hashlib.sha256(os.fsencode(f'{source.kind}:{source.path}')).hexdigest()[:12]
     return cache_folder() / f'{source.name}-{place}{suffix}'
 
 

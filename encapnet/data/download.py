@@ -10,9 +10,10 @@ import errno, hashlib, http.client, os, re, socket, time, urllib.error, urllib.r
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from tqdm.auto import tqdm
 from ..errors import StudyError
+from ..files import lock
 
 # %% ../../nbs/data/00_download.ipynb #2a25acc6
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def download(
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
-            FileLock(f'{part}.lock', timeout=0),
+            lock(part.with_name(f'{part.name}.lock'), timeout=0),
             tqdm(
                 desc=target.name,
                 unit='B',

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 import numpy as np
-from filelock import FileLock
 from tqdm.auto import tqdm
 from .arrays import check_classes
 from .cache import cache_file, signature
@@ -23,7 +22,7 @@ from .registry import SPLITS, entry_of
 from .sources import Source
 from .trees import bytes_of, tree_files
 from ..errors import StudyError, UsageError
-from ..files import sweep, write_atomic
+from ..files import lock, public_mode, sweep, write_atomic
 
 # %% ../../nbs/data/10_mapped.ipynb #4e11369d
 def _mapped(stem: str, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -50,7 +49,7 @@ def read_mapped(source: Source, split: str) -> tuple[np.ndarray, np.ndarray, np.
     older = cache_file(source, f'-{split}')
     try:
         older.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f'{older}.lock'):
+        with lock(older.with_name(f'{older.name}.lock')):
             if found := _mapped(stem, side):
                 return found
             sweep(older.parent, f'{older.name}-*')
@@ -104,6 +103,8 @@ def _write_mapped(source: Source, split: str, stem: str):
             paths,
             f'{source.name} {split}',
         )
+        # mkstemp makes files private; a cache may be shared
+        os.chmod(temporary, public_mode())
         os.replace(temporary, f'{stem}.npy')
     finally:
         Path(temporary).unlink(missing_ok=True)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 import torch
 from PIL import Image
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from tqdm.auto import tqdm
 from ..data.loading import IMAGES, MANIFEST
 from ..errors import StudyError, UsageError
-from ..files import check_writable, write_atomic
+from ..files import check_writable, lock, write_atomic
 from .crops import Job, cut_out
 from encapnet.himagenet.ranking import (
     count_right,
@@ -227,7 +227,7 @@ def build(
     model = load_resnet(file, len(tree.classes)).to(device)
     check_writable(target)
     try:
-        with FileLock(root / '.himagenet.lock', timeout=0):
+        with lock(root / '.himagenet.lock', timeout=0):
             if (about := _read_record(target / MANIFEST)) and not differences(
                 about.get('settings', {}), settings
             ):

@@ -34,6 +34,12 @@ def _git(
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def _hides_changes(root: Path) -> bool:
+    "Whether git has been told not to look at some file (`--assume-unchanged`, `--skip-worktree`)."
+    marks = _git(root, 'ls-files', '-v', '--', 'encapnet', 'nbs') or ''
+    return any(line[0].islower() or line[0] == 'S' for line in marks.splitlines())
+
+
 def revision() -> tuple[str | None, bool | None]:
     """The commit that the code is of, and whether package or notebooks have changed since; None
     for each where nobody knows."""
@@ -46,7 +52,12 @@ def revision() -> tuple[str | None, bool | None]:
     changed = _git(
         root, 'status', '--porcelain', '--untracked-files=normal', '--', 'encapnet', 'nbs'
     )
-    return _git(root, 'rev-parse', '--verify', 'HEAD'), None if changed is None else bool(changed)
+    commit = _git(root, 'rev-parse', '--verify', 'HEAD')
+    if changed is None or _hides_changes(root):
+        return commit, None
+    # a module that git is told to ignore is imported all the same
+    modules = _git(root, 'ls-files', '--others', '--', 'encapnet/*.py')
+    return commit, bool(changed or modules)
 
 # %% ../../nbs/study/09_provenance.ipynb #14dd1de1
 @lru_cache(1)

@@ -17,12 +17,13 @@ from ..data.loading import test_images
 from ..errors import StudyError
 from ..files import write_atomic
 from ..study import freshness
+from ..study.provenance import own_versions
 from ..study.records import SCHEMA, UnknownSchema
 from ..study.run import CHECKPOINTS, Run
 from .trainer import Trainer, build
 
 # %% auto #0
-__all__ = ['pack', 'unpack', 'save', 'resume', 'save_moment', 'look_back']
+__all__ = ['pack', 'OtherTorch', 'unpack', 'save', 'resume', 'save_moment', 'look_back']
 
 # %% ../../nbs/training/05_checkpoint.ipynb #02373bb3
 def pack(
@@ -37,7 +38,13 @@ def pack(
         tensors |= {
             f'optimizer.{index}.{name}': torch.as_tensor(value) for name, value in moments.items()
         }
-    header = dict(schema_version=SCHEMA, key=trainer.config.key, code=code, history=history)
+    header = dict(
+        schema_version=SCHEMA,
+        key=trainer.config.key,
+        code=code,
+        torch=own_versions()['torch'],
+        history=history,
+    )
     return pack_tensors(
         {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
         dict(run=json.dumps(header)),
@@ -53,7 +60,10 @@ def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 f'schema version {version!r}, this version of encapnet reads {SCHEMA}'
             )
         return dict(
-            key=header['key'], code=header.get('code', ''), history=list(header['history'])
+            key=header['key'],
+            code=header.get('code', ''),
+            torch=header.get('torch', ''),  # older checkpoints do not say
+            history=list(header['history']),
         ), tensors
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(f'damaged ({(str(error).splitlines() or ["empty"])[0]})') from error
@@ -64,6 +74,10 @@ def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name[6:]: value for name, value in tensors.items() if name.startswith('model.')}
 
 # %% ../../nbs/training/05_checkpoint.ipynb #9944cc21
+class OtherTorch(StudyError):
+    "Another version made the first half of a run: both halves together are a result of neither."
+
+
 def unpack(trainer: Trainer, content: bytes, code: str = '') -> list[dict[str, Any]]:
     """Put a checkpoint's state into a trainer; returns the history. Raises StudyError if it is
     damaged, another run's or of other code."""
@@ -72,6 +86,9 @@ def unpack(trainer: Trainer, content: bytes, code: str = '') -> list[dict[str, A
         raise StudyError(f'belongs to run {header["key"]}')
     if header['code'] != code:
         raise StudyError('made by other code')
+    torch_here = own_versions()['torch']
+    if header['torch'] not in ('', torch_here):
+        raise OtherTorch(f'made by torch {header["torch"]}, here is {torch_here}')
     model = _weights(tensors)
     here = trainer.model.state_dict()
     # Looked at before anything is loaded: a trainer is filled whole or left as it was.
@@ -110,8 +127,8 @@ def resume(run: Run, trainer: Trainer, say: Callable[[str], None]) -> list[dict[
     for path in filter(os.path.exists, map(run.path, CHECKPOINTS)):
         try:
             return unpack(trainer, path.read_bytes(), _code_digest(run))
-        except UnknownSchema as error:
-            raise UnknownSchema(f'{path}: {error}; move it away to start over') from error
+        except (UnknownSchema, OtherTorch) as error:
+            raise type(error)(f'{path}: {error}; move it away to start over') from error
         except OSError as error:
             raise StudyError(f'cannot read {path}: {error.strerror or error}') from error
         except StudyError as error:
