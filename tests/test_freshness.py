@@ -15,6 +15,7 @@ import pytest
 from encapnet.study import freshness, launch
 from encapnet.study.config import CapNetConfig, MeasureConfig, SixLayerEncapNetConfig
 from encapnet.study.planning import measurements, plan
+from encapnet.study.profiles import PROFILES
 
 PACKAGE = Path(freshness.__file__).parents[1]
 MODULES = {
@@ -22,7 +23,10 @@ MODULES = {
     for path in sorted(PACKAGE.rglob('*.py'))
     if path.stem not in ('__init__', '_modidx')
 }
-CONFIGS = [*plan('table1', 'quick', {'digits': '0' * 64}, 1), *measurements('any machine')]
+CONFIGS = [
+    *plan('table1', PROFILES['quick'], {'digits': '0' * 64}, 1),
+    *measurements('any machine'),
+]
 
 
 def name(config):
@@ -473,7 +477,7 @@ from encapnet import data
 from encapnet.study.planning import plan
 from encapnet.study.run import Run
 from encapnet.training import fit
-for config in plan("table1", "smoke", {"synthetic": data.fingerprint("synthetic")}, 1, sys.argv[1:]):
+for config in plan("table1", PROFILES["smoke"], {"synthetic": data.fingerprint("synthetic")}, 1, sys.argv[1:]):
     fit(Run("store", config), bar=False)
     print(config.key)
 """
@@ -558,7 +562,7 @@ def test_a_stale_record_is_certified_by_its_first_epoch(tmp_path, capsys):
     from encapnet.training import replay
 
     digits = launch.data_hashes(['digits'])['digits']
-    config = plan('table3_left', 'quick', {'digits': digits}, 1, ['1_master'])[0]
+    config = plan('table3_left', PROFILES['quick'], {'digits': digits}, 1, ['1_master'])[0]
     first, epochs = replay(config), config.schedule.epochs
     device = first.pop('device')
     curves = {name: first[name] + [first[name][-1]] * (epochs - 1) for name in ('errors', 'losses')}

@@ -22,7 +22,6 @@ from .profiles import find_profile
 from encapnet.study.launch import (
     PYTHON,
     Killed,
-    Orders,
     call,
     cores,
     data_hashes,
@@ -35,12 +34,13 @@ from ..files import check_writable, write_atomic
 from .ledger import UnknownSchema, append_ledger, read_ledger
 from .run import CHECKPOINTS, Run, finished, ledger_path, state, write_config
 from .places import resolve
+from .request import Request
 
 # %% auto #0
 __all__ = ['PATIENCE_S', 'RETRIES', 'LOOK_SECONDS', 'MOST_BARS', 'STAYS', 'REMOVE', 'STORE_ID', 'INSTALL', 'CONNECT_SECONDS',
            'QUIET', 'SHORT', 'MEMORY_EACH', 'attend', 'enter', 'Processes', 'Sweep', 'news', 'bring_home', 'luggage',
-           'end_with', 'Post', 'store_id', 'shows', 'work', 'inspect', 'samples', 'connected', 'request', 'Cluster',
-           'engine', 'abreast', 'on_processes', 'on_ray']
+           'end_with', 'Post', 'store_id', 'shows', 'work', 'inspect', 'samples', 'connected', 'resources_for',
+           'Cluster', 'engine', 'abreast', 'on_processes', 'on_ray']
 
 # %% ../../nbs/study/11_cluster.ipynb #efa3eb64
 def attend(
@@ -122,18 +122,20 @@ class Processes:
     def room(self) -> bool:
         return not self.slots.empty()
 
-    def begin(self, run: Run, orders: Orders):
+    def begin(self, run: Run, request: Request):
         self.threads.append(
-            threading.Thread(target=self._attend, args=(run, orders, self.slots.get()), daemon=True)
+            threading.Thread(
+                target=self._attend, args=(run, request, self.slots.get()), daemon=True
+            )
         )
         self.threads[-1].start()
 
-    def _attend(self, run: Run, orders: Orders, slot: dict[str, str]):
+    def _attend(self, run: Run, request: Request, slot: dict[str, str]):
         tell = lambda event: self.told.put((run.config.key, event))
         tell(dict(begun=True))
-        seconds = None if orders.deadline is None else orders.deadline - time.monotonic()
+        seconds = None if request.deadline is None else request.deadline - time.monotonic()
         ending = attend(
-            _arguments(run.folder, orders.data_root, orders.retrain, seconds),
+            _arguments(run.folder, request.data_root, request.retrain, seconds),
             tell,
             begun=self._begun,
             variables=slot,
@@ -213,14 +215,14 @@ class _Bars:
 class _Book:
     "Many runs, and what became of each."
 
-    def __init__(self, runs: list[Run], orders: Orders, place):
-        self.runs, self.orders, self.place = {run.config.key: run for run in runs}, orders, place
+    def __init__(self, runs: list[Run], request: Request, place):
+        self.runs, self.request, self.place = {run.config.key: run for run in runs}, request, place
         self.waiting, self.at_work, self.elsewhere = deque(self.runs), set(), set()
         self.deaths, self.finished, self.late, self.bars = Counter(), 0, '', _Bars(runs)
 
     def _done(self, run: Run):
         "Enter a finished run in the ledger."
-        enter(run, self.orders.reports)
+        enter(run, self.request.reports)
         self.bars.show(run, run.config.schedule.epochs)
         self.bars.close(run)
         self.finished += 1
@@ -262,7 +264,7 @@ class _Book:
 
 # %% ../../nbs/study/11_cluster.ipynb #db8257c3
 class Sweep(_Book):
-    "Many runs, and who is at them. A place has `room()`, `begin(run, orders)` and `events()`."
+    "Many runs, and who is at them. A place has `room()`, `begin(run, request)` and `events()`."
 
     def run(self):
         "Train until nothing is left to be trained. Raises OutOfTime."
@@ -283,7 +285,7 @@ class Sweep(_Book):
             raise OutOfTime(self.late)
 
     def _time_is_up(self) -> bool:
-        return self.orders.deadline is not None and time.monotonic() > self.orders.deadline
+        return self.request.deadline is not None and time.monotonic() > self.request.deadline
 
     def _begin(self) -> bool:
         "Begin what there is room for; whether something waits still."
@@ -299,12 +301,12 @@ class Sweep(_Book):
                 self.elsewhere.add(key)
             elif found.name == 'fresh':
                 self._done(run)
-            elif found.name in wanted(self.orders.retrain):
+            elif found.name in wanted(self.request.retrain):
                 if self._time_is_up():
                     self.late = self.late or f'time is up before {run.name}'
                 elif self._config_is_right(run):
                     self.at_work.add(key)
-                    self.place.begin(run, self.orders)
+                    self.place.begin(run, self.request)
         return bool(self.waiting)
 
     def _config_is_right(self, run: Run) -> bool:
@@ -624,7 +626,7 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
 
 # %% ../../nbs/study/11_cluster.ipynb #468df61a
-def request(nodes: list[dict]) -> dict[str, int]:  # resources of Ray's nodes
+def resources_for(nodes: list[dict]) -> dict[str, int]:  # resources of Ray's nodes
     "What one run asks for: num_cpus and num_gpus. Raises StudyError if no machine has anything."
     of = lambda name: [int(node.get(name, 0)) for node in nodes]
     equipped = [(cpus, devices) for cpus, devices in zip(of('CPU'), of('GPU')) if devices and cpus]
@@ -643,18 +645,18 @@ class _Nodes:
     "The machines of a cluster, and what they say when asked."
 
     def __init__(
-        self, ray, runs: list[Run], orders: Orders, ours: bool, shared: bool | None = None
+        self, ray, runs: list[Run], request: Request, ours: bool, shared: bool | None = None
     ):  # is it a Ray of our own; None: look
         self.ray, self.tasks, self.held, self.attempts, self.early = ray, {}, {}, Counter(), []
         nodes, here = (
             [node for node in ray.nodes() if node['Alive']],
             ray.get_runtime_context().get_node_id(),
         )
-        self.asks = request([node['Resources'] for node in nodes])
+        self.asks = resources_for([node['Resources'] for node in nodes])
         self.store = runs[0].folder.parents[2].resolve()
         check_writable(self.store)
         self.identity = store_id(self.store)
-        self.data_root = orders.data_root and str(resolve(orders.data_root).resolve())
+        self.data_root = request.data_root and str(resolve(request.data_root).resolve())
         found = (
             {}
             if ours
@@ -698,7 +700,7 @@ class _Tasks(_Nodes):
     def room(self) -> bool:
         return True
 
-    def begin(self, run: Run, orders: Orders):
+    def begin(self, run: Run, request: Request):
         """Hand a run to Ray. Without a shared store it is held here meanwhile, so that no other
         driver takes it."""
         key, files = run.config.key, None
@@ -718,7 +720,7 @@ class _Tasks(_Nodes):
             files = luggage(run)
         self.attempts[key] += 1
         until = (
-            None if orders.deadline is None else time.time() + orders.deadline - time.monotonic()
+            None if request.deadline is None else time.time() + request.deadline - time.monotonic()
         )
         folder = self.store.joinpath(*run.folder.parts[-3:])
         task = self.work.options(**self.asks, max_retries=0, name=run.name).remote(
@@ -729,7 +731,7 @@ class _Tasks(_Nodes):
             self.identity,
             files,
             self.data_root,
-            orders.retrain,
+            request.retrain,
             self.asks['num_cpus'],
             until,
         )
@@ -784,7 +786,7 @@ class Cluster(_Tasks):
             stack.close()
 
 # %% ../../nbs/study/11_cluster.ipynb #61603f37
-def engine(on: str) -> Callable[[list[Run], Orders], None]:  # for `launch.ensure`
+def engine(on: str) -> Callable[[list[Run], Request], None]:  # for `launch.ensure`
     "What `--on` asks for. Raises UsageError."
     kind, colon, detail = on.partition(':')
     if kind not in ('local', 'ray') or colon and not detail:
@@ -800,15 +802,15 @@ def engine(on: str) -> Callable[[list[Run], Orders], None]:  # for `launch.ensur
     return partial(on_ray, address=detail)
 
 
-def _to_train(runs: list[Run], orders: Orders) -> list[Run]:
+def _to_train(runs: list[Run], request: Request) -> list[Run]:
     """What is not there; what is there enters the ledger. Raises StudyError if the ledger could
     not be written to later."""
-    if orders.reports and any(find_profile(run.config.profile).in_ledger for run in runs):
-        check_writable(Path(orders.reports) / 'ledger')
-    todo = [run for run in runs if state(run).name in (*wanted(orders.retrain), 'running')]
+    if request.reports and any(find_profile(run.config.profile).in_ledger for run in runs):
+        check_writable(Path(request.reports) / 'ledger')
+    todo = [run for run in runs if state(run).name in (*wanted(request.retrain), 'running')]
     for run in runs:
         if run not in todo:
-            enter(run, orders.reports)
+            enter(run, request.reports)
     return todo
 
 
@@ -845,24 +847,24 @@ def abreast() -> int:
 
 
 def on_processes(
-    runs: list[Run], orders: Orders, count: int = 0
+    runs: list[Run], request: Request, count: int = 0
 ):  # 0: as many as there is room for
     "Train in so many processes of this machine. Raises OutOfTime, StudyError."
-    if not (todo := _to_train(runs, orders)):
+    if not (todo := _to_train(runs, request)):
         return
     with _ended_by_a_signal(), Processes(min(count or abreast(), len(todo))) as place:
-        Sweep(todo, orders, place).run()
+        Sweep(todo, request, place).run()
 
 
 def on_ray(
-    runs: list[Run], orders: Orders, address: str = '', shared: bool | None = None
+    runs: list[Run], request: Request, address: str = '', shared: bool | None = None
 ):  # "": a Ray of our own, here
     "Train on a Ray cluster. Raises OutOfTime, StudyError, UsageError."
-    if not (todo := _to_train(runs, orders)):
+    if not (todo := _to_train(runs, request)):
         return
     with connected(address) as ray, _ended_by_a_signal():
-        place = Cluster(ray, todo, orders, not address, shared)
+        place = Cluster(ray, todo, request, not address, shared)
         try:
-            Sweep(todo, orders, place).run()
+            Sweep(todo, request, place).run()
         finally:
             place.close()

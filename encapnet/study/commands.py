@@ -5,29 +5,37 @@
 # %% ../../nbs/study/21_commands.ipynb #ccee57e0
 from __future__ import annotations
 import shlex
-from .config import BenchConfig, MeasureConfig, RunConfig
+from collections.abc import Iterable, Sequence
+from .config import LARGE, SMALL, BenchConfig, MeasureConfig, RunConfig
+from .profiles import Profile
+from .request import Request
 
 # %% auto #0
-__all__ = ['command_for']
+__all__ = ['row_command', 'command_for', 'reproduce_command', 'page_command', 'ledger_command', 'data_command']
 
 # %% ../../nbs/study/21_commands.ipynb #5a13f634
+def row_command(row: str, profile: str, data: str = '', data_root: str = '') -> str:
+    "What to type to get EXPERIMENT/ROW."
+    words = ['encapnet', 'run', row, '--profile', profile]
+    for option, value in (('--data', data), ('--data-root', data_root)):
+        if value:
+            words += [option, value]
+    return shlex.join(words)
+
+
 def command_for(
-    config: RunConfig | MeasureConfig | BenchConfig,
-    profile: str,
-    data_root: str = '',
-    runs: str = 'runs',
-    reports: str = 'reports',
-    retrain: bool = False,
+    config: RunConfig | MeasureConfig | BenchConfig, request: Request, retrain: bool = False
 ) -> str:
     "What to type to get this run."
-    words = ['encapnet', 'run', f'{config.experiment}/{config.row}', '--profile', profile]
+    words = ['encapnet', 'run', f'{config.experiment}/{config.row}']
     # candidates take turns: one comes with the others
     if isinstance(config, BenchConfig):
-        words[1:3] = config.experiment.split('_')
+        words[1:] = config.experiment.split('_')
+    words += ['--profile', request.profile.name]
     if isinstance(config, RunConfig):
         words += ['--seed', str(config.seed), '--data', config.data.name]
-        if data_root:
-            words += ['--data-root', data_root]
+        if request.data_root:
+            words += ['--data-root', request.data_root]
         for option, value, usual in (
             ('--processes', config.processes, 1),
             ('--accumulate', config.accumulate, 1),
@@ -36,7 +44,65 @@ def command_for(
         ):
             if value != usual:
                 words += [option, str(value)]
-    for option, value, usual in (('--runs', runs, 'runs'), ('--reports', reports, 'reports')):
+    for option, value, usual in (
+        ('--runs', request.runs, 'runs'),
+        ('--reports', request.reports, 'reports'),
+    ):
         if value != usual:
             words += [option, value]
     return shlex.join(words + ['--retrain'] * retrain)
+
+# %% ../../nbs/study/21_commands.ipynb #acbb4f6c
+def reproduce_command(
+    reports: str | Iterable[str],
+    profile: str = '',  # "": the usual one, or a page of all profiles
+    seeds: int | None = None,
+    data: str = '',
+    rooted: bool = False,  # whether the data have to be brought along
+    from_ledger: bool = False,
+) -> str:
+    "What to type to get pages."
+    words = ['encapnet reproduce', reports if isinstance(reports, str) else ' '.join(reports)]
+    if profile:
+        words.append(f'--profile {profile}')
+    if seeds is not None:
+        words.append(f'--seeds {seeds}')
+    if data:
+        words.append(f'--data {data}')
+    if rooted:
+        words.append('--data-root DATA')
+    if from_ledger:
+        words.append('--from-ledger')
+    return ' '.join(words)
+
+
+def page_command(report: str, request: Request) -> str:
+    "What to type to get this page again."
+    return reproduce_command(
+        report,
+        request.profile.name,
+        request.seeds,
+        ','.join(request.data),
+        rooted=bool(request.data_root),
+    )
+
+
+def ledger_command(report: str, profile: Profile, configs: Sequence[dict]) -> str:
+    "The same for a page that the ledger made: what the configurations of its records took."
+    names = list(dict.fromkeys(config['data']['name'] for config in configs))
+    usual = names == list(profile.datasets)
+    shipped = set(names) <= {'digits', 'synthetic'}
+    return reproduce_command(
+        report,
+        profile.name,
+        len({config['seed'] for config in configs}),
+        '' if usual else ','.join(names),
+        rooted=not shipped,
+        from_ledger=True,
+    )
+
+# %% ../../nbs/study/21_commands.ipynb #4b249392
+def data_command(name: str, data_root: str | None) -> str:
+    "What to type to get a data set; of one's own, to see what is wrong with it."
+    verb = 'fetch' if name in (*SMALL, *LARGE) else 'list'
+    return shlex.join(['encapnet', 'data', verb, name, '--data-root', data_root or 'data'])

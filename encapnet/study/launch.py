@@ -11,20 +11,20 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from time import sleep
-from typing import Any, NamedTuple
-from ..errors import OutOfTime, StudyError, UsageError, nearest
-from .config import BenchConfig, RunConfig, is_own, own_parts
+from typing import Any
+from ..errors import OutOfTime, StudyError, UsageError
+from .config import BenchConfig, RunConfig, is_own
 from .experiments import EXPERIMENTS
 from .planning import BENCHES, measurements, plan
-from .profiles import find_profile
 from .ledger import UnknownSchema
+from .request import Request
 from .run import Run, State, finish, state, write_config
 
 # %% auto #0
-__all__ = ['ENTRY', 'PYTHON', 'PLACE', 'MISSING', 'WAIT_SECONDS', 'PATIENCE_S', 'PAPER_SETS', 'TABLE4_SETS', 'ARITHMETIC',
-           'GRACE_S', 'Killed', 'call', 'data_hashes', 'wanted', 'Orders', 'ensure', 'note_failure', 'take_turns',
-           'dataset_names', 'planned', 'this_machine', 'measured', 'benched', 'needed', 'cores', 'gpus', 'threads_each',
-           'arithmetic', 'place', 'meeting_point', 'together', 'fit_together']
+__all__ = ['ENTRY', 'PYTHON', 'PLACE', 'WAIT_SECONDS', 'PATIENCE_S', 'PAPER_SETS', 'TABLE4_SETS', 'ARITHMETIC', 'GRACE_S',
+           'Killed', 'call', 'data_hashes', 'wanted', 'ensure', 'note_failure', 'take_turns', 'dataset_names',
+           'planned', 'this_machine', 'measured', 'benched', 'needed', 'cores', 'gpus', 'threads_each', 'arithmetic',
+           'place', 'meeting_point', 'together', 'fit_together']
 
 # %% ../../nbs/study/10_launch.ipynb #cc30b687
 ENTRY = 'from encapnet.cli.main import main; main()'
@@ -136,21 +136,18 @@ def data_hashes(
     return {name: _KNOWN[f'{name} in {data_root}'] for name in names}
 
 # %% ../../nbs/study/10_launch.ipynb #792f6ed2
-MISSING = ('train', 'show', 'fail')
 WAIT_SECONDS = 1.0  # between two looks at a run that another process trains
 
 
-def _todo(runs: list[Run], missing: str, retrain: bool) -> list[Run]:
-    if missing not in MISSING:
-        raise UsageError(f'missing={missing!r}: {nearest(missing, MISSING)}')
+def _todo(runs: list[Run], request: Request) -> list[Run]:
     states = {run: state(run) for run in runs}
-    todo = [run for run in runs if states[run].name in (*wanted(retrain), 'running')]
-    if missing == 'fail' and todo:
+    todo = [run for run in runs if states[run].name in (*wanted(request.retrain), 'running')]
+    if request.missing == 'fail' and todo:
         raise StudyError(
             f'{len(todo)} of {len(runs)} runs are not there, the first is {todo[0].name}; train '
             "them with missing='train'"
         )
-    return todo if missing == 'train' else []
+    return todo if request.missing == 'train' else []
 
 
 def wanted(retrain: bool) -> tuple[str, ...]:
@@ -174,28 +171,15 @@ def _awaited(run: Run, deadline: float | None, say: Callable[[str], None]) -> St
     return found
 
 # %% ../../nbs/study/10_launch.ipynb #decd81f1
-class Orders(NamedTuple):
-    "What holds for every training of a report."
-
-    data_root: str | Path | None = None
-    reports: str | Path | None = None  # whose ledger the records enter
-    retrain: bool = False  # stale and failed runs too
-    deadline: float | None = None  # on time.monotonic()'s clock
-
-
 def ensure(
     runs: list[Run],
-    missing: str = 'train',  # or "show", "fail"
-    data_root: str | Path | None = None,
-    reports: str | Path | None = None,  # whose ledger the records enter
-    retrain: bool = False,  # stale and failed runs too
-    deadline: float | None = None,  # on time.monotonic()'s clock
-    on: Callable[[list[Run], Orders], None]
+    request: Request,
+    on: Callable[[list[Run], Request], None]
     | None = None,  # trains many at once; None: one after the other, here
 ) -> dict[str, State]:  # key -> where each run stands now
     """See to it that runs are there. Raises StudyError (missing='fail'), OutOfTime (deadline),
     UsageError."""
-    todo = sorted(_todo(runs, missing, retrain), key=lambda run: state(run).name == 'running')
+    todo = sorted(_todo(runs, request), key=lambda run: state(run).name == 'running')
     benches, todo = [
         [run for run in todo if isinstance(run.config, BenchConfig) == bench]
         for bench in (True, False)
@@ -203,21 +187,16 @@ def ensure(
     apart = [run for run in todo if on and isinstance(run.config, RunConfig)]
     try:
         if benches:
-            take_turns(benches, reports, deadline)
-        _one_by_one(
-            [run for run in todo if run not in apart], data_root, reports, retrain, deadline
-        )
-        if on and missing == 'train':
-            on(
-                [run for run in runs if isinstance(run.config, RunConfig)],
-                Orders(data_root, reports, retrain, deadline),
-            )
+            take_turns(benches, request)
+        _one_by_one([run for run in todo if run not in apart], request)
+        if on and request.missing == 'train':
+            on([run for run in runs if isinstance(run.config, RunConfig)], request)
     except OutOfTime as error:
-        raise OutOfTime(f'{error}; {_remaining(runs, retrain)}') from None
+        raise OutOfTime(f'{error}; {_remaining(runs, request.retrain)}') from None
     return {run.config.key: state(run) for run in runs}
 
 # %% ../../nbs/study/10_launch.ipynb #fad976f8
-def _one_by_one(todo: list[Run], data_root, reports, retrain: bool, deadline: float | None):
+def _one_by_one(todo: list[Run], request: Request):
     if not todo:
         return
     from tqdm.auto import tqdm
@@ -226,12 +205,12 @@ def _one_by_one(todo: list[Run], data_root, reports, retrain: bool, deadline: fl
     with tqdm(total=sum(weight), unit='epoch', disable=None) as bar:
         say = partial(bar.write, file=sys.stderr)
         for run, epochs in zip(todo, weight):
-            if deadline is not None and time.monotonic() > deadline:
+            if request.deadline is not None and time.monotonic() > request.deadline:
                 raise OutOfTime(f'time is up before {run.name}')
             bar.set_description(run.name)
             before = bar.n
-            while _awaited(run, deadline, say).name in wanted(retrain):
-                if _train(run, data_root, reports, deadline, bar, say, retrain):
+            while _awaited(run, request.deadline, say).name in wanted(request.retrain):
+                if _train(run, request, bar, say):
                     break
             bar.n = before + epochs
             bar.refresh()
@@ -255,18 +234,14 @@ def _remaining(runs: list[Run], retrain: bool) -> str:
 
 # %% ../../nbs/study/10_launch.ipynb #a41c0fe1
 def _train(
-    run: Run, data_root, reports, deadline, bar, say: Callable[[str], None], retrain: bool
+    run: Run, request: Request, bar, say: Callable[[str], None]
 ) -> bool:  # False: another was faster
     try:
         write_config(run, say)
     except UnknownSchema as error:
         say(f'{run.name}: {error}')
         return True
-    arguments = [
-        *_arguments(run, data_root, reports, deadline),
-        '--events',
-        *['--retrain'] * retrain,
-    ]
+    arguments = [*_arguments(run, request), '--events', *['--retrain'] * request.retrain]
     before = bar.n
 
     def tell(event):
@@ -286,7 +261,7 @@ def _train(
     return True
 
 
-def _arguments(run: Run, data_root, reports, deadline: float | None) -> list[str]:
+def _arguments(run: Run, request: Request) -> list[str]:
     "What `encapnet` is told to train a run."
     arguments = [
         'run',
@@ -295,12 +270,13 @@ def _arguments(run: Run, data_root, reports, deadline: float | None) -> list[str
         '--runs',
         str(run.folder.parents[2]),
     ]
-    if data_root:
-        arguments += ['--data-root', str(data_root)]
-    if reports:
-        arguments += ['--reports', str(reports)]
-    if deadline is not None:
-        arguments += ['--max-minutes', f'{max(0.0, deadline - time.monotonic()) / 60:.4f}']
+    if request.data_root:
+        arguments += ['--data-root', request.data_root]
+    if request.reports:
+        arguments += ['--reports', request.reports]
+    if request.deadline is not None:
+        seconds = max(0.0, request.deadline - time.monotonic())
+        arguments += ['--max-minutes', f'{seconds / 60:.4f}']
     return arguments
 
 # %% ../../nbs/study/10_launch.ipynb #c77c053d
@@ -352,11 +328,7 @@ def _measure(child: subprocess.Popen, errors: int, path: str) -> dict[str, Any]:
 PATIENCE_S = 15.0  # seconds measured of one candidate after which it has no further turn
 
 
-def take_turns(
-    runs: list[Run],
-    reports: str | Path | None = None,  # whose ledger the records enter; None: nowhere
-    deadline: float | None = None,  # on time.monotonic()'s clock
-):
+def take_turns(runs: list[Run], request: Request):
     """Time every candidate, round after round, and enter the results. One that fails is marked
     and left out. Raises OutOfTime."""
     from tqdm.auto import tqdm
@@ -370,7 +342,7 @@ def take_turns(
             for run, taken in turns.items():
                 if number >= run.config.rounds or len(taken) < number:
                     continue
-                if deadline is not None and time.monotonic() > deadline:
+                if request.deadline is not None and time.monotonic() > request.deadline:
                     raise OutOfTime('time is up before all had their turns; nothing is kept')
                 bar.set_description(run.name)
                 if not (
@@ -388,7 +360,7 @@ def take_turns(
                 )
     for run, taken in turns.items():
         if taken:
-            _finish_turns(run, taken, reports)
+            _finish_turns(run, taken, request.reports)
 
 # %% ../../nbs/study/10_launch.ipynb #13be6e5b
 def _turn(
@@ -404,7 +376,7 @@ def _turn(
         note_failure(run, str(error), say)
 
 
-def _finish_turns(run: Run, taken: list[dict[str, Any]], reports: str | Path | None):
+def _finish_turns(run: Run, taken: list[dict[str, Any]], reports: str):
     seconds = [value for turn in taken for value in turn['seconds']]
     peaks = [turn['peak'] for turn in taken if turn['peak'] is not None]
     outcome = taken[0] | dict(
@@ -421,7 +393,7 @@ def _finish_turns(run: Run, taken: list[dict[str, Any]], reports: str | Path | N
             run,
             outcome,
             run.config.hardware,
-            None if run.config.trial else reports,
+            None if run.config.trial else reports or None,
             seconds=round(sum(seconds), 1),
         )
 
@@ -430,20 +402,15 @@ PAPER_SETS = ('cifar10', 'mnist')
 TABLE4_SETS = ('cifar10', 'cifar100', 'svhn', 'himagenet32', 'himagenet', 'imagenet')
 
 
-def dataset_names(
-    profile: str, data: str = '', data_root: str | Path | None = None, experiment: str = ''
-) -> list[str]:
+def dataset_names(request: Request, experiment: str = '') -> list[str]:
     """Which data sets: those named, those of the experiment in the paper found under the data
     root, or the profile's."""
-    if named := [name.strip() for name in data.split(',') if name.strip()]:
-        for name in filter(is_own, named):
-            own_parts(name)
-        return named
-    if not data_root:
-        return list(find_profile(profile).datasets)
+    data_root = request.data_root
+    if request.data or not data_root:
+        return list(request.data or request.profile.datasets)
     listed = {
         entry['name']: entry['state']
-        for entry in call('data', 'list', '--json', '--data-root', str(data_root))
+        for entry in call('data', 'list', '--json', '--data-root', data_root)
     }
     known = TABLE4_SETS if experiment == 'table4' else PAPER_SETS
     # What is refused is not passed over: whoever reads it says why.
@@ -462,22 +429,14 @@ def dataset_names(
     return found
 
 # %% ../../nbs/study/10_launch.ipynb #cf5bd9a9
-def planned(
-    experiment: str,  # "table1"
-    profile: str,  # "quick"
-    seeds: int | None = None,  # None: the profile's own number
-    data: str = '',  # data sets, comma separated; "": see `dataset_names`
-    data_root: str | Path | None = None,
-    runs: str | Path = 'runs',  # the store
-) -> list[Run]:
-    """The training runs behind an experiment, in the store. Raises UsageError for unknown names
-    and impossible numbers."""
-    # names and numbers first: reading data takes time
-    plan(experiment, profile, {}, seeds)
-    names = dataset_names(profile, data, data_root, experiment)
+def planned(experiment: str, request: Request) -> list[Run]:
+    "The training runs behind an experiment, in the store. Raises UsageError for unknown names."
+    # the name first: reading data takes time
+    plan(experiment, request.profile, {})
+    hashes = data_hashes(dataset_names(request, experiment), request.data_root)
     return [
-        Run(runs, config)
-        for config in plan(experiment, profile, data_hashes(names, data_root), seeds)
+        Run(request.runs, config)
+        for config in plan(experiment, request.profile, hashes, request.seeds)
     ]
 
 # %% ../../nbs/study/10_launch.ipynb #4b0fc7a1
@@ -487,47 +446,40 @@ def this_machine() -> dict[str, Any]:
     return json.loads(_KNOWN.get('device') or _remember('device', json.dumps(call('device')[0])))
 
 
-def measured(profile: str, runs: str | Path = 'runs') -> list[Run]:
+def measured(request: Request) -> list[Run]:
     "The measurements behind Table 1 on this machine, in the store."
     return [
-        Run(runs, config)
-        for config in measurements(this_machine()['device'], find_profile(profile).cost_groups)
+        Run(request.runs, config)
+        for config in measurements(this_machine()['device'], request.profile.cost_groups)
     ]
 
 
-def benched(bench: str, profile: str, runs: str | Path = 'runs') -> list[Run]:
+def benched(bench: str, request: Request) -> list[Run]:
     """The candidates of a bench on this machine, in the store; without those whose package is not
     installed."""
-    width, machine = find_profile(profile).cost_groups, this_machine()
+    width, machine = request.profile.cost_groups, this_machine()
     configs = BENCHES[bench][1](
         machine['device'], width, machine.get('type') == 'cuda', 2 if width == 32 else 1
     )
     return [
-        Run(runs, config)
+        Run(request.runs, config)
         for config in configs
         if not config.package or importlib.util.find_spec(config.package)
     ]
 
 
-def needed(
-    report: str,
-    profile: str,
-    seeds: int | None = None,
-    data: str = '',
-    data_root: str | Path | None = None,
-    runs: str | Path = 'runs',
-) -> list[Run]:
+def needed(report: str, request: Request) -> list[Run]:
     "Everything that a report rests on; nothing for a report that is no experiment."
     if report in BENCHES:
-        return benched(report, profile, runs)
+        return benched(report, request)
     if report not in EXPERIMENTS:
         return []
     if report != 'table1':
-        return planned(report, profile, seeds, data, data_root, runs)
+        return planned(report, request)
     # two questions to processes that load torch, asked side by side
     with ThreadPoolExecutor() as pool:
-        costs = pool.submit(measured, profile, runs)
-        return planned(report, profile, seeds, data, data_root, runs) + costs.result()
+        costs = pool.submit(measured, request)
+        return planned(report, request) + costs.result()
 
 # %% ../../nbs/study/10_launch.ipynb #3a49484f
 def cores() -> int:
@@ -732,12 +684,10 @@ def _watch(children: list[subprocess.Popen]) -> int | None:
 # %% ../../nbs/study/10_launch.ipynb #4124d35a
 def fit_together(
     run: Run,
-    data_root: str | Path | None = None,
-    reports: str | Path | None = None,  # whose ledger the record enters
-    deadline: float | None = None,  # on time.monotonic()'s clock
+    request: Request,
     more: Iterable[str] = (),  # options of `encapnet run`
 ) -> int:  # 0, or what the main process ended with after saying why
     """Train a run in as many processes as it is for, on this machine. Raises StudyError if one of
     them died."""
     write_config(run, partial(print, file=sys.stderr))
-    return together([*_arguments(run, data_root, reports, deadline), *more], run.config.processes)
+    return together([*_arguments(run, request), *more], run.config.processes)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
+from .commands import reproduce_command
 from .answers import answers_of
 from encapnet.study.claims import (
     CLAIMS,
@@ -1391,18 +1392,16 @@ _REPORTS = {
 def _command(claim: Claim, verdict: str, place: Place, seeds: int) -> str:
     "What to type to know more."
     if all(isinstance(rule, Computed) for rule in claim.rules):
-        return 'encapnet reproduce complexity'
+        return reproduce_command('complexity')
     if isinstance(claim.rules[0], Fits | Ordered):
-        return 'encapnet reproduce table1'
+        return reproduce_command('table1')
     if isinstance(claim.rules[0], Crops):
         return '–'  # no run records what it needs
-    report = (
-        f'table1 {_REPORTS[claim.group]}'
-        if claim.id == 'deep_master_over_table1'
-        else _REPORTS[claim.group]
-    )
+    reports = [_REPORTS[claim.group]]
+    if claim.id == 'deep_master_over_table1':
+        reports = ['table1', *reports]
     if place.routed == 'polarisation':
-        report = 'polarisation'
+        reports = ['polarisation']
     if verdict.startswith('unresolvable'):
         profile, count, data = place.profile, min(max(5, 2 * seeds), 20), place.dataset
     elif verdict == 'too early' and _everywhere(claim):
@@ -1411,8 +1410,8 @@ def _command(claim: Claim, verdict: str, place: Place, seeds: int) -> str:
         profile, count, data = 'quick', 3, 'digits'
     else:
         profile, count, data = CONFIRMING, 3, _paper_set(claim)
-    root = '' if data == 'digits' else f' --data {data} --data-root DATA'
-    return f'encapnet reproduce {report} --profile {profile} --seeds {count}{root}'
+    brought = data != 'digits'
+    return reproduce_command(reports, profile, count, data if brought else '', rooted=brought)
 
 
 def _longer(place: Place) -> tuple[str, int, str]:

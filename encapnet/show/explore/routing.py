@@ -22,6 +22,7 @@ from ..plots.canvas import PALETTE, Figure, canvas, own_style
 from ...errors import OutOfTime, StudyError, UsageError
 from ...study.config import Schedule
 from ...study.planning import plan
+from ...study.profiles import PROFILES
 
 from ...training import Trainer, look_back, pixels_to_watch
 
@@ -113,7 +114,7 @@ def tiny(
 ) -> Offer:
     """A small CapNet trained on some digits, with the weights of all its epochs. Raises OutOfTime
     when stopped."""
-    config = plan('table1', 'quick', {'digits': '0' * 64}, rows=['a512_dynamic'])[0]
+    config = plan('table1', PROFILES['quick'], {'digits': '0' * 64}, rows=['a512_dynamic'])[0]
     config = config.model_copy(
         update=dict(schedule=Schedule(epochs=epochs, learning_rate=4e-3, batch=32))
     )

@@ -23,6 +23,7 @@ _BOOKS = (
     'experiments',
     'profiles',
     'planning',
+    'request',
     'freshness',
     'provenance',
     'ledger',

@@ -12,11 +12,11 @@ from types import MappingProxyType
 import pandas as pd
 from great_tables import GT
 from ..report import twins
-from ..report.command import check_arguments
 from ..report.provenance import Provenance, provenance_table
 from ..report.standing import every_ledger
 from ..report.style import dataset_title, themed
 from ..report.verdict import Verdict
+from ...study.commands import reproduce_command
 from ...study.claims import CLAIMS, CONVERGED, needs, rule_text
 from encapnet.study.verdicts import (
     LEARNED,
@@ -274,7 +274,7 @@ class Claims:
         return _trials()
 
     def provenance(self) -> Provenance:
-        return provenance_table('encapnet reproduce claims', None, *every_ledger(self.reports))
+        return provenance_table(reproduce_command('claims'), None, *every_ledger(self.reports))
 
     def save(self, reports: str | Path) -> list[Path]:
         names = (
@@ -294,8 +294,7 @@ class Claims:
 
 # %% ../../../nbs/show/tables/17_claims.ipynb #0c9bdad4
 def claims(reports: str = 'reports') -> Claims:
-    "Judge the ledger. Raises UsageError for parameters that nobody takes."
-    check_arguments(claims, locals())
+    "Judge the ledger."
     return Claims(reports)
 
 

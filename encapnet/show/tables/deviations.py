@@ -13,12 +13,12 @@ from typing import NamedTuple
 import pandas as pd
 from great_tables import GT
 from ..report import twins
-from ..report.command import check_arguments
 from ..report.provenance import Provenance, provenance_table
 from ..report.standing import Standing, from_ledger
 from ..report.style import themed, titles_of
 from ..report.verdict import Verdict
 from ...errors import StudyError, nearest
+from ...study.commands import reproduce_command
 from ...study.experiments import EXPERIMENTS
 from ...study.planning import BENCHES
 from ...files import write_atomic
@@ -464,7 +464,7 @@ def effect_text(found: list[Found], registered: list[Effect]) -> str:
             command = (
                 f'encapnet bench {experiment.removeprefix("bench_")}'
                 if experiment in BENCHES
-                else f'encapnet reproduce {experiment}'
+                else reproduce_command(experiment)
             )
             told.append(f'{effect.other}: not measured; `{command}` would')
     return '<br><br>'.join(told) or 'not measured'
@@ -501,7 +501,7 @@ class Deviations:
             lines,
             effects,
             found,
-            'encapnet reproduce deviations',
+            reproduce_command('deviations'),
             list(ledgers),
         )
 
@@ -564,7 +564,6 @@ def deviations(
 ) -> Deviations:
     """Collect the deviations of all notebooks, and their effects from the committed ledger.
     Raises StudyError on a malformed table or registry."""
-    check_arguments(deviations, locals())
     lines = collect()
     check_effects(EFFECTS, lines)
     return Deviations(

@@ -10,7 +10,6 @@ from great_tables import GT, loc, style
 from ..report import twins
 from ..plots.canvas import PALETTE, Figure, canvas, own_style
 from .deviations import Deviation, collect, notebooks_folder
-from ..report.command import check_arguments
 from ..report.provenance import Provenance, computed
 from ..report.style import themed
 from ..report.verdict import Verdict
@@ -18,6 +17,7 @@ from .complexity import parameter_table
 from ...study import evidence as public
 from ...study import paper
 from ...errors import StudyError, nearest
+from ...study.commands import reproduce_command
 from ...study.experiments import EXPERIMENTS
 from ...files import write_atomic
 from ...study.places import resolve
@@ -362,7 +362,7 @@ class Evidence:
 
     def provenance(self) -> Provenance:
         return computed(
-            'encapnet reproduce evidence',
+            reproduce_command('evidence'),
             parameter_table,
             rule_table,
             build_table,
@@ -373,12 +373,9 @@ class Evidence:
         )
 
 # %% ../../../nbs/show/tables/19_evidence.ipynb #480ae23a
-def evidence(
-    reports: str = 'reports',  # where pages are
-) -> Evidence:
+def evidence() -> Evidence:
     """The evidence beside the paper. Raises StudyError if a test that a pitfall names, or a
     deviation that a default names, is not there."""
-    check_arguments(evidence, locals())
     if lost := public.lost_tests(
         public.PITFALLS, public.repository_file(notebooks_folder().parent)
     ):

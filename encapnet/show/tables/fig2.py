@@ -10,7 +10,6 @@ import pandas as pd
 from great_tables import GT, loc, style
 from ..plots.canvas import Figure
 from ..plots.histograms import agreement_histograms
-from ..report.command import check_arguments
 from ..report.standing import Standing, trained_rows
 from ..report.study import Trained, run_frame
 from ..report.style import error_text, themed
@@ -20,10 +19,11 @@ from ...study.claims import GROUPS, Level, Trend, comparisons, routings
 from ...errors import StudyError
 from ...study.config import is_own
 from ...study.experiments import EXPERIMENTS
-from ...study.profiles import find_profile
+from ...study.profiles import Profile
 from ...study.ledger import Record
 from ...study.stats import Interval, exceeds, mean_interval
 from ...study.verdicts import Place, family, judge
+from ...study.request import Request
 
 # %% auto #0
 __all__ = ['STATISTICS', 'CLASSES', 'AUTHORS', 'IMAGES', 'RULE', 'with_agreement', 'curve_lines', 'histogram_lines', 'Agreement',
@@ -141,8 +141,8 @@ def histogram_lines(standing: Standing) -> pd.DataFrame:
 class Agreement(Trained):
     "How votes agree with the capsule that they vote for: over training, in both routings."
 
-    def __init__(self, experiment: str, profile: str, command: str, standing: Standing):
-        self.experiment, self.profile, self.command = experiment, find_profile(profile), command
+    def __init__(self, experiment: str, profile: Profile, command: str, standing: Standing):
+        self.experiment, self.profile, self.command = experiment, profile, command
         standing, self.rows = with_agreement(standing, command), EXPERIMENTS[experiment]
         self.standings, self.runs = (
             [standing],
@@ -197,7 +197,7 @@ def interval_of(found: pd.DataFrame) -> Interval | None:
 class Fig2(Agreement):
     "Histograms of the votes' directions, at moments of training."
 
-    def __init__(self, profile: str, command: str, standing: Standing):
+    def __init__(self, profile: Profile, command: str, standing: Standing):
         super().__init__('fig2', profile, command, standing)
 
     def figure(self, which: str = 'true') -> Figure:
@@ -210,21 +210,10 @@ class Fig2(Agreement):
         return dict(fig2=self.bins)
 
 
-def fig2(
-    profile: str = 'quick',
-    seeds: int = 1,
-    missing: str = 'train',
-    data: str = '',
-    data_root: str = '',
-    runs: str = 'runs',
-    reports: str = 'reports',
-    ledger: bool = False,
-    retrain: bool = False,
-) -> Fig2:
-    """Collect the rows, training what is missing. `ledger=True` trains nothing. Raises
-    UsageError, StudyError."""
-    check_arguments(fig2, given := locals())
-    return Fig2(*trained_rows('fig2', **given))
+def fig2(request: Request) -> Fig2:
+    """Collect the rows, training what is missing, or from the committed ledger. Raises UsageError,
+    StudyError."""
+    return Fig2(*trained_rows('fig2', request))
 
 # %% ../../../nbs/show/tables/07_fig2.ipynb #cec75ced
 def _pooled(study: Agreement, which: str) -> pd.DataFrame:
