@@ -21,6 +21,7 @@ from encapnet.errors import StudyError
 from encapnet.study.planning import plan
 from encapnet.study.ledger import append_ledger
 from encapnet.study.records import Record
+from encapnet.study.profiles import PROFILES
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 10
@@ -54,7 +55,7 @@ CONTRARY = dict(dynamic=(0.6, 0.5, 0.1, 0.1, 2.0), em=(0.2, 0.1, 0.3, 0.05, 1.0)
 
 
 def records(story, experiment='polarisation', seeds=1, spread=0.01, profile='long'):
-    for config in plan(experiment, profile, {'mnist': '0' * 64}, seeds):
+    for config in plan(experiment, PROFILES[profile], {'mnist': '0' * 64}, seeds):
         first, last, *rest = story[config.network.routing]
         true = one_class(first, last + spread * config.seed, *rest)
         other = {name: values for name, values in true.items() if name != 'entropy'}
@@ -221,7 +222,9 @@ def test_a_length_of_one_image_has_no_interval():
     from encapnet.show.report.standing import Standing
 
     made = Polarisation(
-        'long', '', Standing({record.key: (record.row, record, 'fresh', '') for record in lonely})
+        PROFILES['long'],
+        '',
+        Standing({record.key: (record.row, record, 'fresh', '') for record in lonely}),
     )
     assert verdicts(made)['similar capsules have longer votes with EM'] == 'unresolvable at 1 seed'
     said = ' '.join(sum(rows(made.verdict().as_raw_html()) + rows(made.table().as_raw_html()), []))
@@ -273,7 +276,7 @@ def test_some_records_of_older_code_are_named_on_the_page():
     made = list(records(PAPERLIKE))
     del made[0].outcome['agreement']
     standing = Standing({record.key: (record.row, record, 'fresh', '') for record in made})
-    partly = Polarisation('long', 'encapnet reproduce polarisation', standing)
+    partly = Polarisation(PROFILES['long'], 'encapnet reproduce polarisation', standing)
     assert (
         'without agreement' in partly.provenance().as_raw_html()
         and '--retrain' in partly.provenance().as_raw_html()

@@ -29,9 +29,10 @@ from encapnet.show.page import parameters, shell
 from encapnet.study import child, launch, needs
 from encapnet.errors import OutOfTime, StudyError, UsageError
 from encapnet.study.planning import plan
+from encapnet.study.profiles import PROFILES
 
 ROOT = Path(__file__).resolve().parents[1]
-SMOKE = plan('table1', 'smoke', {'synthetic': '0' * 64}, 1, ['a_dynamic'])[0].model_dump(
+SMOKE = plan('table1', PROFILES['smoke'], {'synthetic': '0' * 64}, 1, ['a_dynamic'])[0].model_dump(
     mode='json'
 )
 
@@ -649,10 +650,10 @@ def test_rivals_of_table_4_take_the_images_of_h_imagenet(tmp_path, monkeypatch):
     monkeypatch.setitem(DATASETS, 'himagenet', replace(DATASETS['himagenet'], class_count=2))
     hashes = {'himagenet': fingerprint('himagenet', tmp_path)}
     for name in ('resnet101', 'wide_resnet50_2', 'vgg16', 'googlenet'):
-        (config,) = plan('table4', 'paper', hashes, 1, [name])
+        (config,) = plan('table4', PROFILES['paper'], hashes, 1, [name])
         train, _ = prepare(Run(tmp_path / 'runs', config), tmp_path, torch.device('cpu'))
         assert train.images.shape == (4, 3, 64, 64)
-    (config,) = plan('table1', 'smoke', hashes, 1, ['c_cnn_shape'])
+    (config,) = plan('table1', PROFILES['smoke'], hashes, 1, ['c_cnn_shape'])
     with pytest.raises(
         UsageError,
         match='takes images of 32 pixels, and himagenet has 64; expected one of: digits, .*own '

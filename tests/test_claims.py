@@ -16,6 +16,7 @@ from encapnet.study.claims import CLAIMS
 from encapnet.study.rules import Below, Crops, Differs, Diverges, Level, Trend, best_constant_loss
 from encapnet.study.statements import rule_text
 from encapnet.study.planning import plan
+from encapnet.study.profiles import PROFILES
 from encapnet.study.freshness import code_of
 from encapnet.study.ledger import append_ledger
 from encapnet.study.records import Record
@@ -320,7 +321,7 @@ def test_resnet18s_accuracy_is_an_error_here():
     assert 100 - paper.TABLE4['resnet18'].errors['himagenet32'] == pytest.approx(41.83)
     assert [
         run.network.kind
-        for run in plan('table4', 'paper', {'himagenet32': '0' * 64}, 1, ['resnet18'])
+        for run in plan('table4', PROFILES['paper'], {'himagenet32': '0' * 64}, 1, ['resnet18'])
     ] == ['ResNet']
 
 
@@ -411,7 +412,7 @@ def test_old_records_are_judged_and_say_what_is_not_known():
 
 
 def test_records_without_errors_stay_readable():
-    config = plan('table1', 'quick', {'digits': '0' * 64}, 1, ['e_master'])[0]
+    config = plan('table1', PROFILES['quick'], {'digits': '0' * 64}, 1, ['e_master'])[0]
     outcome = dict(error=5.0, losses=[0.1], test_images=1000)
     record = Record(
         key=config.key,
@@ -501,9 +502,9 @@ def test_twice_the_seeds_resolve_less_but_not_less_than_the_images_do():
 def entered(reports, row, seed, wrong):
     "A record in a ledger, of a network that errs on the first so many of 1,000 images."
     experiment, _, name = row.partition('/')
-    config = plan(experiment, 'quick', {'digits': fingerprint('digits')}, 1, [name])[0].model_copy(
-        update={'seed': seed}
-    )
+    config = plan(experiment, PROFILES['quick'], {'digits': fingerprint('digits')}, 1, [name])[
+        0
+    ].model_copy(update={'seed': seed})
     before = config.schedule.epochs - 1
     outcome = {
         'error': wrong / 10,

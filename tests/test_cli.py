@@ -19,6 +19,8 @@ from encapnet.errors import StudyError
 from encapnet.study.config import RunConfig
 from encapnet.study.experiments import EXPERIMENTS
 from encapnet.study.planning import BENCHES, measurements, plan
+from encapnet.study.profiles import PROFILES
+from encapnet.study.request import Request
 from encapnet.study.run import Run, finish
 from encapnet.training.fit import fit
 
@@ -62,7 +64,7 @@ def standing(ends, *arguments):
 
 
 def smoke(hashes, row, store='runs', **change):
-    config = plan('table1', 'smoke', hashes, 1, [row])[0]
+    config = plan('table1', PROFILES['smoke'], hashes, 1, [row])[0]
     return Run(store, config.model_copy(update=change))
 
 
@@ -137,7 +139,9 @@ def test_states_with_their_reasons(ends, hashes):
 def test_an_interrupted_run_says_where_it_goes_on(ends, hashes):
     from encapnet.errors import OutOfTime
 
-    run = smoke(hashes, 'c_cnn_shape', schedule=plan('table1', 'smoke', hashes, 1)[0].schedule)
+    run = smoke(
+        hashes, 'c_cnn_shape', schedule=plan('table1', PROFILES['smoke'], hashes, 1)[0].schedule
+    )
     finish(smoke(hashes, 'c_cnn_shape', seed=1), OUTCOME, TRAINING, seconds=120)
 
     def stop(event):
@@ -210,7 +214,11 @@ def test_everything_is_announced_before_it_begins(ends, hashes):
     )
     code, told, said = ends('reproduce', '--all', '--profile', 'smoke', '--max-minutes', '0')
     announced, failed = said.splitlines()
-    count = TRAINED + MEASURED + sum(len(needs.benched(name, 'smoke')) for name in BENCHES)
+    count = (
+        TRAINED
+        + MEASURED
+        + sum(len(needs.benched(name, Request(PROFILES['smoke']))) for name in BENCHES)
+    )
     assert code == 75 and told == '' and failed.startswith('encapnet: time is up before ')
     assert (
         announced
@@ -223,14 +231,15 @@ def test_absent_data_hide_nothing_else(ends):
     """What the store remembers of an absent set is shown, the rest says what is missing and how
     to get it."""
     finish(
-        Run('runs', plan('table1', 'paper', {'cifar10': '1' * 64}, 1, ['e_master'])[0]),
+        Run('runs', plan('table1', PROFILES['paper'], {'cifar10': '1' * 64}, 1, ['e_master'])[0]),
         OUTCOME,
         TRAINING,
         seconds=60,
     )
-    Run('runs', config := plan('table1', 'paper', {'cifar10': '1' * 64}, 1, ['e_master'])[0]).write(
-        'config.json', config.model_dump_json()
-    )
+    Run(
+        'runs',
+        config := plan('table1', PROFILES['paper'], {'cifar10': '1' * 64}, 1, ['e_master'])[0],
+    ).write('config.json', config.model_dump_json())
     code, told, said = ends('status', '--profile', 'paper', '--seeds', '1', '--json')
     lines = [json.loads(line) for line in told.splitlines()]
     assert code == 0 and len(lines) == 2 * TRAINED + MEASURED
@@ -278,7 +287,7 @@ def test_failed_runs_are_counted_and_end_the_command_with_1(ends, monkeypatch):
     "Now or at an earlier time: the pages are there, but not all that they should show."
     made = []
     monkeypatch.setattr(publish, 'publish_all', lambda chosen, workers: made.extend(chosen) or [])
-    needed = needs.needed('fig2', 'smoke')
+    needed = needs.needed('fig2', Request(PROFILES['smoke']))
     for run in needed[1:]:
         run.write('FAILED', dict(why='the loss is nan at step 3'))
     finish(needed[0], OUTCOME, TRAINING)
@@ -352,16 +361,18 @@ def test_a_run_that_is_there_is_not_trained_again(ends, hashes):
         assert code == 0 and ', there already)' in said and done.stat().st_mtime_ns == before
 
 
-def test_commands_name_what_is_not_usual():
-    config = plan('table1', 'quick', {'digits': '0' * 64}, 1, ['a_dynamic'])[0]
+def test_commands_name_what_is_not_usual(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'my data').mkdir()
+    config = plan('table1', PROFILES['quick'], {'digits': '0' * 64}, 1, ['a_dynamic'])[0]
     usual = 'encapnet run table1/a_dynamic --profile quick --seed 0 --data digits'
-    assert command_for(config, 'quick') == usual
+    assert command_for(config, Request()) == usual
     assert (
-        command_for(config, 'quick', 'my data', 'r', 'p', True)
+        command_for(config, Request(data_root='my data', runs='r', reports='p'), retrain=True)
         == f"{usual} --data-root 'my data' --runs r --reports p --retrain"
     )
     cost = 'encapnet run table1_cost/a_dynamic --profile short'
-    assert command_for(measurements('x')[0], 'short', data_root='data') == cost
+    assert command_for(measurements('x')[0], Request(PROFILES['short'], data_root='.')) == cost
 
 
 EVERY = [(experiment, row) for experiment, rows in EXPERIMENTS.items() for row in rows]

@@ -32,7 +32,9 @@ from encapnet.study import cluster, engines, launch, machine, needs, processes, 
 from encapnet.errors import OutOfTime, StudyError
 from encapnet.study.config import Schedule
 from encapnet.study.planning import plan
+from encapnet.study.profiles import PROFILES
 from encapnet.study.ledger import read_ledger
+from encapnet.study.request import Request
 from encapnet.study.run import CHECKPOINTS, Run, state
 
 needs_ray = pytest.mark.skipif(
@@ -49,7 +51,7 @@ def planned(folder, seeds=2, rows=ROWS, epochs=EPOCHS) -> list[Run]:
     hashes = {'synthetic': fingerprint('synthetic')}
     configs = [
         config.model_copy(update=dict(profile='quick'))
-        for config in plan('table1', 'smoke', hashes, seeds, rows)
+        for config in plan('table1', PROFILES['smoke'], hashes, seeds, rows)
     ]
     schedule = Schedule(epochs=epochs, learning_rate=2e-3, batch=32)
     configs[len(rows) - 1] = configs[len(rows) - 1].model_copy(update=dict(schedule=schedule))
@@ -74,7 +76,9 @@ def drive(folder, on, seconds=None, **what):
     deadline = None if seconds is None else time.monotonic() + seconds
     try:
         launch.ensure(
-            planned(folder, **what), reports=folder / 'reports', deadline=deadline, on=engine
+            planned(folder, **what),
+            Request(reports=str(folder / 'reports'), deadline=deadline),
+            engine,
         )
     except OutOfTime as error:
         sys.exit(f'encapnet: {error}')
@@ -378,11 +382,11 @@ def test_nobody_answers_at_an_address(tmp_path, monkeypatch):
         with pytest.raises(
             StudyError, match=f'no Ray cluster answers at {address}: Connection refused'
         ):
-            launch.ensure(runs, on=engines.engine(f'ray:{address}'))
+            launch.ensure(runs, Request(reports=''), engines.engine(f'ray:{address}'))
         silent.listen()
         monkeypatch.setattr(cluster, 'CONNECT_SECONDS', 3)
         with pytest.raises(
             StudyError, match=f'no Ray cluster answers at {address} within 3 seconds'
         ):
-            launch.ensure(runs, on=engines.engine(f'ray:{address}'))
+            launch.ensure(runs, Request(reports=''), engines.engine(f'ray:{address}'))
     assert state(runs[0]).name == 'missing'

@@ -41,6 +41,7 @@ from encapnet.data.mapped import _write_mapped
 from encapnet.data.registry import CIFAR10 as CIFAR10_CLASSES, DATASETS, DataSet
 from encapnet.data.sources import locate
 from encapnet.errors import StudyError, UsageError
+from encapnet.study.request import Request
 
 
 @pytest.fixture(autouse=True)
@@ -720,13 +721,13 @@ def pages_of(reports):
     from encapnet.show.tables.table3 import table3
     from encapnet.show.tables.table4 import table4
 
-    asked = dict(profile='quick', reports=reports, ledger=True)
-    yield 'table1', table1(**asked)
-    yield 'softmax_axis', softmax_axis(**asked)
-    yield 'table4', table4(**asked)
-    yield 'polarisation', polarisation(**asked)
+    asked = Request(reports=reports, ledger=True)
+    yield 'table1', table1(asked)
+    yield 'softmax_axis', softmax_axis(asked)
+    yield 'table4', table4(asked)
+    yield 'polarisation', polarisation(asked)
     for name in ('table3_left', 'table3_right'):
-        yield name, table3(name, **asked)
+        yield name, table3(name, asked)
 
 
 def shown(study, figures=True):
@@ -790,9 +791,8 @@ def test_copies_are_told_from_the_published_pixels(tmp_path):
         ('imagefolder archive', 'CIFAR-10 (JPEG copy)'),  # as older records have it
         ('imagefolder (lossless)', 'CIFAR-10 (lossless copy)'),
     ):
-        study = table1(
-            profile='quick', reports=renamed(tmp_path / source, 'cifar10', source), ledger=True
-        )
+        reports = renamed(tmp_path / source, 'cifar10', source)
+        study = table1(Request(reports=reports, ledger=True))
         tables, captions = shown(study)
         assert title in tables and 'paper, CIFAR-10' in tables and title.rstrip('<') in captions
         assert ('not the exact pixels' in tables) == ('JPEG' in title)

@@ -25,6 +25,7 @@ from encapnet.nn.transport import sinkhorn_divergence
 from encapnet.study import ranks
 from encapnet.study.config import RunConfig
 from encapnet.study.planning import plan
+from encapnet.study.profiles import PROFILES
 from encapnet.study.run import Run, state
 
 CPU = torch.device('cpu')
@@ -32,7 +33,9 @@ SYNTHETIC = fingerprint('synthetic')
 
 
 def config(experiment, row, images, batch, epochs=2, **change):
-    planned = plan(experiment, 'smoke', {'synthetic': SYNTHETIC}, rows=[row])[0].model_dump()
+    planned = plan(experiment, PROFILES['smoke'], {'synthetic': SYNTHETIC}, rows=[row])[
+        0
+    ].model_dump()
     planned['schedule'] |= dict(epochs=epochs, batch=batch, milestones=())
     planned['data'] |= dict(train_images=images)
     return RunConfig.model_validate(planned | change)

@@ -21,6 +21,7 @@ from live import HOSTS, ROOT, Live, live
 from encapnet.show.explore import serve
 from encapnet.errors import StudyError
 from encapnet.study.planning import plan
+from encapnet.study.profiles import PROFILES
 from encapnet.study.run import Run, finish
 
 COMMAND = [sys.executable, '-c', 'from encapnet.cli.main import main; main()', 'explore']
@@ -28,7 +29,7 @@ COMMAND = [sys.executable, '-c', 'from encapnet.cli.main import main; main()', '
 
 def fabricate(store, row, seed, errors, failed=''):
     "A run as if it had been trained: its curves, and its record or the reason why it failed."
-    run = Run(store, plan('table1', 'quick', {'digits': '0' * 64}, seed + 1, [row])[seed])
+    run = Run(store, plan('table1', PROFILES['quick'], {'digits': '0' * 64}, seed + 1, [row])[seed])
     run.write('config.json', run.config.model_dump(mode='json'))
     rows = [
         dict(epoch=epoch, error=error, train_loss=error / 100, test_loss=error / 80)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from unittest.mock import patch
@@ -44,6 +45,7 @@ from encapnet.files import write_atomic
 from encapnet.study.ledger import append_ledger, read_ledger
 from encapnet.study.records import Record
 from encapnet.study.provenance import provenance
+from encapnet.study.request import Request
 from encapnet.study.run import CHECKPOINTS, Run, finish, state
 
 CLI = [sys.executable, '-c', ENTRY]
@@ -84,6 +86,11 @@ def place(folder, config=None) -> tuple[Run, list[str]]:
         str(folder / 'reports'),
         '--events',
     ]
+
+
+def asked(folder) -> Request:
+    "What the run of `place` is trained with."
+    return Request(reports=str(Path(folder) / 'reports'))
 
 
 def ledger_of(run):
@@ -344,8 +351,8 @@ def test_a_second_process_gives_way_and_ctrl_c_keeps_the_checkpoint(tmp_path, st
         in line
     )
     with pytest.raises(StudyError, match='1 of 1 runs are not there'):
-        launch.ensure([run], missing='fail')
-    assert launch.ensure([run], missing='show')[run.config.key].name == 'running'
+        launch.ensure([run], Request(missing='fail'))
+    assert launch.ensure([run], Request(missing='show'))[run.config.key].name == 'running'
     assert first.poll() is None and not run.path('FAILED').exists()
 
     epochs = json.loads(first.stdout.readline())['epoch']
@@ -400,7 +407,7 @@ def test_an_orphan_is_waited_for(tmp_path, started, capsys, monkeypatch, smooth)
         'class Told(subprocess.Popen):\n'
         '    def __init__(self, *a, **k): super().__init__(*a, **k); print(self.pid, flush=True)\n'
         'subprocess.Popen = Told\n'
-        f'launch.ensure([t.place({str(tmp_path)!r})[0]], reports={str(tmp_path / "reports")!r})'
+        f'launch.ensure([t.place({str(tmp_path)!r})[0]], t.asked({str(tmp_path)!r}))'
     )
     parent = started(sys.executable, '-c', code, cwd=Path(__file__).parent)
     child = int(parent.stdout.readline())
@@ -416,7 +423,7 @@ def test_an_orphan_is_waited_for(tmp_path, started, capsys, monkeypatch, smooth)
         time.sleep(0.1)
 
     monkeypatch.setattr(launch, 'sleep', nap)
-    assert launch.ensure([run], reports=tmp_path / 'reports')[run.config.key].name == 'fresh'
+    assert launch.ensure([run], asked(tmp_path))[run.config.key].name == 'fresh'
     assert naps
     told = capsys.readouterr().err
     assert (
@@ -924,7 +931,8 @@ def test_sources_that_change_are_seen_at_once(tmp_path, monkeypatch):
     code = (
         'from pathlib import Path; from encapnet.study import freshness; import test_faults as '
         't; from encapnet.study.planning import plan\n'
-        "config = plan('table1', 'smoke', {'synthetic': '0' * 64}, rows=['f_master_aide'])[0]\n"
+        'from encapnet.study.profiles import PROFILES\n'
+        "config = plan('table1', PROFILES['smoke'], {'synthetic': '0' * 64}, rows=['f_master_aide'])[0]\n"
         "path, before = Path(freshness.__file__).parents[1]/'nn'/'losses.py', "
         'freshness.code_of(config)\n'
         'text = path.read_text()\n'
@@ -987,13 +995,13 @@ def test_a_loss_that_is_no_number_fails_the_row(tmp_path, capsys, smooth):
     run, arguments = place(tmp_path)
     why = 'the loss is nan at step 2 of epoch 2; last good checkpoint: epoch 1'
     with patch('encapnet.study.child.ENTRY', NAN + ENTRY):
-        standing = from_store([run], reports=tmp_path / 'reports')
+        standing = from_store([run], asked(tmp_path))
     assert f'table1/f_master_aide: {why}' in capsys.readouterr().err
     assert standing.records == [] and len(run_frame(standing)) == 0
     assert standing.problems == [f'f_master_aide ({run.config.key}): failed, {why}']
     assert not ledger_of(run).exists() and not run.path('DONE').exists()
-    assert from_store([run], missing='show').problems == standing.problems
-    from_store([run], reports=tmp_path / 'reports', retrain=True)
+    assert from_store([run], Request(missing='show')).problems == standing.problems
+    from_store([run], replace(asked(tmp_path), retrain=True))
     assert outcome(run) == smooth
 
 
@@ -1076,7 +1084,7 @@ def test_a_place_among_others_is_not_handed_down(tmp_path, monkeypatch, smooth):
     ).items():
         monkeypatch.setenv(name, value)
     run, _ = place(tmp_path)
-    assert launch.ensure([run], reports=tmp_path / 'reports')[run.config.key].name == 'fresh'
+    assert launch.ensure([run], asked(tmp_path))[run.config.key].name == 'fresh'
     assert outcome(run) == smooth
     with child_process(['device']) as (child, _):
         assert not [

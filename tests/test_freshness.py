@@ -18,6 +18,7 @@ from encapnet.study import definitions as definitions_module
 from encapnet.study.architectures import CapNetConfig, SixLayerEncapNetConfig
 from encapnet.study.config import MeasureConfig
 from encapnet.study.planning import measurements, plan
+from encapnet.study.profiles import PROFILES
 
 PACKAGE = Path(freshness.__file__).parents[1]
 MODULES = {
@@ -25,7 +26,10 @@ MODULES = {
     for path in sorted(PACKAGE.rglob('*.py'))
     if path.stem not in ('__init__', '_modidx')
 }
-CONFIGS = [*plan('table1', 'quick', {'digits': '0' * 64}, 1), *measurements('any machine')]
+CONFIGS = [
+    *plan('table1', PROFILES['quick'], {'digits': '0' * 64}, 1),
+    *measurements('any machine'),
+]
 
 
 def name(config):
@@ -476,9 +480,10 @@ TRAIN = """
 import sys
 from encapnet.data.content import fingerprint
 from encapnet.study.planning import plan
+from encapnet.study.profiles import PROFILES
 from encapnet.study.run import Run
 from encapnet.training.fit import fit
-for config in plan("table1", "smoke", {"synthetic": fingerprint("synthetic")}, 1, sys.argv[1:]):
+for config in plan("table1", PROFILES["smoke"], {"synthetic": fingerprint("synthetic")}, 1, sys.argv[1:]):
     fit(Run("store", config), bar=False)
     print(config.key)
 """
@@ -564,7 +569,7 @@ def test_a_stale_record_is_certified_by_its_first_epoch(tmp_path, capsys):
     from encapnet.cli.main import main
 
     digits = needs.data_hashes(['digits'])['digits']
-    config = plan('table3_left', 'quick', {'digits': digits}, 1, ['1_master'])[0]
+    config = plan('table3_left', PROFILES['quick'], {'digits': digits}, 1, ['1_master'])[0]
     first, epochs = replay(config), config.schedule.epochs
     device = first.pop('device')
     curves = {name: first[name] + [first[name][-1]] * (epochs - 1) for name in ('errors', 'losses')}

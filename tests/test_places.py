@@ -15,6 +15,7 @@ from encapnet.cli.main import main
 from encapnet.cli.notebooks import notebooks
 from encapnet.errors import StudyError, UsageError
 from encapnet.study.planning import plan
+from encapnet.study.profiles import PROFILES
 from encapnet.study.run import Run, state
 
 ROOT = places.package_clone()
@@ -140,7 +141,9 @@ def test_a_folder_that_may_not_be_looked_into(tmp_path, monkeypatch, capsys):
         patch('pathlib.Path.is_dir', side_effect=refusal),
         pytest.raises(StudyError, match='^cannot look into .*: Permission denied$'),
     ):
-        state(Run(tmp_path / 'runs', plan('table1', 'smoke', {'synthetic': '0' * 64}, 1)[0]))
+        state(
+            Run(tmp_path / 'runs', plan('table1', PROFILES['smoke'], {'synthetic': '0' * 64}, 1)[0])
+        )
 
 
 OPTIONS = [  # every option that takes a folder or a file

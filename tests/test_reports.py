@@ -228,12 +228,15 @@ def axis(tmp_path_factory):
 
     from encapnet.data.content import fingerprint
     from encapnet.study.planning import plan
+    from encapnet.study.profiles import PROFILES
     from encapnet.study.run import Run
     from encapnet.training.fit import fit
 
     folder = tmp_path_factory.mktemp('axis')
     torch.set_num_threads(1)
-    for config in plan('softmax_axis', 'smoke', {'synthetic': fingerprint('synthetic')})[1:]:
+    for config in plan('softmax_axis', PROFILES['smoke'], {'synthetic': fingerprint('synthetic')})[
+        1:
+    ]:
         fit(Run(folder / 'runs', config), bar=False)
     reproduce(folder, 'softmax_axis')
     return folder
@@ -270,12 +273,13 @@ def ablation(tmp_path_factory):
 
     from encapnet.data.content import fingerprint
     from encapnet.study.planning import plan
+    from encapnet.study.profiles import PROFILES
     from encapnet.study.run import Run
     from encapnet.training.fit import fit
 
     folder = tmp_path_factory.mktemp('ablation')
     torch.set_num_threads(1)
-    for config in plan('fig4', 'smoke', {'synthetic': fingerprint('synthetic')}):
+    for config in plan('fig4', PROFILES['smoke'], {'synthetic': fingerprint('synthetic')}):
         fit(Run(folder / 'runs', config), bar=False)
     reproduce(folder, 'fig4')
     reproduce(folder, 'table3_left', 'table3_right', 'table2', '--missing', 'show')

@@ -22,6 +22,7 @@ from encapnet.errors import OutOfTime, StudyError, UsageError
 from encapnet.study.config import RunConfig, Schedule
 from encapnet.study.experiments import EXPERIMENTS
 from encapnet.study.planning import plan
+from encapnet.study.profiles import PROFILES
 from encapnet.study.run import Run
 from encapnet.training.checkpoint import look_back
 from encapnet.training.distributed import fit as fit_divided
@@ -32,7 +33,9 @@ ROWS = list(EXPERIMENTS['table1'])
 
 
 def config(row, experiment='table1', **change):
-    planned = plan(experiment, 'smoke', {'synthetic': fingerprint('synthetic')}, rows=[row])[0]
+    planned = plan(
+        experiment, PROFILES['smoke'], {'synthetic': fingerprint('synthetic')}, rows=[row]
+    )[0]
     return planned.model_copy(
         update=dict(schedule=Schedule(epochs=1, learning_rate=1e-3, batch=20)) | change
     )
@@ -82,9 +85,9 @@ def test_a_compiled_network_learns_the_same():
 @pytest.mark.parametrize('row', ['b_encapnet_kl', 'c_encapnet_ot'])
 @pytest.mark.parametrize('accumulate', [1, 4])
 def test_a_single_image_left_over_joins_the_batch_before_it(tmp_path, row, accumulate):
-    planned = plan('table3_right', 'smoke', {'synthetic': fingerprint('synthetic')}, rows=[row])[
-        0
-    ].model_dump()
+    planned = plan(
+        'table3_right', PROFILES['smoke'], {'synthetic': fingerprint('synthetic')}, rows=[row]
+    )[0].model_dump()
     planned['data'] |= dict(train_images=17)
     planned |= dict(schedule=dict(epochs=1, learning_rate=1e-3, batch=16), accumulate=accumulate)
     run = Run(tmp_path, RunConfig.model_validate(planned))
@@ -95,7 +98,10 @@ def test_a_single_image_left_over_joins_the_batch_before_it(tmp_path, row, accum
 
 def test_one_training_image_is_refused_before_training(tmp_path):
     planned = plan(
-        'table3_right', 'smoke', {'synthetic': fingerprint('synthetic')}, rows=['c_encapnet_ot']
+        'table3_right',
+        PROFILES['smoke'],
+        {'synthetic': fingerprint('synthetic')},
+        rows=['c_encapnet_ot'],
     )[0].model_dump()
     planned['data'] |= dict(train_images=None)
     run = Run(tmp_path, RunConfig.model_validate(planned))

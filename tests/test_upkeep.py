@@ -20,6 +20,7 @@ from encapnet.cli.notebooks import notebooks as known_notebooks
 from encapnet.study.experiments import EXPERIMENTS
 from encapnet.study.ledger import _sealed, counted, read_ledger
 from encapnet.study.records import config_of
+from encapnet.study.request import Request
 
 ROOT = Path(__file__).resolve().parents[1]
 LEDGERS = sorted(path.stem for path in (ROOT / 'reports' / 'ledger').glob('*.jsonl'))
@@ -162,11 +163,11 @@ def test_each_bad_line_is_named_and_costs_itself_alone(clean, mutilated, name):
 STUDIES = {
     'table1': (
         'table1',
-        lambda module, reports: module.table1('quick', ledger=True, reports=reports),
+        lambda module, reports: module.table1(Request(ledger=True, reports=str(reports))),
     ),
     'softmax_axis': (
         'softmax_axis',
-        lambda module, reports: module.softmax_axis('quick', ledger=True, reports=reports),
+        lambda module, reports: module.softmax_axis(Request(ledger=True, reports=str(reports))),
     ),
     'claims': ('claims', lambda module, reports: module.claims(reports)),
     'deviations': ('deviations', lambda module, reports: module.deviations(reports)),
@@ -175,21 +176,21 @@ for name in ('table3_left', 'table3_right'):
     STUDIES[name] = (
         'table3',
         lambda module, reports, name=name: module.table3(
-            name, 'quick', ledger=True, reports=reports
+            name, Request(ledger=True, reports=str(reports))
         ),
     )
 for name in ('fig2', 'fig4', 'polarisation'):
     STUDIES[name] = (
         name,
         lambda module, reports, name=name: getattr(module, name)(
-            'quick', ledger=True, reports=reports
+            Request(ledger=True, reports=str(reports))
         ),
     )
 for name in ('routing', 'transport', 'capconv', 'data'):
     STUDIES[f'bench_{name}'] = (
         f'bench_{name}',
         lambda module, reports, bench=f'{name}_bench': getattr(module, bench)(
-            'quick', ledger=True, reports=reports
+            Request(ledger=True, reports=str(reports))
         ),
     )
 

@@ -10,22 +10,16 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from .messages import refuse_failures, say
-from encapnet.cli.options import (
-    JsonOption,
-    MinutesOption,
-    ProfileOption,
-    ReportsOption,
-    RunsOption,
-    deadline_after,
-)
+from .options import JsonOption, MinutesOption, ProfileOption, ReportsOption, RunsOption
 from .rows import config_from
 from ..errors import StudyError, UsageError
 from ..study import needs, turns
 from ..study.config import BenchConfig
 from ..study.freshness import roots
 from ..study.planning import BENCHES
-from ..study.profiles import find_profile
 from ..study.run import finished, state
+from ..study.commands import reproduce_command
+from ..study.request import Request
 
 # %% auto #0
 __all__ = ['app', 'bench_routing', 'bench_transport', 'bench_capconv', 'bench_data', 'bench_measure']
@@ -36,19 +30,16 @@ app = typer.Typer(
 )
 
 
-def _bench(
-    bench: str, profile: str, runs: str, reports: str, max_minutes: float | None, as_json: bool
-):
+def _bench(bench: str, request: Request, as_json: bool):
     "Take all turns of a bench anew, and say what came of them."
-    find_profile(profile)
-    candidates = needs.benched(bench, profile, runs)
+    candidates = needs.benched(bench, request)
     every = {config.backend for config in BENCHES[bench][1]('')}
     if absent := sorted(every - {run.config.backend for run in candidates} - {'triton'}):
         say(
             f"left out, not installed: {', '.join(absent)}; pip install 'encapnet[bench]' brings "
             'them'
         )
-    turns.take_turns(candidates, reports, deadline_after(max_minutes))
+    turns.take_turns(candidates, request)
     states = {run.config.key: state(run) for run in candidates}
     for run in candidates:
         if states[run.config.key].name == 'failed' or (record := finished(run)) is None:
@@ -68,8 +59,8 @@ def _bench(
                 f'{found["high"]:.4f}, n = {found["n"]})  {peak:>12}'
             )
     say(
-        'medians, their range over all turns, peak memory above weights and inputs; `encapnet '
-        f'reproduce {bench}` draws them'
+        'medians, their range over all turns, peak memory above weights and inputs; '
+        f'`{reproduce_command(bench)}` draws them'
     )
     refuse_failures(candidates, states)
 
@@ -83,7 +74,8 @@ def bench_routing(
     as_json: JsonOption = False,
 ):
     "Time and weigh dynamic and EM routing, with votes and without."
-    _bench('bench_routing', profile, runs, reports, max_minutes, as_json)
+    request = Request.from_command(profile, runs=runs, reports=reports, max_minutes=max_minutes)
+    _bench('bench_routing', request, as_json)
 
 
 @app.command('transport')
@@ -95,7 +87,8 @@ def bench_transport(
     as_json: JsonOption = False,
 ):
     "Time the Sinkhorn divergence beside a textbook's, POT's and geomloss's."
-    _bench('bench_transport', profile, runs, reports, max_minutes, as_json)
+    request = Request.from_command(profile, runs=runs, reports=reports, max_minutes=max_minutes)
+    _bench('bench_transport', request, as_json)
 
 
 @app.command('capconv')
@@ -107,7 +100,8 @@ def bench_capconv(
     as_json: JsonOption = False,
 ):
     "Time and weigh a training step of the 18-layer EncapNet beside a textbook's, and compiled."
-    _bench('bench_capconv', profile, runs, reports, max_minutes, as_json)
+    request = Request.from_command(profile, runs=runs, reports=reports, max_minutes=max_minutes)
+    _bench('bench_capconv', request, as_json)
 
 
 @app.command('data')
@@ -119,7 +113,8 @@ def bench_data(
     as_json: JsonOption = False,
 ):
     "Time the bringing of a batch beside training steps."
-    _bench('bench_data', profile, runs, reports, max_minutes, as_json)
+    request = Request.from_command(profile, runs=runs, reports=reports, max_minutes=max_minutes)
+    _bench('bench_data', request, as_json)
 
 # %% ../../nbs/cli/12_bench.ipynb #77a9932b
 @app.command('measure', hidden=True)

@@ -10,38 +10,31 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from .messages import one_line, say
-from encapnet.cli.options import (
-    MinutesOption,
-    ReportsOption,
-    RootOption,
-    RunsOption,
-    deadline_after,
-    root_of,
-)
+from .options import MinutesOption, ReportsOption, RootOption, RunsOption
 from .rows import config_from
 from ..errors import OutOfTime, StudyError, UsageError, nearest
 from ..study import certify as certificates
 from ..study import machine, processes
 from ..study.config import RunConfig
 from ..study.experiments import EXPERIMENTS
+from ..study.records import Record
 from ..study.profiles import find_profile
+from ..study.request import Request, check_root
 
 # %% auto #0
 __all__ = ['app', 'certify', 'replay_first_epoch']
 
 # %% ../../nbs/cli/08_certify.ipynb #5f1ed582
-def _certified(
-    record, reports: str, runs: str, root: str | None, deadline: float | None
-) -> bool | None:  # None: there was no time left
+def _certified(record: Record, request: Request) -> bool | None:  # None: there was no time left
     "Try one record, and say what came of it."
     name = (
         f'{record.experiment}/{record.row} on {record.config["data"]["name"]}, '
         f'{record.config["profile"]}, seed {record.config["seed"]}'
     )
-    if deadline is not None and time.monotonic() > deadline:
+    if request.deadline is not None and time.monotonic() > request.deadline:
         return None
     try:
-        certificates.certify(record, reports, runs, root)
+        certificates.certify(record, request.reports, request.runs, request.data_root)
     except (StudyError, UsageError) as error:
         say(f'{name}: stays stale: {one_line(str(error))}')
         return False
@@ -71,7 +64,9 @@ def certify(
     for name in names or []:
         if name not in EXPERIMENTS:
             raise UsageError(f'{name!r} has no records of trainings; {nearest(name, EXPERIMENTS)}')
-    root, deadline = root_of(data_root), deadline_after(max_minutes)
+    request = Request.from_command(
+        data_root=data_root, runs=runs, reports=reports, max_minutes=max_minutes
+    )
     found = {
         record.identity: record
         for name in names or EXPERIMENTS
@@ -79,11 +74,7 @@ def certify(
     }
     say(f'{len(found)} stale records')
     with ThreadPoolExecutor(processes.abreast()) as pool:
-        ended = list(
-            pool.map(
-                lambda record: _certified(record, reports, runs, root, deadline), found.values()
-            )
-        )
+        ended = list(pool.map(lambda record: _certified(record, request), found.values()))
     if left := ended.count(None):
         raise OutOfTime(
             f'time is up: {left} of {len(ended)} records were not tried; the same command goes '
@@ -108,4 +99,4 @@ def replay_first_epoch(
     os.environ |= dict(OMP_NUM_THREADS=str(machine.threads_each()), **machine.arithmetic())
     from encapnet.training.replay import replay
 
-    typer.echo(json.dumps(replay(chosen, root_of(data_root))))
+    typer.echo(json.dumps(replay(chosen, check_root(data_root))))

@@ -11,6 +11,7 @@ from .notebooks import notebooks
 from .options import refuse_options
 from ..errors import StudyError, UsageError, nearest
 from ..show.page import upkeep
+from ..study.commands import reproduce_command
 from ..study.ledger import read_ledger
 from ..study.profiles import PROFILES, find_profile
 
@@ -32,15 +33,14 @@ def rendering_command(pages: list[str]) -> str:  # below reports/
     profiles: dict[str, list[str]] = {}
     for page in pages:
         profiles.setdefault(Path(page).parent.name.replace('quick', ''), []).append(Path(page).stem)
-    options = {profile: f' --profile {profile}' * bool(profile) for profile in profiles}
     # these have no ledger
     trials = {name for name in PROFILES if not PROFILES[name].in_ledger}
     commands = [
-        '`encapnet reproduce '
-        f'{" ".join(names)}{options[profile]}{"" if profile in trials else " --from-ledger"}`'
+        f'`{reproduce_command(names, profile, from_ledger=profile not in trials)}`'
         for profile, names in profiles.items()
     ]
-    return f'{" and ".join(commands)} render{"s" * (len(commands) == 1)} them anew'
+    render = 'renders' if len(commands) == 1 else 'render'
+    return f'{" and ".join(commands)} {render} them anew'
 
 # %% ../../nbs/cli/05_check.ipynb #9ad066fb
 def tell_of_others(reports: str, made: list[Path]):
@@ -83,10 +83,13 @@ def check_pages(given: set[str], names: list[str], profile: str, reports: str):
         if differences and all(text.startswith(upkeep.FEWER) for text in differences)
     ]
     stale = any(text.startswith('stale') for _, differences in looked for text in differences)
-    ours, holds_not = [page for page in bad if Path(page).stem in known], len(bad) - len(narrow)
-    counts = [f'{holds_not} of {len(looked)} pages no longer hold'] * bool(holds_not)
-    counts += [f'{len(narrow)} of {len(looked)} pages were {upkeep.FEWER}'] * bool(narrow)
-    raise StudyError(
-        '; '.join([*counts, *[rendering_command(ours)] * bool(ours)])
-        + ', and what is stale is trained with --retrain' * stale
-    )
+    told = []
+    if holds_not := len(bad) - len(narrow):
+        told.append(f'{holds_not} of {len(looked)} pages no longer hold')
+    if narrow:
+        told.append(f'{len(narrow)} of {len(looked)} pages were {upkeep.FEWER}')
+    if ours := [page for page in bad if Path(page).stem in known]:
+        told.append(rendering_command(ours))
+    if stale:
+        told[-1] += ', and what is stale is trained with --retrain'
+    raise StudyError('; '.join(told))

@@ -10,15 +10,9 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from .messages import one_line, say
-from encapnet.cli.options import (
-    JsonOption,
-    MinutesOption,
-    RootOption,
-    deadline_after,
-    resolved,
-    root_of,
-)
+from .options import JsonOption, MinutesOption, RootOption, resolved
 from ..errors import UsageError
+from ..study.request import check_root, deadline_after
 
 # %% auto #0
 __all__ = ['app', 'data_list', 'data_fetch', 'data_verify', 'data_build_himagenet']
@@ -42,7 +36,7 @@ def data_list(
     from encapnet.data.content import fingerprint
     from encapnet.data.listing import available, look
 
-    root = root_of(data_root)
+    root = check_root(data_root)
     for found in map(partial(look, root=root), names) if names else available(root):
         if hash_ and found['state'] != 'not found':
             try:
@@ -90,7 +84,7 @@ def data_verify(names: list[str], data_root: RootOption = '', as_json: JsonOptio
     from encapnet.data.content import verify
 
     for name in names:
-        found = verify(name, root_of(data_root))
+        found = verify(name, check_root(data_root))
         found = dict(name=name, sha256=found.pop('hash')) | found
         if as_json:
             typer.echo(json.dumps(found))

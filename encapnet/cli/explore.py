@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 from .messages import say
 from .notebooks import notebooks
-from .options import ReportsOption, RootOption, RunsOption, root_of
+from .options import ReportsOption, RootOption, RunsOption
 from ..errors import StudyError, UsageError, nearest
 from ..show.explore import serve
+from ..study.request import check_root
 
 # %% auto #0
 __all__ = ['app', 'explore']
@@ -48,7 +49,7 @@ def explore(
     reports: ReportsOption = 'reports',
 ):
     "Play with routing, transport, capConv and runs in the browser."
-    known, root = notebooks('explore'), root_of(data_root)
+    known, root = notebooks('explore'), check_root(data_root)
     if name and name not in known:
         raise UsageError(f'no explorer {name!r}; {nearest(name, known)}')
     given = dict(runs=runs, reports=reports, data_root=root)

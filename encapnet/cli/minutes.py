@@ -14,6 +14,8 @@ from ..study.config import BenchConfig, MeasureConfig, RunConfig
 from ..study.records import Record
 from ..study.ledger import read_ledger
 from ..study.run import state
+from ..study.request import Request
+from ..study.run import Run
 
 # %% auto #0
 __all__ = ['Context', 'Taken', 'taken_seconds', 'estimate', 'known_records', 'seconds_of', 'announce']
@@ -62,12 +64,12 @@ def estimate(taken: Taken, row: str, here: Context) -> float | None:  # seconds
     return statistics.median(scaled) if scaled else None
 
 # %% ../../nbs/cli/04_minutes.ipynb #f1cb5ba2
-def known_records(runs: str, reports: str) -> Iterator:
+def known_records(request: Request) -> Iterator[Record]:
     "Every record of the store and of the ledger that can be read."
-    for path in sorted(Path(runs).glob('*/*/*/DONE')):
+    for path in sorted(Path(request.runs).glob('*/*/*/DONE')):
         with suppress(OSError, ValueError):
             yield Record.model_validate_json(path.read_text(encoding='utf-8'))
-    for path in sorted((Path(reports) / 'ledger').glob('*.jsonl')):
+    for path in sorted((Path(request.reports) / 'ledger').glob('*.jsonl')):
         yield from read_ledger(path)[0]
 
 # %% ../../nbs/cli/04_minutes.ipynb #cb579ec0
@@ -82,11 +84,11 @@ def seconds_of(
     )
 
 # %% ../../nbs/cli/04_minutes.ipynb #7023a4c9
-def announce(needed: list, runs: str, reports: str, retrain: bool):
+def announce(needed: list[Run], request: Request):
     "Say what there is to do before it begins, and how long it will take, as far as records tell."
-    if not (todo := [run for run in needed if state(run).name in launch.wanted(retrain)]):
+    if not (todo := [run for run in needed if state(run).name in launch.wanted(request.retrain)]):
         return
-    taken = taken_seconds(known_records(runs, reports))
+    taken = taken_seconds(known_records(request))
     seconds = [seconds_of(taken, run.config, needs.this_machine()) for run in todo]
     unknown = f' and {seconds.count(None)} that cannot be estimated' if None in seconds else ''
     say(

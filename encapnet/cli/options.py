@@ -4,17 +4,16 @@
 
 # %% ../../nbs/cli/01_options.ipynb #cac6069a
 from __future__ import annotations
-import math, os, time
 from typing import Annotated
 import typer
 from ..errors import UsageError
 from ..study.places import resolve
-from ..study.profiles import PROFILES, find_profile
+from ..study.profiles import PROFILES
 
 # %% auto #0
 __all__ = ['ProfileOption', 'DataOption', 'RootOption', 'RunsOption', 'ReportsOption', 'LedgerOption', 'MinutesOption',
            'OnOption', 'JsonOption', 'ProcessesOption', 'AccumulateOption', 'NormOption', 'ScopeOption', 'resolved',
-           'deadline_after', 'root_of', 'seed_count', 'typed_options', 'refuse_options']
+           'typed_options', 'refuse_options']
 
 # %% ../../nbs/cli/01_options.ipynb #67cb09b1
 def resolved(folder: str) -> str:  # "": none was named
@@ -37,8 +36,7 @@ DataOption = Annotated[
     str,
     typer.Option(
         help="Data sets, comma separated, your own by their folders; default: the profile's, or "
-        'those found '
-        'under --data-root.'
+        'those found under --data-root.'
     ),
 ]
 RootOption = Annotated[
@@ -87,37 +85,6 @@ ScopeOption = Annotated[
     str | None,
     typer.Option(help="Transport plan over the device's samples or global; default: device."),
 ]
-
-# %% ../../nbs/cli/01_options.ipynb #6ce5fdd6
-def deadline_after(max_minutes: float | None) -> float | None:
-    "When time is up, on time.monotonic()'s clock. Raises UsageError for a negative time."
-    if max_minutes is None:
-        return None
-    if not 0 <= max_minutes < math.inf:
-        raise UsageError(
-            f'--max-minutes must be a number that is not negative, got {max_minutes:g}'
-        )
-    return time.monotonic() + 60 * max_minutes
-
-# %% ../../nbs/cli/01_options.ipynb #dd20b5da
-def root_of(data_root: str) -> str | None:
-    "The data root, if one is given. Raises UsageError if it is no folder."
-    if not data_root or os.path.isdir(data_root):
-        return data_root or None
-    raise UsageError(
-        f'data root {data_root} is no folder: it '
-        f'{"is a file" if os.path.lexists(data_root) else "does not exist"}; '
-        'expected the folder that holds MNIST/, cifar10/, ... (`encapnet data fetch` makes one)'
-    )
-
-# %% ../../nbs/cli/01_options.ipynb #48f9812f
-def seed_count(profile: str, seeds: int | None) -> int:
-    "How many seeds; the profile's own number unless told."
-    usual = find_profile(profile).seeds
-    count = usual if seeds is None else seeds
-    if not 1 <= count <= 1000:
-        raise UsageError(f'seeds must be at least 1 and at most 1000, got {count}')
-    return count
 
 # %% ../../nbs/cli/01_options.ipynb #1a6e893a
 def typed_options(context: typer.Context) -> set[str]:

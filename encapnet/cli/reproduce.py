@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated
+from dataclasses import replace
 import typer
 from .check import check_pages, ledger_problems, tell_of_others
 from .messages import refuse_failures, say
@@ -20,55 +21,59 @@ from encapnet.cli.options import (
     ReportsOption,
     RootOption,
     RunsOption,
-    deadline_after,
-    root_of,
-    seed_count,
     typed_options,
 )
-from ..errors import UsageError, nearest
+from ..errors import UsageError
 from ..files import check_writable
 from ..study import engines, launch, machine, needs
-from ..study.profiles import find_profile
+from ..study.request import Request
+from ..study.run import Run
 
 # %% auto #0
 __all__ = ['app', 'CheckOption', 'reproduce']
 
 # %% ../../nbs/cli/06_reproduce.ipynb #5d658e41
-def _check_places(chosen: dict[str, Path], reports: str, profile: str):
+def _check_places(chosen: dict[str, Path], request: Request):
     "Raise StudyError before hours of work if a page could not be written after them."
     from encapnet.show.page.publish import place
     from encapnet.show.page.shell import check_ours
 
     made = [
-        Path(reports) / 'index.html',
-        *(place(path, reports, name, profile) for name, path in chosen.items()),
+        Path(request.reports) / 'index.html',
+        *(
+            place(path, request.reports, name, request.profile.name)
+            for name, path in chosen.items()
+        ),
     ]
     for page in made:
         check_ours(page)
     for folder in dict.fromkeys(page.parent for page in made):
         check_writable(folder)
 
+# %% ../../nbs/cli/06_reproduce.ipynb #de0e3a82
+def _needed(chosen: dict[str, Path], request: Request) -> list[Run]:
+    "The runs behind all reports; they share rows, and each is needed once."
+    runs = [run for name in chosen for run in needs.needed(name, request)]
+    return list({run.config.key: run for run in runs}.values())
+
 # %% ../../nbs/cli/06_reproduce.ipynb #0b711746
-def _render(
-    chosen: dict[str, Path], settings: dict[str, dict], reports: str, profile: str
-) -> list[Path]:
+def _render(chosen: dict[str, Path], request: Request) -> list[Path]:
     "Make the pages of reports whose runs are there, and name each as soon as it is there."
+    from encapnet.show.page.parameters import parameters
     from encapnet.show.page.publish import place, publish_all
 
-    # What had to be trained is trained; notebooks take what is there.
-    taken = {
-        name: given | ({'missing': 'show', 'retrain': False} if 'missing' in given else {})
-        for name, given in settings.items()
-    }
-    made = [
-        (path, place(path, reports, name, profile), taken[name], taken[name].get('profile', ''))
-        for name, path in chosen.items()
-    ]
+    # What had to be trained is trained; notebooks take what is there. No kernel stays behind.
+    said = replace(request, missing='show', retrain=False).parameters() | dict(offline=True)
+    pages = []
+    for name, path in chosen.items():
+        given = {key: value for key, value in said.items() if key in parameters(path)}
+        html = place(path, request.reports, name, request.profile.name)
+        pages.append((path, html, given, given.get('profile', '')))
     # side by side, kernels that each take all cores need over twice as long
     os.environ.setdefault('OMP_NUM_THREADS', '1')
-    for page in publish_all(made, machine.cores()):
+    for page in publish_all(pages, machine.cores()):
         say(f'{page}')
-    return [page for _, page, *_ in made]
+    return [html for _, html, *_ in pages]
 
 # %% ../../nbs/cli/06_reproduce.ipynb #6e8eeeaf
 app = typer.Typer()
@@ -77,8 +82,7 @@ CheckOption = Annotated[
     typer.Option(
         '--check',
         help='Render nothing: say of every page (or of those named) whether it still is what '
-        'ledger, '
-        'notebook and code make of it; exit with 1 if not.',
+        'ledger, notebook and code make of it; exit with 1 if not.',
     ),
 ]
 
@@ -112,24 +116,15 @@ def reproduce(
 ):
     "Train what is missing and render the reports."
     from encapnet.show.page.front import site
-    from encapnet.show.page.parameters import check_parameters, parameters
 
+    typed = typed_options(context)
     if check:
-        return check_pages(typed_options(context), reports_ or [], profile, reports)
-    if from_ledger and 'on' in typed_options(context):
+        return check_pages(typed, reports_ or [], profile, reports)
+    if from_ledger and 'on' in typed:
         raise UsageError('--on trains, and --from-ledger trains nothing: leave one of them out')
-    engine = engines.engine(on)
-    chosen, deadline, seeds = (
-        chosen_reports(reports_ or [], all_),
-        deadline_after(max_minutes),
-        seed_count(profile, seeds),
-    )
-    if missing not in launch.MISSING:
-        raise UsageError(f'no such --missing {missing!r}; {nearest(missing, launch.MISSING)}')
-    if not from_ledger:
-        root_of(data_root)
-    given = dict(
-        profile=profile,
+    engine, chosen = engines.engine(on), chosen_reports(reports_ or [], all_)
+    request = Request.from_command(
+        profile,
         seeds=seeds,
         missing=missing,
         data=data,
@@ -138,33 +133,22 @@ def reproduce(
         reports=reports,
         ledger=from_ledger,
         retrain=retrain,
-        offline=True,
+        max_minutes=max_minutes,
     )
-    settings = {
-        name: {key: value for key, value in given.items() if key in parameters(path)}
-        for name, path in chosen.items()
-    }
-    for name, path in chosen.items():
-        check_parameters(path, settings[name])
     for problem in ledger_problems(reports):
         say(problem)
-    if not from_ledger:
-        # Reports share rows: each is needed once.
-        needed = {
-            run.config.key: run
-            for name in chosen
-            for run in needs.needed(name, profile, seeds, data, data_root or None, runs)
-        }
-        needed = list(needed.values())
-        _check_places(chosen, reports, profile)
-        if missing == 'train':
-            announce(needed, runs, reports, retrain)
-        states = launch.ensure(
-            needed, missing, data_root or None, reports, retrain, deadline, engine
-        )
-    made = _render(chosen, settings, reports, profile)
-    if not from_ledger and find_profile(profile).in_ledger:
-        tell_of_others(reports, made)
+    if request.ledger:
+        _render(chosen, request)
+        say(f'{site(Path(reports))}')
+        return
+    needed = _needed(chosen, request)
+    _check_places(chosen, request)
+    if missing == 'train':
+        announce(needed, request)
+    states = launch.ensure(needed, request, engine)
+    pages = _render(chosen, request)
+    if request.profile.in_ledger:
+        tell_of_others(reports, pages)
     say(f'{site(Path(reports))}')
-    if not from_ledger and missing == 'train':
+    if missing == 'train':
         refuse_failures(needed, states)

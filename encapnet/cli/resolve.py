@@ -17,15 +17,13 @@ from encapnet.cli.options import (
     ReportsOption,
     RootOption,
     RunsOption,
-    deadline_after,
-    root_of,
 )
 from .rows import hashes_of
 from ..errors import StudyError, UsageError
 from ..study import engines, launch, needs
 from ..study.planning import plan
-from ..study.profiles import find_profile
-from ..study.resolving import prospects, steps
+from ..study.request import Request
+from ..study.resolving import Step, prospects, steps
 from ..study.run import Run
 from ..study.results import Place
 from ..study.results import ledger_results
@@ -34,11 +32,10 @@ from ..study.results import ledger_results
 __all__ = ['app', 'resolve_claims']
 
 # %% ../../nbs/cli/09_resolve.ipynb #6199abcd
-def _next_steps(
-    claims: list[str], profile: str, name: str, runs: str, reports: str, deadline: float | None
-) -> list:
+def _next_steps(claims: list[str], request: Request, name: str) -> list[Step]:
     "What to train next, by the ledger as it is now."
-    taken, here = taken_seconds(known_records(runs, reports)), needs.this_machine()['training']
+    taken, here = taken_seconds(known_records(request)), needs.this_machine()['training']
+    profile, deadline = request.profile.name, request.deadline
     known = taken.get((profile, name, here), {})
 
     def minutes(row):  # of a row that nothing tells of: as long as the longest that is known
@@ -47,7 +44,9 @@ def _next_steps(
         ) / 60
 
     budget = math.inf if deadline is None else (deadline - time.monotonic()) / 60
-    return steps(prospects(ledger_results(reports), Place(profile, name), claims), minutes, budget)
+    return steps(
+        prospects(ledger_results(request.reports), Place(profile, name), claims), minutes, budget
+    )
 
 # %% ../../nbs/cli/09_resolve.ipynb #af4e3550
 def _tell_steps(found: list):
@@ -61,10 +60,11 @@ def _tell_steps(found: list):
         typer.echo(f'{step.minutes:7.1f} {spent:7.1f}  {step.chance:6.0%}  {named}')
 
 # %% ../../nbs/cli/09_resolve.ipynb #5a06192f
-def _run_of(row: str, seed: int, profile: str, hashes: dict[str, str], runs: str):
+def _run_of(row: str, seed: int, request: Request, hashes: dict[str, str]) -> Run:
     experiment, _, name = row.partition('/')
     return Run(
-        runs, plan(experiment, profile, hashes, 1, [name])[0].model_copy(update=dict(seed=seed))
+        request.runs,
+        plan(experiment, request.profile, hashes, 1, [name])[0].model_copy(update=dict(seed=seed)),
     )
 
 # %% ../../nbs/cli/09_resolve.ipynb #2968e05d
@@ -89,12 +89,15 @@ def resolve_claims(
     ] = False,
 ):
     "Train the seeds that would decide most claims for the least time."
-    if not find_profile(profile).in_ledger:
+    engine = engines.engine(on)
+    request = Request.from_command(
+        profile, data=data, data_root=data_root, runs=runs, reports=reports, max_minutes=max_minutes
+    )
+    if not request.profile.in_ledger:
         raise UsageError(f'profile {profile!r} has no ledger, and nothing is judged by it')
-    engine, deadline, root = engines.engine(on), deadline_after(max_minutes), root_of(data_root)
-    name = needs.dataset_names(profile, data, root)[0]
-    hashes, tried = hashes_of([name], root, dry_run), None
-    while found := _next_steps(claims or [], profile, name, runs, reports, deadline):
+    name = needs.dataset_names(request)[0]
+    hashes, tried = hashes_of([name], request.data_root, dry_run), None
+    while found := _next_steps(claims or [], request, name):
         if tried is None:
             _tell_steps(found)
         if dry_run:
@@ -105,13 +108,6 @@ def resolve_claims(
                 f'of {reports}'
             )
         tried = found[0].runs
-        launch.ensure(
-            [_run_of(row, seed, profile, hashes, runs) for row, seed in tried],
-            'train',
-            root,
-            reports,
-            False,
-            deadline,
-            engine,
-        )
-    say('no further seeds would decide a claim' + ' in that time' * (deadline is not None))
+        launch.ensure([_run_of(row, seed, request, hashes) for row, seed in tried], request, engine)
+    more = ' in that time' if request.deadline is not None else ''
+    say(f'no further seeds would decide a claim{more}')

@@ -13,7 +13,7 @@ from ..study.config import BenchConfig, MeasureConfig, RunConfig
 from ..study.experiments import EXPERIMENTS, find_row, suits
 from ..study.places import resolve
 from ..study.planning import BENCHES, measurements, plan
-from ..study.profiles import find_profile
+from ..study.request import Request
 
 # %% auto #0
 __all__ = ['COSTS', 'TIMED', 'DIVIDING', 'config_from', 'plan_row', 'hashes_of', 'divided']
@@ -60,7 +60,10 @@ TIMED = (COSTS, *BENCHES)  # what has no seed or data
 
 
 def plan_row(
-    name: str, profile: str, seed: int, data: str, root: str | None, show: bool = False
+    name: str,
+    request: Request,
+    seed: int = 0,
+    show: bool = False,  # only: data sets may be absent
 ) -> list[RunConfig | MeasureConfig | BenchConfig]:
     "The configurations behind EXPERIMENT/ROW: one for each data set. Raises UsageError."
     experiment, _, row = name.partition('/')
@@ -69,32 +72,30 @@ def plan_row(
             f'{name!r} is not EXPERIMENT/ROW, for example '
             f'table1/{next(iter(EXPERIMENTS["table1"]))}'
         )
-    find_profile(profile)
     if experiment in TIMED:
-        return _timed_row(experiment, row, profile)
+        return _timed_row(experiment, row, request)
     if experiment not in EXPERIMENTS:
         raise UsageError(
             f'no experiment {experiment!r}; {nearest(experiment, [*EXPERIMENTS, *TIMED])}'
         )
-    fitting = find_row(experiment, row).data
-    names = needs.dataset_names(profile, data, root, experiment)
-    # Of those that nobody asked for, only some may be for this row.
-    if fitting and not data:
-        names = [one for one in names if one in fitting] or fitting[:1]
     chosen = find_row(experiment, row)
+    fitting, names = chosen.data, needs.dataset_names(request, experiment)
+    # Of those that nobody asked for, only some may be for this row.
+    if fitting and not request.data:
+        names = [one for one in names if one in fitting] or fitting[:1]
     if wrong := next((one for one in names if not suits(chosen, one)), ''):
         own = '64 pixels (NAME@64)' if suits(chosen, 'own@64') else '32 pixels (NAME)'
         raise UsageError(
             f'{name} is not for {wrong}; {nearest(wrong, fitting)}; or images of your own at {own}'
         )
-    hashes = hashes_of(names, root, show)
+    hashes = hashes_of(names, request.data_root, show)
     return [
         config.model_copy(update=dict(seed=seed))
-        for config in plan(experiment, profile, hashes, 1, [row])
+        for config in plan(experiment, request.profile, hashes, 1, [row])
     ]
 
 # %% ../../nbs/cli/03_rows.ipynb #a76e008e
-def _timed_row(experiment: str, row: str, profile: str) -> list[MeasureConfig | BenchConfig]:
+def _timed_row(experiment: str, row: str, request: Request) -> list[MeasureConfig | BenchConfig]:
     "A measurement, or a candidate of a bench, on this machine. Raises UsageError."
 
     def refuse(rows):
@@ -105,7 +106,7 @@ def _timed_row(experiment: str, row: str, profile: str) -> list[MeasureConfig | 
     found = [
         run.config
         for run in (
-            needs.measured(profile) if experiment == COSTS else needs.benched(experiment, profile)
+            needs.measured(request) if experiment == COSTS else needs.benched(experiment, request)
         )
     ]
     return [config for config in found if config.row == row] or refuse(

@@ -20,9 +20,7 @@ from encapnet.cli.options import (
     RootOption,
     RunsOption,
     ScopeOption,
-    deadline_after,
     refuse_options,
-    root_of,
     typed_options,
 )
 from .rows import DIVIDING, TIMED, config_from, divided, plan_row
@@ -30,6 +28,7 @@ from ..errors import OutOfTime, StudyError, UsageError
 from ..study import machine, needs, ranks
 from ..study.commands import command_for
 from ..study.config import BenchConfig, MeasureConfig, RunConfig
+from ..study.request import Request
 from ..study.run import Run, finish, finished, state
 
 # %% auto #0
@@ -49,7 +48,7 @@ def _check_data(config: RunConfig, root: str | None):
         )
 
 # %% ../../nbs/cli/07_run.ipynb #11d15d2c
-def _fit(run, root: str | None, reports: str, deadline: float | None, events: bool):
+def _fit(run: Run, request: Request, events: bool):
     # before torch is imported, which reads them
     os.environ |= dict(OMP_NUM_THREADS=str(machine.threads_each()), **machine.arithmetic())
     if run.config.divided or ranks.place()[1] > 1:
@@ -57,7 +56,8 @@ def _fit(run, root: str | None, reports: str, deadline: float | None, events: bo
     else:
         from encapnet.training.fit import fit
     tell = (lambda event: typer.echo(json.dumps(event))) if events else (lambda event: None)
-    fit(run, root, reports or None, tell, deadline, bar=False if events else None)
+    bar = False if events else None
+    fit(run, request.data_root, request.reports or None, tell, request.deadline, bar=bar)
 
 
 def _measure(run, reports: str):
@@ -82,44 +82,35 @@ def _measure(run, reports: str):
         )
 
 # %% ../../nbs/cli/07_run.ipynb #194998e9
-def _run_one(
-    config: RunConfig | MeasureConfig,
-    root: str | None,
-    runs: str,
-    reports: str,
-    deadline: float | None,
-    retrain: bool,
-    events: bool,
-):
+def _run_one(config: RunConfig | MeasureConfig, request: Request, events: bool):
     "Train, or measure, what is not there."
     if isinstance(config, BenchConfig):
         raise UsageError(
             f'timings make sense beside others: `encapnet {config.experiment.replace("_", " ")}` '
             'takes them in turn'
         )
-    run = Run(runs, config)
+    run = Run(request.runs, config)
     # the first of the processes looks at the store, and tells the others
     if ranks.place()[0]:
-        _fit(run, root, reports, deadline, events)
+        _fit(run, request, events)
         return
     if isinstance(config, RunConfig) and not run.folder.exists():
-        _check_data(config, root)
+        _check_data(config, request.data_root)
     found = state(run)
-    if found.name == 'stale' and not retrain:
+    if found.name == 'stale' and not request.retrain:
         raise StudyError(
             f'{run.name} ({config.key}) is stale, {found.why}; --retrain trains it again'
         )
     if isinstance(config, MeasureConfig):
         if found.name != 'fresh':
-            _measure(run, reports)
+            _measure(run, request.reports)
     elif found.name != 'fresh' and config.processes > 1 == ranks.place()[1]:
-        if code := ranks.fit_together(
-            run, root, reports, deadline, [*['--retrain'] * retrain, *['--events'] * events]
-        ):
+        more = [*['--retrain'] * request.retrain, *['--events'] * events]
+        if code := ranks.fit_together(run, request, more):
             raise SystemExit(code)
         return  # they have said what came of it
     elif found.name != 'fresh' or ranks.place()[1] > 1:
-        _fit(run, root, reports, deadline, events)
+        _fit(run, request, events)
     outcome, where = (
         finished(run).outcome,
         f'({run.folder}{", there already" * (found.name == "fresh")})',
@@ -131,6 +122,47 @@ def _run_one(
         )
     else:
         say(f'{run.name}: {outcome["parameters"]:,} parameters {where}')
+
+# %% ../../nbs/cli/07_run.ipynb #0bb4862b
+def _run_all(planned: list[RunConfig | MeasureConfig], request: Request, events: bool):
+    "Run what stands behind a name; what fails on one data set is tried on the others."
+    failed = []
+    for config in planned:
+        try:
+            _run_one(config, request, events)
+        except OutOfTime:
+            raise
+        except StudyError as error:
+            if len(planned) == 1:
+                raise
+            say(one_line(str(error)))
+            failed.append(config.data.name)
+    if failed:
+        raise StudyError(f'{len(failed)} of {len(planned)} runs failed, on {", ".join(failed)}')
+
+# %% ../../nbs/cli/07_run.ipynb #9c33b8ea
+def _refuse_clashes(given: set[str], row: str, config: Path | None, show: bool):
+    "Raise UsageError for typed options that mean nothing together."
+    if bool(row) == (config is not None):
+        raise UsageError(
+            'run takes either EXPERIMENT/ROW or --config FILE; `encapnet status` lists the rows'
+        )
+    if show:
+        refuse_options(
+            given,
+            'retrain events max_minutes',
+            'trains, and --show trains nothing: leave one of them out',
+        )
+    if config:
+        refuse_options(
+            given, f'profile seed data {DIVIDING}', "is a row's: the configuration file has its own"
+        )
+    if row.partition('/')[0] in TIMED:
+        refuse_options(
+            given,
+            f'seed data data_root max_minutes {DIVIDING}',
+            'is for training: a measurement has none',
+        )
 
 # %% ../../nbs/cli/07_run.ipynb #8f31bcc2
 app = typer.Typer()
@@ -163,54 +195,28 @@ def run(
     events: Annotated[bool, typer.Option(help='Tell progress in JSON lines on stdout.')] = False,
 ):
     "Train or measure one row of an experiment, or go on with it."
-    if bool(row) == (config is not None):
-        raise UsageError(
-            'run takes either EXPERIMENT/ROW or --config FILE; `encapnet status` lists the rows'
-        )
-    given = typed_options(context)
-    if show:
-        refuse_options(
-            given,
-            'retrain events max_minutes',
-            'trains, and --show trains nothing: leave one of them out',
-        )
-    if config:
-        refuse_options(
-            given, f'profile seed data {DIVIDING}', "is a row's: the configuration file has its own"
-        )
-    if row.partition('/')[0] in TIMED:
-        refuse_options(
-            given,
-            f'seed data data_root max_minutes {DIVIDING}',
-            'is for training: a measurement has none',
-        )
-    root, deadline = root_of(data_root), deadline_after(max_minutes)
+    _refuse_clashes(typed_options(context), row, config, show)
+    request = Request.from_command(
+        profile,
+        data=data,
+        data_root=data_root,
+        runs=runs,
+        reports=reports,
+        retrain=retrain,
+        max_minutes=max_minutes,
+    )
     asked = dict(
         processes=processes, accumulate=accumulate, norm_scope=norm, transport_scope=transport_scope
     )
     planned = (
         [config_from(config)]
         if config
-        else [divided(one, asked) for one in plan_row(row, profile, seed, data, root, show)]
+        else [divided(one, asked) for one in plan_row(row, request, seed, show)]
     )
-    failed = []
-    for one in planned:
-        if show:
-            say(
-                shlex.join(['encapnet', 'run', '--config', str(config)])
-                if config
-                else command_for(one, profile, data_root, runs, reports)
-            )
+    if show:
+        for one in planned:
+            again = shlex.join(['encapnet', 'run', '--config', str(config)])
+            say(again if config else command_for(one, request))
             typer.echo(one.model_dump_json(indent=1))
-        else:
-            try:
-                _run_one(one, root, runs, reports, deadline, retrain, events)
-            except OutOfTime:
-                raise
-            except StudyError as error:
-                if len(planned) == 1:
-                    raise
-                say(one_line(str(error)))
-                failed.append(one.data.name)
-    if failed:
-        raise StudyError(f'{len(failed)} of {len(planned)} runs failed, on {", ".join(failed)}')
+    else:
+        _run_all(planned, request, events)

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/cli/10_status.ipynb #9084a2ad
 from __future__ import annotations
-import json, os, shlex
+import json, os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -20,28 +20,28 @@ from encapnet.cli.options import (
     ReportsOption,
     RootOption,
     RunsOption,
-    root_of,
-    seed_count,
 )
 from ..study import child, needs
 from ..study.commands import command_for
-from ..study.config import LARGE, SMALL, RunConfig
+from ..study.config import RunConfig
 from ..study.experiments import EXPERIMENTS
 from ..study.planning import measurements, plan
-from ..study.profiles import find_profile
 from ..study.run import Run, state
+from collections.abc import Iterator
+from ..study.commands import data_command
+from ..study.request import Request
 
 # %% auto #0
 __all__ = ['app', 'epochs_done', 'standing', 'status']
 
 # %% ../../nbs/cli/10_status.ipynb #2cc761fa
-def _remembered(runs: str, profile: str, name: str) -> str | None:  # sha256
+def _remembered(request: Request, name: str) -> str | None:  # sha256
     "The content hash of a data set as the store's newest run has it."
     newest: tuple[float, str] | None = None
-    for path in Path(runs).glob('*/*/*/config.json'):
+    for path in Path(request.runs).glob('*/*/*/config.json'):
         with suppress(OSError, ValueError):
             config = RunConfig.model_validate_json(path.read_text(encoding='utf-8'))
-            if (config.profile, config.data.name) == (profile, name):
+            if (config.profile, config.data.name) == (request.profile.name, name):
                 newest = max(newest or (0.0, ''), (path.stat().st_mtime, config.data.sha256))
     return newest and newest[1]
 
@@ -62,13 +62,12 @@ def epochs_done(run) -> int:
     return 0
 
 # %% ../../nbs/cli/10_status.ipynb #63ac503b
-def _data_standing(
-    profile: str, data: str, root: str | None, runs: str
-) -> tuple[dict[str, str], dict[str, str], dict]:
+def _data_standing(request: Request) -> tuple[dict[str, str], dict[str, str], dict]:
     """Content hashes by data set ('' if even the store knows none), why others are not there, and
     what `encapnet device` says."""
-    chosen = root and not data.strip(', ')  # the paper's sets, as far as they are there
-    names = needs.PAPER_SETS if chosen else needs.dataset_names(profile, data)
+    root = request.data_root
+    chosen = root and not request.data  # the paper's sets, as far as they are there
+    names = needs.PAPER_SETS if chosen else request.data or request.profile.datasets
     with ThreadPoolExecutor() as pool:
         here = pool.submit(needs.this_machine)
         listed = child.call(
@@ -78,7 +77,7 @@ def _data_standing(
         listed = [entry for entry in listed if entry['state'] != 'not found']
     absent = {entry['name']: one_line(entry['why']) for entry in listed if not entry['found']}
     hashes = {
-        entry['name']: entry['sha256'] or _remembered(runs, profile, entry['name']) or ''
+        entry['name']: entry['sha256'] or _remembered(request, entry['name']) or ''
         for entry in listed
     }
     return hashes, absent, here.result()
@@ -103,16 +102,10 @@ def _standing_of(run, seconds: float | None) -> dict:
 
 # %% ../../nbs/cli/10_status.ipynb #9ba44473
 def standing(
-    profile: str = 'quick',
-    seeds: int | None = None,
-    data: str = '',
-    data_root: str = '',
-    runs: str = 'runs',
-    reports: str = 'reports',
+    request: Request,
 ) -> tuple[list[dict], dict[str, str]]:  # one entry for each run; data set -> why it is not there
     "Where every run stands: row, data, seed, key, state, why, minutes, command."
-    seeds = seed_count(profile, seeds)
-    hashes, absent, here = _data_standing(profile, data, root_of(data_root), runs)
+    hashes, absent, here = _data_standing(request)
     # A hash that nobody knows stands as zeros: the rows are there to be listed, and no run has that
     # key.
     hashes = {name: sha256 or '0' * 64 for name, sha256 in hashes.items()}
@@ -120,37 +113,53 @@ def standing(
     planned = {
         config.key: config
         for experiment in EXPERIMENTS
-        for config in plan(experiment, profile, hashes, seeds)
+        for config in plan(experiment, request.profile, hashes, request.seeds)
     }
-    taken, lines = taken_seconds(known_records(runs, reports)), []
-    for config in [
-        *planned.values(),
-        *measurements(here['device'], find_profile(profile).cost_groups),
-    ]:
-        line = _standing_of(Run(runs, config), seconds_of(taken, config, here))
-        line['command'] = command_for(
-            config, profile, data_root, runs, reports, retrain=line['state'] in ('stale', 'failed')
-        )
-        if line['state'] in ('fresh', 'running'):
-            line['command'] = ''
-        elif line['data'] in absent:
-            known = line['data'] in (*SMALL, *LARGE)
-            line |= dict(
-                command=shlex.join(
-                    [
-                        'encapnet',
-                        'data',
-                        'fetch' if known else 'list',
-                        line['data'],
-                        '--data-root',
-                        data_root or 'data',
-                    ]
-                )
-            )
-            if line['state'] == 'missing':
-                line |= dict(state='no data', why=absent[line['data']])
-        lines.append(line)
+    costs = measurements(here['device'], request.profile.cost_groups)
+    taken, lines = taken_seconds(known_records(request)), []
+    for config in [*planned.values(), *costs]:
+        line = _standing_of(Run(request.runs, config), seconds_of(taken, config, here))
+        lines.append(line | _way_on(line, config, request, absent))
     return lines, absent
+
+
+def _way_on(line: dict, config, request: Request, absent: dict[str, str]) -> dict[str, str]:
+    "What to type to get a run; where its data are not there, to get those, and why."
+    if line['state'] in ('fresh', 'running'):
+        return dict(command='')
+    if line['data'] not in absent:
+        again = line['state'] in ('stale', 'failed')
+        return dict(command=command_for(config, request, retrain=again))
+    found = dict(command=data_command(line['data'], request.data_root))
+    if line['state'] == 'missing':
+        found |= dict(state='no data', why=absent[line['data']])
+    return found
+
+# %% ../../nbs/cli/10_status.ipynb #9af27f3a
+def _aligned(lines: list[dict]) -> Iterator[str]:
+    "The lines of a table, with the reason below a row that has one."
+    titles = ('row', 'data', 'seed', 'state', 'minutes', 'command')
+    cells = [
+        (
+            line['row'],
+            line['data'] or '-',
+            '-' if line['seed'] is None else str(line['seed']),
+            line['state'],
+            '?' if line['minutes'] is None else f'{line["minutes"]:.1f}',
+            line['command'],
+        )
+        for line in lines
+    ]
+    widths = [max(len(text) for text in column) for column in zip(titles, *cells)]
+    widths[-1] = 0  # nothing stands behind the command
+    for row, line in zip([titles, *cells], [{}, *lines]):
+        aligned = [
+            text.rjust(width) if title == 'minutes' else text.ljust(width)
+            for title, text, width in zip(titles, row, widths)
+        ]
+        yield '  '.join(aligned).rstrip()
+        if line.get('why') and line['state'] != 'no data':
+            yield f'    {one_line(line["why"])}'
 
 # %% ../../nbs/cli/10_status.ipynb #637efed7
 app = typer.Typer()
@@ -169,36 +178,18 @@ def status(
     as_json: JsonOption = False,
 ):
     "Where every row stands, why, how long it takes, and the command that gets it."
-    lines, absent = standing(profile, seeds, data, data_root, runs, reports)
+    request = Request.from_command(
+        profile, seeds=seeds, data=data, data_root=data_root, runs=runs, reports=reports
+    )
+    lines, absent = standing(request)
     for problem in ledger_problems(reports):
         say(problem)
     if as_json:
         for line in lines:
             typer.echo(json.dumps(line))
         return
-    shown = [
-        ('row', 'data', 'seed', 'state', 'minutes', 'command'),
-        *(
-            (
-                line['row'],
-                line['data'] or '-',
-                '-' if line['seed'] is None else str(line['seed']),
-                line['state'],
-                '?' if line['minutes'] is None else f'{line["minutes"]:.1f}',
-                line['command'],
-            )
-            for line in lines
-        ),
-    ]
-    widths = [max(len(line[column]) for line in shown) for column in range(5)]
-    for cells, line in zip(shown, [{}, *lines]):
-        aligned = [
-            cell.rjust(width) if title == 'minutes' else cell.ljust(width)
-            for title, cell, width in zip(shown[0], cells, widths)
-        ]
-        typer.echo('  '.join([*aligned, cells[5]]).rstrip())
-        if line.get('why') and line['state'] != 'no data':
-            typer.echo(f'    {one_line(line["why"])}')
+    for text in _aligned(lines):
+        typer.echo(text)
     todo = [line['minutes'] for line in lines if line['state'] not in ('fresh', 'running')]
     unknown = f' and {todo.count(None)} that cannot be estimated' if None in todo else ''
     say(

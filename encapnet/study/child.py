@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 from ..errors import OutOfTime, StudyError, UsageError
 from .run import Run, state
+from .request import Request
 
 # %% auto #0
 __all__ = ['ENTRY', 'PYTHON', 'PLACE', 'by_itself', 'Killed', 'child_process', 'call', 'failure_of', 'train_arguments',
@@ -105,7 +106,7 @@ def failure_of(code: int, said: str) -> StudyError | UsageError:
     return Killed(why) if code < 0 else kinds.get(code, StudyError)(why)
 
 # %% ../../nbs/study/14_child.ipynb #a41c0fe1
-def train_arguments(run: Run, data_root, reports, deadline: float | None) -> list[str]:
+def train_arguments(run: Run, request: Request) -> list[str]:
     "What `encapnet` is told to train a run."
     arguments = [
         'run',
@@ -114,12 +115,13 @@ def train_arguments(run: Run, data_root, reports, deadline: float | None) -> lis
         '--runs',
         str(run.folder.parents[2]),
     ]
-    if data_root:
-        arguments += ['--data-root', str(data_root)]
-    if reports:
-        arguments += ['--reports', str(reports)]
-    if deadline is not None:
-        arguments += ['--max-minutes', f'{max(0.0, deadline - time.monotonic()) / 60:.4f}']
+    if request.data_root:
+        arguments += ['--data-root', request.data_root]
+    if request.reports:
+        arguments += ['--reports', request.reports]
+    if request.deadline is not None:
+        seconds = max(0.0, request.deadline - time.monotonic())
+        arguments += ['--max-minutes', f'{seconds / 60:.4f}']
     return arguments
 
 # %% ../../nbs/study/14_child.ipynb #c77c053d

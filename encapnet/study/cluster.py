@@ -21,15 +21,15 @@ from typing import Any
 from ..errors import StudyError, UsageError
 from ..files import check_writable
 from .child import PYTHON
-from .launch import Orders
 from .machine import cores, threads_each
 from .nodes import Post, bring_home, inspect, luggage, samples, store_id, work
 from .places import resolve
 from .processes import LOOK_SECONDS
 from .run import Run
+from .request import Request
 
 # %% auto #0
-__all__ = ['INSTALL', 'CONNECT_SECONDS', 'QUIET', 'SHORT', 'try_address', 'connected', 'request', 'Cluster']
+__all__ = ['INSTALL', 'CONNECT_SECONDS', 'QUIET', 'SHORT', 'try_address', 'connected', 'resources_for', 'Cluster']
 
 # %% ../../nbs/study/24_cluster.ipynb #93a78e70
 INSTALL = "pip install 'ray>=2.40'"
@@ -138,7 +138,7 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
 
 # %% ../../nbs/study/24_cluster.ipynb #468df61a
-def request(nodes: list[dict]) -> dict[str, int]:  # resources of Ray's nodes
+def resources_for(nodes: list[dict]) -> dict[str, int]:  # resources of Ray's nodes
     "What one run asks for: num_cpus and num_gpus. Raises StudyError if no machine has anything."
     of = lambda name: [int(node.get(name, 0)) for node in nodes]
     equipped = [(cpus, devices) for cpus, devices in zip(of('CPU'), of('GPU')) if devices and cpus]
@@ -157,18 +157,18 @@ class _Nodes:
     "The machines of a cluster, and what they say when asked."
 
     def __init__(
-        self, ray, runs: list[Run], orders: Orders, ours: bool, shared: bool | None = None
+        self, ray, runs: list[Run], request: Request, ours: bool, shared: bool | None = None
     ):  # is it a Ray of our own; None: look
         self.ray, self.tasks, self.held, self.attempts, self.early = ray, {}, {}, Counter(), []
         nodes, here = (
             [node for node in ray.nodes() if node['Alive']],
             ray.get_runtime_context().get_node_id(),
         )
-        self.asks = request([node['Resources'] for node in nodes])
+        self.asks = resources_for([node['Resources'] for node in nodes])
         self.store = runs[0].folder.parents[2].resolve()
         check_writable(self.store)
         self.identity = store_id(self.store)
-        self.data_root = orders.data_root and str(resolve(orders.data_root).resolve())
+        self.data_root = request.data_root and str(resolve(request.data_root).resolve())
         found = (
             {}
             if ours
@@ -212,7 +212,7 @@ class _Tasks(_Nodes):
     def room(self) -> bool:
         return True
 
-    def begin(self, run: Run, orders: Orders):
+    def begin(self, run: Run, request: Request):
         """Hand a run to Ray. Without a shared store it is held here meanwhile, so that no other
         driver takes it."""
         key, files = run.config.key, None
@@ -232,7 +232,7 @@ class _Tasks(_Nodes):
             files = luggage(run)
         self.attempts[key] += 1
         until = (
-            None if orders.deadline is None else time.time() + orders.deadline - time.monotonic()
+            None if request.deadline is None else time.time() + request.deadline - time.monotonic()
         )
         folder = self.store.joinpath(*run.folder.parts[-3:])
         task = self.work.options(**self.asks, max_retries=0, name=run.name).remote(
@@ -243,7 +243,7 @@ class _Tasks(_Nodes):
             self.identity,
             files,
             self.data_root,
-            orders.retrain,
+            request.retrain,
             self.asks['num_cpus'],
             until,
         )

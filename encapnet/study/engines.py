@@ -15,17 +15,18 @@ from pathlib import Path
 from ..errors import UsageError
 from ..files import check_writable
 from .cluster import INSTALL, Cluster, connected, try_address
-from .launch import Orders, wanted
+from .launch import wanted
 from .processes import Processes, abreast, enter
 from .profiles import find_profile
 from .run import Run, state
 from .sweep import Sweep
+from .request import Request
 
 # %% auto #0
 __all__ = ['engine', 'on_processes', 'on_ray']
 
 # %% ../../nbs/study/25_engines.ipynb #61603f37
-def engine(on: str) -> Callable[[list[Run], Orders], None]:  # for `launch.ensure`
+def engine(on: str) -> Callable[[list[Run], Request], None]:  # for `launch.ensure`
     "What `--on` asks for. Raises UsageError."
     kind, colon, detail = on.partition(':')
     if kind not in ('local', 'ray') or colon and not detail:
@@ -41,15 +42,15 @@ def engine(on: str) -> Callable[[list[Run], Orders], None]:  # for `launch.ensur
     return partial(on_ray, address=detail)
 
 
-def _to_train(runs: list[Run], orders: Orders) -> list[Run]:
+def _to_train(runs: list[Run], request: Request) -> list[Run]:
     """What is not there; what is there enters the ledger. Raises StudyError if the ledger could
     not be written to later."""
-    if orders.reports and any(find_profile(run.config.profile).in_ledger for run in runs):
-        check_writable(Path(orders.reports) / 'ledger')
-    todo = [run for run in runs if state(run).name in (*wanted(orders.retrain), 'running')]
+    if request.reports and any(find_profile(run.config.profile).in_ledger for run in runs):
+        check_writable(Path(request.reports) / 'ledger')
+    todo = [run for run in runs if state(run).name in (*wanted(request.retrain), 'running')]
     for run in runs:
         if run not in todo:
-            enter(run, orders.reports)
+            enter(run, request.reports)
     return todo
 
 
@@ -74,24 +75,24 @@ def _ended_by_a_signal() -> Iterator[None]:
 
 # %% ../../nbs/study/25_engines.ipynb #f6e0e398
 def on_processes(
-    runs: list[Run], orders: Orders, count: int = 0
+    runs: list[Run], request: Request, count: int = 0
 ):  # 0: as many as there is room for
     "Train in so many processes of this machine. Raises OutOfTime, StudyError."
-    if not (todo := _to_train(runs, orders)):
+    if not (todo := _to_train(runs, request)):
         return
     with _ended_by_a_signal(), Processes(min(count or abreast(), len(todo))) as place:
-        Sweep(todo, orders, place).run()
+        Sweep(todo, request, place).run()
 
 
 def on_ray(
-    runs: list[Run], orders: Orders, address: str = '', shared: bool | None = None
+    runs: list[Run], request: Request, address: str = '', shared: bool | None = None
 ):  # "": a Ray of our own, here
     "Train on a Ray cluster. Raises OutOfTime, StudyError, UsageError."
-    if not (todo := _to_train(runs, orders)):
+    if not (todo := _to_train(runs, request)):
         return
     with connected(address) as ray, _ended_by_a_signal():
-        place = Cluster(ray, todo, orders, not address, shared)
+        place = Cluster(ray, todo, request, not address, shared)
         try:
-            Sweep(todo, orders, place).run()
+            Sweep(todo, request, place).run()
         finally:
             place.close()

@@ -8,35 +8,31 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from time import sleep
-from typing import NamedTuple
-from ..errors import OutOfTime, StudyError, UsageError, nearest
+from ..errors import OutOfTime, StudyError, UsageError
 from .child import call, note_failure, train_arguments
 from .config import BenchConfig, RunConfig
 from .records import UnknownSchema
 from .run import Run, State, state, write_config
 from .turns import take_turns
+from .request import Request
 
 # %% auto #0
-__all__ = ['MISSING', 'WAIT_SECONDS', 'wanted', 'Orders', 'ensure']
+__all__ = ['WAIT_SECONDS', 'wanted', 'ensure']
 
 # %% ../../nbs/study/17_launch.ipynb #792f6ed2
-MISSING = ('train', 'show', 'fail')
 WAIT_SECONDS = 1.0  # between two looks at a run that another process trains
 
 
-def _todo(runs: list[Run], missing: str, retrain: bool) -> list[Run]:
-    if missing not in MISSING:
-        raise UsageError(f'missing={missing!r}: {nearest(missing, MISSING)}')
+def _todo(runs: list[Run], request: Request) -> list[Run]:
     states = {run: state(run) for run in runs}
-    todo = [run for run in runs if states[run].name in (*wanted(retrain), 'running')]
-    if missing == 'fail' and todo:
+    todo = [run for run in runs if states[run].name in (*wanted(request.retrain), 'running')]
+    if request.missing == 'fail' and todo:
         raise StudyError(
             f'{len(todo)} of {len(runs)} runs are not there, the first is {todo[0].name}; train '
             "them with missing='train'"
         )
-    return todo if missing == 'train' else []
+    return todo if request.missing == 'train' else []
 
 
 def wanted(retrain: bool) -> tuple[str, ...]:
@@ -60,28 +56,15 @@ def _awaited(run: Run, deadline: float | None, say: Callable[[str], None]) -> St
     return found
 
 # %% ../../nbs/study/17_launch.ipynb #decd81f1
-class Orders(NamedTuple):
-    "What holds for every training of a report."
-
-    data_root: str | Path | None = None
-    reports: str | Path | None = None  # whose ledger the records enter
-    retrain: bool = False  # stale and failed runs too
-    deadline: float | None = None  # on time.monotonic()'s clock
-
-
 def ensure(
     runs: list[Run],
-    missing: str = 'train',  # or "show", "fail"
-    data_root: str | Path | None = None,
-    reports: str | Path | None = None,  # whose ledger the records enter
-    retrain: bool = False,  # stale and failed runs too
-    deadline: float | None = None,  # on time.monotonic()'s clock
-    on: Callable[[list[Run], Orders], None]
+    request: Request,
+    on: Callable[[list[Run], Request], None]
     | None = None,  # trains many at once; None: one after the other, here
 ) -> dict[str, State]:  # key -> where each run stands now
     """See to it that runs are there. Raises StudyError (missing='fail'), OutOfTime (deadline),
     UsageError."""
-    todo = sorted(_todo(runs, missing, retrain), key=lambda run: state(run).name == 'running')
+    todo = sorted(_todo(runs, request), key=lambda run: state(run).name == 'running')
     benches, todo = [
         [run for run in todo if isinstance(run.config, BenchConfig) == bench]
         for bench in (True, False)
@@ -89,21 +72,16 @@ def ensure(
     apart = [run for run in todo if on and isinstance(run.config, RunConfig)]
     try:
         if benches:
-            take_turns(benches, reports, deadline)
-        _one_by_one(
-            [run for run in todo if run not in apart], data_root, reports, retrain, deadline
-        )
-        if on and missing == 'train':
-            on(
-                [run for run in runs if isinstance(run.config, RunConfig)],
-                Orders(data_root, reports, retrain, deadline),
-            )
+            take_turns(benches, request)
+        _one_by_one([run for run in todo if run not in apart], request)
+        if on and request.missing == 'train':
+            on([run for run in runs if isinstance(run.config, RunConfig)], request)
     except OutOfTime as error:
-        raise OutOfTime(f'{error}; {_remaining(runs, retrain)}') from None
+        raise OutOfTime(f'{error}; {_remaining(runs, request.retrain)}') from None
     return {run.config.key: state(run) for run in runs}
 
 # %% ../../nbs/study/17_launch.ipynb #fad976f8
-def _one_by_one(todo: list[Run], data_root, reports, retrain: bool, deadline: float | None):
+def _one_by_one(todo: list[Run], request: Request):
     if not todo:
         return
     from tqdm.auto import tqdm
@@ -112,12 +90,12 @@ def _one_by_one(todo: list[Run], data_root, reports, retrain: bool, deadline: fl
     with tqdm(total=sum(weight), unit='epoch', disable=None) as bar:
         say = partial(bar.write, file=sys.stderr)
         for run, epochs in zip(todo, weight):
-            if deadline is not None and time.monotonic() > deadline:
+            if request.deadline is not None and time.monotonic() > request.deadline:
                 raise OutOfTime(f'time is up before {run.name}')
             bar.set_description(run.name)
             before = bar.n
-            while _awaited(run, deadline, say).name in wanted(retrain):
-                if _train(run, data_root, reports, deadline, bar, say, retrain):
+            while _awaited(run, request.deadline, say).name in wanted(request.retrain):
+                if _train(run, request, bar, say):
                     break
             bar.n = before + epochs
             bar.refresh()
@@ -141,18 +119,14 @@ def _remaining(runs: list[Run], retrain: bool) -> str:
 
 # %% ../../nbs/study/17_launch.ipynb #5d0bcfc2
 def _train(
-    run: Run, data_root, reports, deadline, bar, say: Callable[[str], None], retrain: bool
+    run: Run, request: Request, bar, say: Callable[[str], None]
 ) -> bool:  # False: another was faster
     try:
         write_config(run, say)
     except UnknownSchema as error:
         say(f'{run.name}: {error}')
         return True
-    arguments = [
-        *train_arguments(run, data_root, reports, deadline),
-        '--events',
-        *['--retrain'] * retrain,
-    ]
+    arguments = [*train_arguments(run, request), '--events', *['--retrain'] * request.retrain]
     before = bar.n
 
     def tell(event):

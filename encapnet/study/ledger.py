@@ -140,7 +140,11 @@ def counted(
 def _off_plan(config: RunConfig) -> str:
     "Why a run is none of today's plan; empty if it is."
     planned = plan(
-        config.experiment, config.profile, {config.data.name: config.data.sha256}, 1, [config.row]
+        config.experiment,
+        PROFILES[config.profile],
+        {config.data.name: config.data.sha256},
+        1,
+        [config.row],
     )
     if not planned:
         return f'is not planned on {config.data.name}'

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 from ..errors import UsageError
 from .child import call
-from .config import is_own, own_parts
+from .config import is_own
 from .experiments import EXPERIMENTS
 from .planning import BENCHES, measurements, plan
-from .profiles import find_profile
 from .run import Run
+from .request import Request
 
 # %% auto #0
 __all__ = ['PAPER_SETS', 'TABLE4_SETS', 'data_hashes', 'dataset_names', 'planned', 'this_machine', 'measured', 'benched',
@@ -56,20 +56,15 @@ PAPER_SETS = ('cifar10', 'mnist')
 TABLE4_SETS = ('cifar10', 'cifar100', 'svhn', 'himagenet32', 'himagenet', 'imagenet')
 
 
-def dataset_names(
-    profile: str, data: str = '', data_root: str | Path | None = None, experiment: str = ''
-) -> list[str]:
+def dataset_names(request: Request, experiment: str = '') -> list[str]:
     """Which data sets: those named, those of the experiment in the paper found under the data
     root, or the profile's."""
-    if named := [name.strip() for name in data.split(',') if name.strip()]:
-        for name in filter(is_own, named):
-            own_parts(name)
-        return named
-    if not data_root:
-        return list(find_profile(profile).datasets)
+    data_root = request.data_root
+    if request.data or not data_root:
+        return list(request.data or request.profile.datasets)
     listed = {
         entry['name']: entry['state']
-        for entry in call('data', 'list', '--json', '--data-root', str(data_root))
+        for entry in call('data', 'list', '--json', '--data-root', data_root)
     }
     known = TABLE4_SETS if experiment == 'table4' else PAPER_SETS
     # What is refused is not passed over: whoever reads it says why.
@@ -88,22 +83,14 @@ def dataset_names(
     return found
 
 # %% ../../nbs/study/18_needs.ipynb #cf5bd9a9
-def planned(
-    experiment: str,  # "table1"
-    profile: str,  # "quick"
-    seeds: int | None = None,  # None: the profile's own number
-    data: str = '',  # data sets, comma separated; "": see `dataset_names`
-    data_root: str | Path | None = None,
-    runs: str | Path = 'runs',  # the store
-) -> list[Run]:
-    """The training runs behind an experiment, in the store. Raises UsageError for unknown names
-    and impossible numbers."""
-    # names and numbers first: reading data takes time
-    plan(experiment, profile, {}, seeds)
-    names = dataset_names(profile, data, data_root, experiment)
+def planned(experiment: str, request: Request) -> list[Run]:
+    "The training runs behind an experiment, in the store. Raises UsageError for unknown names."
+    # the name first: reading data takes time
+    plan(experiment, request.profile, {})
+    hashes = data_hashes(dataset_names(request, experiment), request.data_root)
     return [
-        Run(runs, config)
-        for config in plan(experiment, profile, data_hashes(names, data_root), seeds)
+        Run(request.runs, config)
+        for config in plan(experiment, request.profile, hashes, request.seeds)
     ]
 
 # %% ../../nbs/study/18_needs.ipynb #4b0fc7a1
@@ -113,44 +100,37 @@ def this_machine() -> dict[str, Any]:
     return json.loads(_KNOWN.get('device') or _remember('device', json.dumps(call('device')[0])))
 
 
-def measured(profile: str, runs: str | Path = 'runs') -> list[Run]:
+def measured(request: Request) -> list[Run]:
     "The measurements behind Table 1 on this machine, in the store."
     return [
-        Run(runs, config)
-        for config in measurements(this_machine()['device'], find_profile(profile).cost_groups)
+        Run(request.runs, config)
+        for config in measurements(this_machine()['device'], request.profile.cost_groups)
     ]
 
 
-def benched(bench: str, profile: str, runs: str | Path = 'runs') -> list[Run]:
+def benched(bench: str, request: Request) -> list[Run]:
     """The candidates of a bench on this machine, in the store; without those whose package is not
     installed."""
-    width, machine = find_profile(profile).cost_groups, this_machine()
+    width, machine = request.profile.cost_groups, this_machine()
     configs = BENCHES[bench][1](
         machine['device'], width, machine.get('type') == 'cuda', 2 if width == 32 else 1
     )
     return [
-        Run(runs, config)
+        Run(request.runs, config)
         for config in configs
         if not config.package or importlib.util.find_spec(config.package)
     ]
 
 
-def needed(
-    report: str,
-    profile: str,
-    seeds: int | None = None,
-    data: str = '',
-    data_root: str | Path | None = None,
-    runs: str | Path = 'runs',
-) -> list[Run]:
+def needed(report: str, request: Request) -> list[Run]:
     "Everything that a report rests on; nothing for a report that is no experiment."
     if report in BENCHES:
-        return benched(report, profile, runs)
+        return benched(report, request)
     if report not in EXPERIMENTS:
         return []
     if report != 'table1':
-        return planned(report, profile, seeds, data, data_root, runs)
+        return planned(report, request)
     # two questions to processes that load torch, asked side by side
     with ThreadPoolExecutor() as pool:
-        costs = pool.submit(measured, profile, runs)
-        return planned(report, profile, seeds, data, data_root, runs) + costs.result()
+        costs = pool.submit(measured, request)
+        return planned(report, request) + costs.result()

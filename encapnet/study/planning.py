@@ -6,7 +6,6 @@
 from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
-from ..errors import UsageError
 from .architectures import CapNetConfig
 from encapnet.study.config import (
     BenchConfig,
@@ -19,7 +18,7 @@ from encapnet.study.config import (
     TransportBenchConfig,
 )
 from .experiments import EXPERIMENTS, TABLE1, find_row, suits
-from .profiles import find_profile
+from .profiles import Profile
 
 # %% auto #0
 __all__ = ['BENCHES', 'plan', 'measurements', 'routing_benches', 'transport_benches', 'capconv_benches', 'data_benches']
@@ -27,33 +26,30 @@ __all__ = ['BENCHES', 'plan', 'measurements', 'routing_benches', 'transport_benc
 # %% ../../nbs/study/04_planning.ipynb #4fea35f5
 def plan(
     experiment: str,  # "table1"
-    profile: str,  # "quick"
+    profile: Profile,
     hashes: dict[str, str],  # data set -> sha256 of its content
     seeds: int | None = None,  # how many, from 0 up; None: the profile's own number
     rows: Iterable[str] = (),  # some rows only
 ) -> list[RunConfig]:  # data set by data set, row by row, seed by seed
     "Every run that a report rests on, in the order in which it should be trained."
-    chosen, settings = find_profile(profile), [find_row(experiment, row) for row in rows]
+    settings = [find_row(experiment, row) for row in rows]
     if not settings:
         settings = [find_row(experiment, row) for row in EXPERIMENTS.get(experiment, [''])]
-    count = chosen.seeds if seeds is None else seeds
-    if count < 1:
-        raise UsageError(f'seeds must be at least 1, got {count}')
 
     def run(row, name, sha256, seed):
         effort, width = (
-            chosen.effort(row.network),
-            dict(groups=chosen.groups) if hasattr(row.network, 'groups') else {},
+            profile.effort(row.network),
+            dict(groups=profile.groups) if hasattr(row.network, 'groups') else {},
         )
         schedule = effort.schedule.model_copy(update=dict(batch=row.batch) if row.batch else {})
         return RunConfig(
             experiment=row.home or experiment,
             row=row.name,
-            profile=profile,
+            profile=profile.name,
             loss=row.loss,
             seed=seed,
             schedule=schedule,
-            statistics=chosen.statistics,
+            statistics=profile.statistics,
             network=row.network.model_copy(update=width),
             feedback=row.feedback,
             data=DataConfig(
@@ -62,14 +58,14 @@ def plan(
                 augmentation=row.augmentation,
                 test_crops=row.test_crops,
                 train_images=effort.train_images,
-                test_images=chosen.test_images,
+                test_images=profile.test_images,
             ),
         )
 
     return [
         run(row, name, sha256, seed)
         for name, sha256 in hashes.items()
-        for seed in range(count)
+        for seed in range(profile.seeds if seeds is None else seeds)
         for row in settings
         if suits(row, name)
     ]

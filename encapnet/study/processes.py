@@ -16,11 +16,11 @@ from typing import Any
 import psutil
 from ..errors import OutOfTime, StudyError, UsageError
 from .child import Killed, call
-from .launch import Orders
 from .ledger import append_ledger, read_ledger
 from .machine import cores, gpus, threads_each
 from .profiles import find_profile
 from .run import Run, finished, ledger_path
+from .request import Request
 
 # %% auto #0
 __all__ = ['PATIENCE_S', 'LOOK_SECONDS', 'MEMORY_EACH', 'attend', 'stored_arguments', 'enter', 'Processes', 'abreast']
@@ -108,18 +108,20 @@ class Processes:
     def room(self) -> bool:
         return not self.slots.empty()
 
-    def begin(self, run: Run, orders: Orders):
+    def begin(self, run: Run, request: Request):
         self.threads.append(
-            threading.Thread(target=self._attend, args=(run, orders, self.slots.get()), daemon=True)
+            threading.Thread(
+                target=self._attend, args=(run, request, self.slots.get()), daemon=True
+            )
         )
         self.threads[-1].start()
 
-    def _attend(self, run: Run, orders: Orders, slot: dict[str, str]):
+    def _attend(self, run: Run, request: Request, slot: dict[str, str]):
         tell = lambda event: self.told.put((run.config.key, event))
         tell(dict(begun=True))
-        seconds = None if orders.deadline is None else orders.deadline - time.monotonic()
+        seconds = None if request.deadline is None else request.deadline - time.monotonic()
         ending = attend(
-            stored_arguments(run.folder, orders.data_root, orders.retrain, seconds),
+            stored_arguments(run.folder, request.data_root, request.retrain, seconds),
             tell,
             begun=self._begun,
             variables=slot,

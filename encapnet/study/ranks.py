@@ -15,13 +15,13 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
 from typing import IO
 from time import sleep
 from ..errors import StudyError, UsageError
 from .child import ENTRY, PYTHON, by_itself, train_arguments
 from .machine import threads_each
 from .run import Run, write_config
+from .request import Request
 
 # %% auto #0
 __all__ = ['GRACE_S', 'place', 'meeting_point', 'together', 'fit_together']
@@ -194,14 +194,10 @@ def _watch(children: list[subprocess.Popen]) -> int | None:
 # %% ../../nbs/study/19_ranks.ipynb #4124d35a
 def fit_together(
     run: Run,
-    data_root: str | Path | None = None,
-    reports: str | Path | None = None,  # whose ledger the record enters
-    deadline: float | None = None,  # on time.monotonic()'s clock
+    request: Request,
     more: Iterable[str] = (),  # options of `encapnet run`
 ) -> int:  # 0, or what the main process ended with after saying why
     """Train a run in as many processes as it is for, on this machine. Raises StudyError if one of
     them died."""
     write_config(run, partial(print, file=sys.stderr))
-    return together(
-        [*train_arguments(run, data_root, reports, deadline), *more], run.config.processes
-    )
+    return together([*train_arguments(run, request), *more], run.config.processes)

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from functools import partial
 from ..errors import OutOfTime
 from .child import note_failure
-from .launch import Orders, wanted
+from .launch import wanted
 from .records import UnknownSchema
 from .processes import enter
 from .run import Run, finished, state, write_config
+from .request import Request
 
 # %% auto #0
 __all__ = ['RETRIES', 'MOST_BARS', 'Sweep']
@@ -71,14 +72,14 @@ class _Bars:
 class _Book:
     "Many runs, and what became of each."
 
-    def __init__(self, runs: list[Run], orders: Orders, place):
-        self.runs, self.orders, self.place = {run.config.key: run for run in runs}, orders, place
+    def __init__(self, runs: list[Run], request: Request, place):
+        self.runs, self.request, self.place = {run.config.key: run for run in runs}, request, place
         self.waiting, self.at_work, self.elsewhere = deque(self.runs), set(), set()
         self.deaths, self.finished, self.late, self.bars = Counter(), 0, '', _Bars(runs)
 
     def _done(self, run: Run):
         "Enter a finished run in the ledger."
-        enter(run, self.orders.reports)
+        enter(run, self.request.reports)
         self.bars.show(run, run.config.schedule.epochs)
         self.bars.close(run)
         self.finished += 1
@@ -120,7 +121,7 @@ class _Book:
 
 # %% ../../nbs/study/22_sweep.ipynb #db8257c3
 class Sweep(_Book):
-    "Many runs, and who is at them. A place has `room()`, `begin(run, orders)` and `events()`."
+    "Many runs, and who is at them. A place has `room()`, `begin(run, request)` and `events()`."
 
     def run(self):
         "Train until nothing is left to be trained. Raises OutOfTime."
@@ -141,7 +142,7 @@ class Sweep(_Book):
             raise OutOfTime(self.late)
 
     def _time_is_up(self) -> bool:
-        return self.orders.deadline is not None and time.monotonic() > self.orders.deadline
+        return self.request.deadline is not None and time.monotonic() > self.request.deadline
 
     def _begin(self) -> bool:
         "Begin what there is room for; whether something waits still."
@@ -157,12 +158,12 @@ class Sweep(_Book):
                 self.elsewhere.add(key)
             elif found.name == 'fresh':
                 self._done(run)
-            elif found.name in wanted(self.orders.retrain):
+            elif found.name in wanted(self.request.retrain):
                 if self._time_is_up():
                     self.late = self.late or f'time is up before {run.name}'
                 elif self._config_is_right(run):
                     self.at_work.add(key)
-                    self.place.begin(run, self.orders)
+                    self.place.begin(run, self.request)
         return bool(self.waiting)
 
     def _config_is_right(self, run: Run) -> bool:

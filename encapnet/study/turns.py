@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 from ..errors import OutOfTime, StudyError, UsageError
 from .child import call, child_process, failure_of, note_failure
 from .run import Run, finish, write_config
+from .request import Request
 
 # %% auto #0
 __all__ = ['PATIENCE_S', 'take_turns']
@@ -62,11 +62,7 @@ def _measure(child: Any, errors: int, path: str) -> dict[str, Any]:
 PATIENCE_S = 15.0  # seconds measured of one candidate after which it has no further turn
 
 
-def take_turns(
-    runs: list[Run],
-    reports: str | Path | None = None,  # whose ledger the records enter; None: nowhere
-    deadline: float | None = None,  # on time.monotonic()'s clock
-):
+def take_turns(runs: list[Run], request: Request):
     """Time every candidate, round after round, and enter the results. One that fails is marked
     and left out. Raises OutOfTime."""
     from tqdm.auto import tqdm
@@ -80,7 +76,7 @@ def take_turns(
             for run, taken in turns.items():
                 if number >= run.config.rounds or len(taken) < number:
                     continue
-                if deadline is not None and time.monotonic() > deadline:
+                if request.deadline is not None and time.monotonic() > request.deadline:
                     raise OutOfTime('time is up before all had their turns; nothing is kept')
                 bar.set_description(run.name)
                 if not (
@@ -98,7 +94,7 @@ def take_turns(
                 )
     for run, taken in turns.items():
         if taken:
-            _finish_turns(run, taken, reports)
+            _finish_turns(run, taken, request.reports)
 
 # %% ../../nbs/study/16_turns.ipynb #13be6e5b
 def _turn(
@@ -114,7 +110,7 @@ def _turn(
         note_failure(run, str(error), say)
 
 
-def _finish_turns(run: Run, taken: list[dict[str, Any]], reports: str | Path | None):
+def _finish_turns(run: Run, taken: list[dict[str, Any]], reports: str):
     seconds = [value for turn in taken for value in turn['seconds']]
     peaks = [turn['peak'] for turn in taken if turn['peak'] is not None]
     outcome = taken[0] | dict(
@@ -131,6 +127,6 @@ def _finish_turns(run: Run, taken: list[dict[str, Any]], reports: str | Path | N
             run,
             outcome,
             run.config.hardware,
-            None if run.config.trial else reports,
+            None if run.config.trial else reports or None,
             seconds=round(sum(seconds), 1),
         )

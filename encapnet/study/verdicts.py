@@ -41,6 +41,7 @@ from encapnet.study.rules import (
     rows_of,
 )
 from .statements import GROUPS, Claim
+from .commands import reproduce_command
 
 # %% auto #0
 __all__ = ['Judgement', 'judge_all', 'judge_ledger']
@@ -197,18 +198,16 @@ _REPORTS = {
 def _command(claim: Claim, verdict: str, place: Place, seeds: int) -> str:
     "What to type to know more."
     if all(isinstance(rule, Computed) for rule in claim.rules):
-        return 'encapnet reproduce complexity'
+        return reproduce_command('complexity')
     if isinstance(claim.rules[0], Fits | Ordered):
-        return 'encapnet reproduce table1'
+        return reproduce_command('table1')
     if isinstance(claim.rules[0], Crops):
         return '–'  # no run records what it needs
-    report = (
-        f'table1 {_REPORTS[claim.group]}'
-        if claim.id == 'deep_master_over_table1'
-        else _REPORTS[claim.group]
-    )
+    reports = [_REPORTS[claim.group]]
+    if claim.id == 'deep_master_over_table1':
+        reports = ['table1', *reports]
     if place.routed == 'polarisation':
-        report = 'polarisation'
+        reports = ['polarisation']
     if verdict.startswith('unresolvable'):
         profile, count, data = place.profile, min(max(5, 2 * seeds), 20), place.dataset
     elif verdict == 'too early' and _everywhere(claim):
@@ -217,8 +216,8 @@ def _command(claim: Claim, verdict: str, place: Place, seeds: int) -> str:
         profile, count, data = 'quick', 3, 'digits'
     else:
         profile, count, data = CONFIRMING, 3, _paper_set(claim)
-    root = '' if data == 'digits' else f' --data {data} --data-root DATA'
-    return f'encapnet reproduce {report} --profile {profile} --seeds {count}{root}'
+    brought = data != 'digits'
+    return reproduce_command(reports, profile, count, data if brought else '', rooted=brought)
 
 
 def _longer(place: Place) -> tuple[str, int, str]:

@@ -20,6 +20,7 @@ from ...study.config import Schedule
 from ...study.planning import plan
 from ...training.trainer import Trainer
 from ...training.checkpoint import look_back
+from ...study.profiles import PROFILES
 
 # %% auto #0
 __all__ = ['RoutingPicture', 'votes_of', 'untrained', 'on_offer', 'tiny']
@@ -108,7 +109,7 @@ def tiny(
 ) -> Offer:
     """A small CapNet trained on some digits, with the weights of all its epochs. Raises OutOfTime
     when stopped."""
-    config = plan('table1', 'quick', {'digits': '0' * 64}, rows=['a512_dynamic'])[0]
+    config = plan('table1', PROFILES['quick'], {'digits': '0' * 64}, rows=['a512_dynamic'])[0]
     config = config.model_copy(
         update=dict(schedule=Schedule(epochs=epochs, learning_rate=4e-3, batch=32))
     )

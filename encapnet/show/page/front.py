@@ -13,6 +13,7 @@ from .shell import TEMPLATES, page_settings, write_page
 from .svg import svg_uri, thumbnail
 from .upkeep import head_of
 from ...errors import StudyError
+from ...study.commands import reproduce_command
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import PROFILES
 from ...study.findings import VERDICTS, kind
@@ -56,8 +57,7 @@ def _card(page: Path, reports: Path) -> dict | None:
         href=quote(page.relative_to(reports).as_posix()),
         thumbnail=_small(figure.get('src', '')),
         alt=figure.get('alt', ''),
-        command=command
-        or f'encapnet reproduce {page.stem}' + (f' --profile {profile}' if profile else ''),
+        command=command or reproduce_command(page.stem, profile),
         made=[line for line in made if line[0] not in ('command', _STALE)],
         stale=[value for what, value in made if what == _STALE],
     )

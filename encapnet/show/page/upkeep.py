@@ -25,6 +25,7 @@ _BOOKS = (
     'experiments',
     'profiles',
     'planning',
+    'request',
     'scopes',
     'definitions',
     'freshness',

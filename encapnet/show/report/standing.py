@@ -6,16 +6,19 @@
 from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
-from .command import command_of, ledger_command
 from ...errors import StudyError
 from ...study.experiments import EXPERIMENTS
-from ...study.profiles import find_profile
 from ...study.launch import ensure
 from ...study.needs import benched, planned
 from ...study.places import resolve
 from ...study.ledger import counted
 from ...study.records import COSTS, Record, changed_code, config_of, known_rows, seal_of
 from ...study.run import Run, finished
+from ...study.commands import ledger_command
+from ...study.commands import page_command
+from ...study.commands import reproduce_command
+from ...study.profiles import Profile
+from ...study.request import Request
 
 # %% auto #0
 __all__ = ['Standing', 'from_store', 'from_ledger', 'every_ledger', 'trained_rows', 'timed_candidates']
@@ -83,9 +86,11 @@ class Standing(dict):
         return Standing(mine, self.asked, self.notes, self.sources)
 
 # %% ../../../nbs/show/report/02_standing.ipynb #a36a147b
-def from_store(runs: list[Run], asked: Sequence[tuple[str, str]] = (), **options) -> Standing:
-    "See to it that the runs are there (options: those of `launch.ensure`) and take their records."
-    states = ensure(runs, **options)
+def from_store(
+    runs: list[Run], request: Request, asked: Sequence[tuple[str, str]] = ()
+) -> Standing:
+    "See to it that the runs are there, as `launch.ensure` does, and take their records."
+    states = ensure(runs, request)
     # A running or failed run may still hold the record of an earlier time; only finished states
     # count as results.
     return Standing(
@@ -139,52 +144,27 @@ def every_ledger(reports: str | Path) -> list[Standing]:
 # %% ../../../nbs/show/report/02_standing.ipynb #79d2b8c9
 def trained_rows(
     experiment: str,
-    profile: str,
-    seeds: int,
-    missing: str,
-    data: str,
-    data_root: str,
-    runs: str,
-    reports: str,
-    ledger: bool,
-    retrain: bool,
+    request: Request,
     compared: bool = False,  # from the ledger, leave out data sets that a single row was trained on
-) -> tuple[str, str, Standing]:
+) -> tuple[Profile, str, Standing]:
     """Profile, command and records of an experiment's rows, training what is missing, or from the
     committed ledger. Raises UsageError, StudyError."""
-    find_profile(profile)
-    if ledger:
-        standing = from_ledger(experiment, reports, profile)
+    profile = request.profile
+    if request.ledger:
+        standing = from_ledger(experiment, request.reports, profile.name)
         if compared:
             standing = standing.compared()
-        return profile, ledger_command(experiment, profile, standing.records), standing
-    wanted = planned(experiment, profile, seeds, data, data_root or None, runs)
-    options = dict(data_root=data_root or None, missing=missing, reports=reports, retrain=retrain)
-    return (
-        profile,
-        command_of(experiment, profile, seeds, data, data_root),
-        from_store(wanted, [(experiment, profile)], **options),
-    )
+        configs = [record.config for record in standing.records]
+        return profile, ledger_command(experiment, profile, configs), standing
+    standing = from_store(planned(experiment, request), request, [(experiment, profile.name)])
+    return profile, page_command(experiment, request), standing
 
 # %% ../../../nbs/show/report/02_standing.ipynb #caae1a55
-def timed_candidates(
-    bench: str, profile: str, missing: str, runs: str, reports: str, ledger: bool, retrain: bool
-) -> tuple[str, str, Standing]:
+def timed_candidates(bench: str, request: Request) -> tuple[Profile, str, Standing]:
     """Profile, command and records of a bench, measuring what is missing, or from the committed
     ledger. Raises UsageError, StudyError."""
-    command = f'encapnet reproduce {bench} --profile {profile}' + (
-        ' --from-ledger' if ledger else ''
-    )
-    if ledger:
-        return profile, command, from_ledger(bench, reports)
-    return (
-        profile,
-        command,
-        from_store(
-            benched(bench, profile, runs),
-            [(bench, '')],
-            missing=missing,
-            reports=reports,
-            retrain=retrain,
-        ),
-    )
+    profile = request.profile
+    command = reproduce_command(bench, profile.name, from_ledger=request.ledger)
+    if request.ledger:
+        return profile, command, from_ledger(bench, request.reports)
+    return profile, command, from_store(benched(bench, request), request, [(bench, '')])

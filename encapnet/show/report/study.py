@@ -14,7 +14,7 @@ from .provenance import Provenance, provenance_table
 from .standing import Standing
 from .style import DATASET_TITLE, dataset_title
 from ...study.config import SMALL, is_own
-from ...study.profiles import find_profile
+from ...study.profiles import Profile
 from ...study.stats import Interval, error_interval
 
 # %% auto #0
@@ -25,7 +25,7 @@ class Study:
     "What a page shows, and what made it."
 
     command: str
-    profile: Any
+    profile: Profile
     standings: Sequence[Standing] = ()
 
     def tables(self) -> dict[str, Any]:
@@ -116,8 +116,8 @@ class Trained(Study):
 class Bench(Study):
     "What a bench measured on one machine."
 
-    def __init__(self, profile: str, command: str, standing: Standing):
-        self.profile, self.command, self.standings = find_profile(profile), command, [standing]
+    def __init__(self, profile: Profile, command: str, standing: Standing):
+        self.profile, self.command, self.standings = profile, command, [standing]
         self.hardware = next(
             (record.provenance['device'] for record in standing.records), '(not measured here)'
         )

@@ -9,12 +9,13 @@ import pandas as pd
 from great_tables import GT, loc, style
 from ..plots.canvas import Figure
 from ..plots.costs import candidate_seconds
-from ..report.command import check_arguments
 from ..report.standing import Standing, timed_candidates
 from ..report.style import bytes_text, seconds_text, themed
 from ..report.verdict import Verdict
 from ..report.study import Bench
 from ...study.records import Record
+from ...study.profiles import Profile
+from ...study.request import Request
 
 # %% auto #0
 __all__ = ['WAYS', 'capconv_frame', 'cost_table', 'verdict', 'CapConvBench', 'capconv_bench']
@@ -139,7 +140,7 @@ def verdict(frame: pd.DataFrame) -> Verdict:
 class CapConvBench(Bench):
     "What `encapnet bench capconv` measured, as table and figure."
 
-    def __init__(self, profile: str, command: str, standing: Standing):
+    def __init__(self, profile: Profile, command: str, standing: Standing):
         super().__init__(profile, command, standing)
         self.frame = capconv_frame(standing.records)
 
@@ -166,15 +167,7 @@ class CapConvBench(Bench):
         return dict(bench_capconv=self.frame.drop(columns='turns'))
 
 
-def capconv_bench(
-    profile: str = 'quick',
-    missing: str = 'train',
-    runs: str = 'runs',
-    reports: str = 'reports',
-    ledger: bool = False,
-    retrain: bool = False,
-) -> CapConvBench:
-    """Collect the bench, measuring what is missing. `ledger=True` reads the committed ledger and
-    measures nothing. Raises UsageError."""
-    check_arguments(capconv_bench, given := locals())
-    return CapConvBench(*timed_candidates('bench_capconv', **given))
+def capconv_bench(request: Request) -> CapConvBench:
+    """Collect the bench, measuring what is missing, or from the committed ledger. Raises
+    UsageError, StudyError."""
+    return CapConvBench(*timed_candidates('bench_capconv', request))

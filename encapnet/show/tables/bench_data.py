@@ -10,13 +10,14 @@ from great_tables import GT
 from ...data.augmentation import AUGMENTATIONS
 from ..plots.canvas import Figure
 from ..plots.costs import candidate_seconds
-from ..report.command import check_arguments
 from ..report.standing import Standing, timed_candidates
 from ..report.style import seconds_text, themed
 from ..report.verdict import Verdict
 from ..report.study import Bench
 from ...study.config import DataBenchConfig
 from ...study.records import Record
+from ...study.profiles import Profile
+from ...study.request import Request
 
 # %% auto #0
 __all__ = ['NETWORKS', 'BOUND', 'data_frame', 'shares', 'rate_table', 'share_table', 'verdict', 'DataBench', 'data_bench']
@@ -158,7 +159,7 @@ def verdict(frame: pd.DataFrame) -> Verdict:
 class DataBench(Bench):
     "What `encapnet bench data` measured, as tables and figure."
 
-    def __init__(self, profile: str, command: str, standing: Standing):
+    def __init__(self, profile: Profile, command: str, standing: Standing):
         super().__init__(profile, command, standing)
         self.frame = data_frame(standing.records)
 
@@ -191,15 +192,7 @@ class DataBench(Bench):
         return dict(bench_data=self.frame.drop(columns='turns'))
 
 
-def data_bench(
-    profile: str = 'quick',
-    missing: str = 'train',
-    runs: str = 'runs',
-    reports: str = 'reports',
-    ledger: bool = False,
-    retrain: bool = False,
-) -> DataBench:
-    """Collect the bench, measuring what is missing. `ledger=True` reads the committed ledger and
-    measures nothing. Raises UsageError."""
-    check_arguments(data_bench, given := locals())
-    return DataBench(*timed_candidates('bench_data', **given))
+def data_bench(request: Request) -> DataBench:
+    """Collect the bench, measuring what is missing, or from the committed ledger. Raises
+    UsageError, StudyError."""
+    return DataBench(*timed_candidates('bench_data', request))

@@ -12,12 +12,13 @@ from great_tables import GT, loc, style
 from ...bench.routing import largest_batches
 from ..plots.canvas import Figure
 from ..plots.costs import routing_costs
-from ..report.command import check_arguments
 from ..report.standing import Standing, timed_candidates
 from ..report.style import bytes_text, seconds_text, themed
 from ..report.verdict import Verdict
 from ..report.study import Bench
 from ...study.records import Record
+from ...study.profiles import Profile
+from ...study.request import Request
 
 # %% auto #0
 __all__ = ['WAYS', 'RULES', 'bench_frame', 'baseline', 'cost_table', 'largest_table', 'verdict', 'RoutingBench', 'routing_bench']
@@ -249,7 +250,7 @@ def verdict(frame: pd.DataFrame) -> Verdict:
 class RoutingBench(Bench):
     "What `encapnet bench routing` measured, as tables and figures."
 
-    def __init__(self, profile: str, command: str, standing: Standing):
+    def __init__(self, profile: Profile, command: str, standing: Standing):
         super().__init__(profile, command, standing)
         self.frame = bench_frame(standing.records)
 
@@ -294,15 +295,7 @@ class RoutingBench(Bench):
         return dict(bench_routing=self.frame)
 
 # %% ../../../nbs/show/tables/13_bench_routing.ipynb #fcf40bfb
-def routing_bench(
-    profile: str = 'quick',
-    missing: str = 'train',
-    runs: str = 'runs',
-    reports: str = 'reports',
-    ledger: bool = False,
-    retrain: bool = False,
-) -> RoutingBench:
-    """Collect the bench, measuring what is missing. `ledger=True` reads the committed ledger and
-    measures nothing. Raises UsageError."""
-    check_arguments(routing_bench, given := locals())
-    return RoutingBench(*timed_candidates('bench_routing', **given))
+def routing_bench(request: Request) -> RoutingBench:
+    """Collect the bench, measuring what is missing, or from the committed ledger. Raises
+    UsageError, StudyError."""
+    return RoutingBench(*timed_candidates('bench_routing', request))

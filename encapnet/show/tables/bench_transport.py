@@ -9,12 +9,13 @@ import pandas as pd
 from great_tables import GT, loc, style
 from ..plots.canvas import Figure
 from ..plots.costs import candidate_seconds
-from ..report.command import check_arguments
 from ..report.standing import Standing, timed_candidates
 from ..report.style import themed
 from ..report.verdict import Verdict
 from ..report.study import Bench
 from ...study.records import Record
+from ...study.profiles import Profile
+from ...study.request import Request
 
 # %% auto #0
 __all__ = ['WAYS', 'transport_frame', 'cost_table', 'verdict', 'TransportBench', 'transport_bench']
@@ -148,7 +149,7 @@ def verdict(frame: pd.DataFrame, bound: float = 2.0) -> Verdict:
 class TransportBench(Bench):
     "What `encapnet bench transport` measured, as table and figure."
 
-    def __init__(self, profile: str, command: str, standing: Standing):
+    def __init__(self, profile: Profile, command: str, standing: Standing):
         super().__init__(profile, command, standing)
         self.frame = transport_frame(standing.records)
 
@@ -179,15 +180,7 @@ class TransportBench(Bench):
         return dict(bench_transport=self.frame.drop(columns='turns'))
 
 
-def transport_bench(
-    profile: str = 'quick',
-    missing: str = 'train',
-    runs: str = 'runs',
-    reports: str = 'reports',
-    ledger: bool = False,
-    retrain: bool = False,
-) -> TransportBench:
-    """Collect the bench, measuring what is missing. `ledger=True` reads the committed ledger and
-    measures nothing. Raises UsageError."""
-    check_arguments(transport_bench, given := locals())
-    return TransportBench(*timed_candidates('bench_transport', **given))
+def transport_bench(request: Request) -> TransportBench:
+    """Collect the bench, measuring what is missing, or from the committed ledger. Raises
+    UsageError, StudyError."""
+    return TransportBench(*timed_candidates('bench_transport', request))

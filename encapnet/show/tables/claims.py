@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 from great_tables import GT
 from ..report import twins
-from ..report.command import check_arguments
 from ..report.provenance import Provenance, provenance_table
 from ..report.standing import every_ledger
 from ..report.style import dataset_title, themed
@@ -21,6 +20,7 @@ from ...study.findings import VERDICTS, kind
 from ...study.places import resolve
 from ...study.results import ledger_results
 from ...study.verdicts import Judgement, judge_ledger
+from ...study.commands import reproduce_command
 
 # %% auto #0
 __all__ = ['Cards', 'Claims', 'claims']
@@ -67,7 +67,7 @@ class Claims:
         return _trials()
 
     def provenance(self) -> Provenance:
-        return provenance_table('encapnet reproduce claims', None, *every_ledger(self.reports))
+        return provenance_table(reproduce_command('claims'), None, *every_ledger(self.reports))
 
     def save(self, reports: str | Path) -> list[Path]:
         names = (
@@ -87,8 +87,7 @@ class Claims:
 
 # %% ../../../nbs/show/tables/17_claims.ipynb #0c9bdad4
 def claims(reports: str = 'reports') -> Claims:
-    "Judge the ledger. Raises UsageError for parameters that nobody takes."
-    check_arguments(claims, locals())
+    "Judge the ledger."
     return Claims(reports)
 
 

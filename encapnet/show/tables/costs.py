@@ -9,7 +9,6 @@ from collections.abc import Iterable
 import pandas as pd
 from great_tables import GT
 from ...bench.operations import work
-from ..report.command import check_arguments
 from ..report.provenance import machine
 from ..report.standing import Standing, from_ledger
 from ..report.study import Study
@@ -18,8 +17,11 @@ from ...errors import UsageError
 from ...study.config import RunConfig
 from ...study.experiments import EXPERIMENTS
 from ...study.planning import plan
-from ...study.profiles import PROFILES, find_profile
+from ...study.profiles import PROFILES
 from ...study.records import Record
+from ...study.commands import reproduce_command
+from ...study.profiles import Profile
+from ...study.request import Request
 
 # %% auto #0
 __all__ = ['SHOWN', 'TABLES', 'cost_frame', 'stretch_errors', 'cost_table', 'stretch_note', 'Costs', 'costs']
@@ -41,13 +43,13 @@ def _plans(tables: Iterable[str]) -> list[tuple[str, str, str, RunConfig]]:
         (
             experiment,
             name,
-            profile,
-            plan(experiment, profile, {find_profile(profile).datasets[0]: '0' * 64}, 1, [name])[0],
+            profile.name,
+            plan(experiment, profile, {profile.datasets[0]: '0' * 64}, 1, [name])[0],
         )
         for experiment, name in sorted(
             places, key=lambda place: (order[place[0]], list(EXPERIMENTS[place[0]]).index(place[1]))
         )
-        for profile in SHOWN
+        for profile in map(PROFILES.get, SHOWN)
     ]
 
 # %% ../../../nbs/show/tables/12_costs.ipynb #681a2b23
@@ -186,9 +188,14 @@ class Costs(Study):
     "What rows cost, from a ledger."
 
     def __init__(
-        self, profile: str, command: str, standings: list[Standing], device: str, teraflops: float
+        self,
+        profile: Profile,
+        command: str,
+        standings: list[Standing],
+        device: str,
+        teraflops: float,
     ):
-        self.profile, self.command, self.teraflops = find_profile(profile), command, teraflops
+        self.profile, self.command, self.teraflops = profile, command, teraflops
         self.frame = cost_frame(
             [record for standing in standings for record in standing.records], device
         )
@@ -210,15 +217,15 @@ class Costs(Study):
 
 
 def costs(
-    profile: str = 'quick', reports: str = 'reports', device: str = '', teraflops: float = 10.0
+    request: Request,
+    device: str = '',  # whose times; "": the device with most records
+    teraflops: float = 10.0,  # what a device sustains
 ) -> Costs:
     "Read the ledger. Raises UsageError for a device that is not in it or a rate that is none."
-    check_arguments(costs, locals())
-    find_profile(profile)
     if not 0 < teraflops < math.inf:
         raise UsageError(f'teraflops must be a positive number, got {teraflops:g}')
     standings = [
-        from_ledger(experiment, reports, '*', needed=False).at_home(experiment)
+        from_ledger(experiment, request.reports, '*', needed=False).at_home(experiment)
         for experiment in TABLES
     ]
     known = sorted(
@@ -228,9 +235,8 @@ def costs(
         raise UsageError(
             f'nothing was trained on {device!r}; expected one of: {", ".join(known) or "nothing"}'
         )
-    return Costs(
-        profile, f'encapnet reproduce costs --profile {profile}', standings, device, teraflops
-    )
+    command = reproduce_command('costs', request.profile.name)
+    return Costs(request.profile, command, standings, device, teraflops)
 
 # %% ../../../nbs/show/tables/12_costs.ipynb #cf2f6a4c
 def _of_device(standing: Standing, device: str) -> Standing:

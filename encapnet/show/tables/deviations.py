@@ -12,7 +12,6 @@ import pandas as pd
 from great_tables import GT
 from ...files import write_atomic
 from ..report import twins
-from ..report.command import check_arguments
 from ..report.provenance import Provenance, provenance_table
 from ..report.standing import Standing
 from ..report.style import themed
@@ -28,6 +27,7 @@ from encapnet.show.tables.effects import (
     measure,
 )
 from ...study.places import resolve
+from ...study.commands import reproduce_command
 
 # %% auto #0
 __all__ = ['Deviations', 'deviations']
@@ -64,7 +64,7 @@ class Deviations:
             lines,
             effects,
             found,
-            'encapnet reproduce deviations',
+            reproduce_command('deviations'),
             list(ledgers),
         )
 
@@ -127,7 +127,6 @@ def deviations(
 ) -> Deviations:
     """Collect the deviations of all notebooks, and their effects from the committed ledger.
     Raises StudyError on a malformed table or registry."""
-    check_arguments(deviations, locals())
     lines = collect()
     check_effects(EFFECTS, lines)
     return Deviations(

@@ -14,6 +14,7 @@ from ...study.experiments import EXPERIMENTS
 from ...study.planning import BENCHES
 from ...study.records import Record
 from ...study.stats import difference
+from ...study.commands import reproduce_command
 
 # %% auto #0
 __all__ = ['EFFECTS', 'Effect', 'check_effects', 'Found', 'consulted', 'measure', 'effect_text']
@@ -302,7 +303,7 @@ def effect_text(found: list[Found], registered: list[Effect]) -> str:
             command = (
                 f'encapnet bench {experiment.removeprefix("bench_")}'
                 if experiment in BENCHES
-                else f'encapnet reproduce {experiment}'
+                else reproduce_command(experiment)
             )
             told.append(f'{effect.other}: not measured; `{command}` would')
     return '<br><br>'.join(told) or 'not measured'

@@ -11,7 +11,6 @@ from ...errors import StudyError, nearest
 from ...files import write_atomic
 from ..plots.canvas import Figure
 from ..report import twins
-from ..report.command import check_arguments
 from ..report.provenance import Provenance, computed
 from ..report.verdict import Verdict
 from .complexity import parameter_table
@@ -26,6 +25,7 @@ from encapnet.show.tables.public_record import (
 )
 from ...study import evidence as public, pitfalls
 from ...study.places import resolve
+from ...study.commands import reproduce_command
 
 # %% auto #0
 __all__ = ['default_table', 'pitfall_table', 'inference_table', 'source_list', 'Evidence', 'evidence']
@@ -129,7 +129,7 @@ class Evidence:
 
     def provenance(self) -> Provenance:
         return computed(
-            'encapnet reproduce evidence',
+            reproduce_command('evidence'),
             parameter_table,
             rule_table,
             build_table,
@@ -140,12 +140,9 @@ class Evidence:
         )
 
 # %% ../../../nbs/show/tables/19_evidence.ipynb #480ae23a
-def evidence(
-    reports: str = 'reports',  # where pages are
-) -> Evidence:
+def evidence() -> Evidence:
     """The evidence beside the paper. Raises StudyError if a test that a pitfall names, or a
     deviation that a default names, is not there."""
-    check_arguments(evidence, locals())
     if lost := pitfalls.lost_tests(
         pitfalls.PITFALLS, pitfalls.repository_file(notebooks_folder().parent)
     ):

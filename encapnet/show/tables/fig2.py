@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 from great_tables import GT
 from ..plots.canvas import Figure
-from ..report.command import check_arguments
 from ..report.standing import Standing, trained_rows
 from ..report.study import Trained, run_frame
 from ..report.verdict import Verdict
@@ -22,8 +21,9 @@ from encapnet.show.tables.fig2_frames import (
 from .fig2_numbers import number_table
 from .fig2_verdict import agreement_verdict
 from ...study.experiments import EXPERIMENTS
-from ...study.profiles import find_profile
 from ...study.stats import Interval
+from ...study.profiles import Profile
+from ...study.request import Request
 
 # %% auto #0
 __all__ = ['Agreement', 'Fig2', 'fig2']
@@ -32,8 +32,8 @@ __all__ = ['Agreement', 'Fig2', 'fig2']
 class Agreement(Trained):
     "How votes agree with the capsule that they vote for: over training, in both routings."
 
-    def __init__(self, experiment: str, profile: str, command: str, standing: Standing):
-        self.experiment, self.profile, self.command = experiment, find_profile(profile), command
+    def __init__(self, experiment: str, profile: Profile, command: str, standing: Standing):
+        self.experiment, self.profile, self.command = experiment, profile, command
         standing, self.rows = with_agreement(standing, command), EXPERIMENTS[experiment]
         self.standings, self.runs = (
             [standing],
@@ -84,7 +84,7 @@ class Agreement(Trained):
 class Fig2(Agreement):
     "Histograms of the votes' directions, at moments of training."
 
-    def __init__(self, profile: str, command: str, standing: Standing):
+    def __init__(self, profile: Profile, command: str, standing: Standing):
         super().__init__('fig2', profile, command, standing)
 
     def figure(self, which: str = 'true') -> Figure:
@@ -97,18 +97,7 @@ class Fig2(Agreement):
         return dict(fig2=self.bins)
 
 
-def fig2(
-    profile: str = 'quick',
-    seeds: int = 1,
-    missing: str = 'train',
-    data: str = '',
-    data_root: str = '',
-    runs: str = 'runs',
-    reports: str = 'reports',
-    ledger: bool = False,
-    retrain: bool = False,
-) -> Fig2:
-    """Collect the rows, training what is missing. `ledger=True` trains nothing. Raises
-    UsageError, StudyError."""
-    check_arguments(fig2, given := locals())
-    return Fig2(*trained_rows('fig2', **given))
+def fig2(request: Request) -> Fig2:
+    """Collect the rows, training what is missing, or from the committed ledger. Raises UsageError,
+    StudyError."""
+    return Fig2(*trained_rows('fig2', request))

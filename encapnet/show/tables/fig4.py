@@ -7,9 +7,10 @@ from __future__ import annotations
 from typing import Any
 from ..plots.canvas import Figure
 from ..plots.curves import feedback_curves
-from ..report.command import check_arguments
 from ..report.standing import Standing, trained_rows
 from .table3 import Table3, over_epochs
+from ...study.profiles import Profile
+from ...study.request import Request
 
 # %% auto #0
 __all__ = ['Fig4', 'fig4']
@@ -18,7 +19,7 @@ __all__ = ['Fig4', 'fig4']
 class Fig4(Table3):
     "Rows of Figure 4, over their epochs."
 
-    def __init__(self, profile: str, command: str, standing: Standing):
+    def __init__(self, profile: Profile, command: str, standing: Standing):
         super().__init__('fig4', profile, command, standing)
 
     def feedback_curves(self) -> Figure:
@@ -35,18 +36,7 @@ class Fig4(Table3):
         return dict(fig4=self.feedback_curves())
 
 
-def fig4(
-    profile: str = 'quick',
-    seeds: int = 1,
-    missing: str = 'train',
-    data: str = '',
-    data_root: str = '',
-    runs: str = 'runs',
-    reports: str = 'reports',
-    ledger: bool = False,
-    retrain: bool = False,
-) -> Fig4:
-    """Collect the rows, training what is missing. `ledger=True` reads the committed ledger and
-    trains nothing. Raises UsageError."""
-    check_arguments(fig4, given := locals())
-    return Fig4(*trained_rows('fig4', **given, compared=True))
+def fig4(request: Request) -> Fig4:
+    """Collect the rows, training what is missing, or from the committed ledger. Raises UsageError,
+    StudyError."""
+    return Fig4(*trained_rows('fig4', request, compared=True))

@@ -8,13 +8,14 @@ import math
 import pandas as pd
 from ..plots.canvas import Figure
 from ..plots.curves import polarisation_curves
-from ..report.command import check_arguments
 from ..report.standing import Standing, trained_rows
 from .fig2 import Agreement
 from .fig2_figure import conditions
 from .fig2_frames import STATISTICS, interval_of
 from ...study import paper
 from ...study.config import is_own
+from ...study.profiles import Profile
+from ...study.request import Request
 
 # %% auto #0
 __all__ = ['Polarisation', 'polarisation']
@@ -23,7 +24,7 @@ __all__ = ['Polarisation', 'polarisation']
 class Polarisation(Agreement):
     "How votes agree after every epoch."
 
-    def __init__(self, profile: str, command: str, standing: Standing):
+    def __init__(self, profile: Profile, command: str, standing: Standing):
         super().__init__('polarisation', profile, command, standing)
 
     def curves(self) -> Figure:
@@ -36,21 +37,10 @@ class Polarisation(Agreement):
         return dict(polarisation=self.lines)
 
 
-def polarisation(
-    profile: str = 'quick',
-    seeds: int = 1,
-    missing: str = 'train',
-    data: str = '',
-    data_root: str = '',
-    runs: str = 'runs',
-    reports: str = 'reports',
-    ledger: bool = False,
-    retrain: bool = False,
-) -> Polarisation:
-    """Collect the rows, training what is missing. `ledger=True` trains nothing. Raises
-    UsageError, StudyError."""
-    check_arguments(polarisation, given := locals())
-    return Polarisation(*trained_rows('polarisation', **given))
+def polarisation(request: Request) -> Polarisation:
+    """Collect the rows, training what is missing, or from the committed ledger. Raises UsageError,
+    StudyError."""
+    return Polarisation(*trained_rows('polarisation', request))
 
 # %% ../../../nbs/show/tables/08_polarisation.ipynb #5a822809
 def _curves(study: Polarisation) -> Figure:

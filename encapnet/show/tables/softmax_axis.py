@@ -9,7 +9,6 @@ import pandas as pd
 from great_tables import GT, loc, style
 from ..plots.canvas import Figure
 from ..plots.curves import loss_and_lengths
-from ..report.command import check_arguments
 from ..report.standing import Standing, trained_rows
 from ..report.study import Trained
 from ..report.style import error_text, seconds_text, themed
@@ -17,8 +16,9 @@ from ..report.verdict import Verdict
 from .softmax_lines import AXIS, BEGINNING, LAYERS, SEEN, run_lines, vote_lines
 from ...study.config import is_own
 from ...study.experiments import EXPERIMENTS
-from ...study.profiles import find_profile
 from ...study.stats import unresolvable
+from ...study.profiles import Profile
+from ...study.request import Request
 
 # %% auto #0
 __all__ = ['SoftmaxAxis', 'softmax_axis', 'obstacles']
@@ -28,8 +28,8 @@ class SoftmaxAxis(Trained):
     """Both axes of routing's softmax, from several beginnings: what trained, and what its votes
     were like."""
 
-    def __init__(self, profile: str, command: str, standing: Standing):
-        self.profile, self.command, self.standings = find_profile(profile), command, [standing]
+    def __init__(self, profile: Profile, command: str, standing: Standing):
+        self.profile, self.command, self.standings = profile, command, [standing]
         self.runs, self.votes, self.rows = (
             run_lines(standing),
             vote_lines(standing),
@@ -69,21 +69,10 @@ class SoftmaxAxis(Trained):
         return dict(softmax_axis=self.votes)
 
 # %% ../../../nbs/show/tables/10_softmax_axis.ipynb #8b492ded
-def softmax_axis(
-    profile: str = 'quick',
-    seeds: int = 1,
-    missing: str = 'train',
-    data: str = '',
-    data_root: str = '',
-    runs: str = 'runs',
-    reports: str = 'reports',
-    ledger: bool = False,
-    retrain: bool = False,
-) -> SoftmaxAxis:
-    """Collect the study, training what is missing. `ledger=True` reads the committed ledger and
-    trains nothing. Raises UsageError."""
-    check_arguments(softmax_axis, given := locals())
-    return SoftmaxAxis(*trained_rows('softmax_axis', **given))
+def softmax_axis(request: Request) -> SoftmaxAxis:
+    """Collect the study, training what is missing, or from the committed ledger. Raises
+    UsageError, StudyError."""
+    return SoftmaxAxis(*trained_rows('softmax_axis', request))
 
 # %% ../../../nbs/show/tables/10_softmax_axis.ipynb #bd358cec
 def _error_lines(study: SoftmaxAxis) -> list[dict[str, str]]:

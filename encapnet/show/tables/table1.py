@@ -10,7 +10,6 @@ from great_tables import GT, loc, style
 from ..plots.canvas import Figure
 from ..plots.curves import training_curves
 from ..plots.errors import error_against_cost
-from ..report.command import check_arguments
 from ..report.standing import Standing, from_ledger, from_store, trained_rows
 from ..report.study import Trained, run_frame
 from ..report.style import bytes_text, clear_best, error_text, seconds_text, themed
@@ -19,9 +18,10 @@ from ...study import paper
 from ...study.statements import PAPER_COLUMN
 from ...study.config import is_own
 from ...study.experiments import EXPERIMENTS
-from ...study.profiles import find_profile
 from ...study.needs import measured
 from ...study.records import COSTS
+from ...study.profiles import Profile
+from ...study.request import Request
 
 # %% auto #0
 __all__ = ['row_label', 'Table1', 'table1']
@@ -46,8 +46,8 @@ def row_label(row: str) -> str:
 class Table1(Trained):
     "Table 1: what was trained, what it costs, and what follows."
 
-    def __init__(self, profile: str, command: str, runs: Standing, costs: Standing):
-        self.profile, self.command, self.standings = find_profile(profile), command, [runs, costs]
+    def __init__(self, profile: Profile, command: str, runs: Standing, costs: Standing):
+        self.profile, self.command, self.standings = profile, command, [runs, costs]
         self.runs = run_frame(runs, row_label)
         self.rows = list(EXPERIMENTS['table1'])
         self.datasets = list(self.runs.dataset.unique())
@@ -89,31 +89,14 @@ class Table1(Trained):
         return dict(table1=self.runs.drop(columns=['errors', 'losses']))
 
 # %% ../../../nbs/show/tables/00_table1.ipynb #fe51640b
-def table1(
-    profile: str = 'quick',
-    seeds: int = 1,
-    missing: str = 'train',
-    data: str = '',
-    data_root: str = '',
-    runs: str = 'runs',
-    reports: str = 'reports',
-    ledger: bool = False,
-    retrain: bool = False,
-) -> Table1:
-    """Collect Table 1, training what is missing. `ledger=True` reads the committed ledger and
-    trains nothing. Raises UsageError."""
-    check_arguments(table1, given := locals())
-    profile, command, trained = trained_rows('table1', **given)
-    if ledger:
-        costs = from_ledger(COSTS, reports, needed=False)
+def table1(request: Request) -> Table1:
+    """Collect Table 1, training what is missing, or from the committed ledger. Raises UsageError,
+    StudyError."""
+    profile, command, trained = trained_rows('table1', request)
+    if request.ledger:
+        costs = from_ledger(COSTS, request.reports, needed=False)
     else:
-        costs = from_store(
-            measured(profile, runs),
-            [(COSTS, '')],
-            missing=missing,
-            reports=reports,
-            retrain=retrain,
-        )
+        costs = from_store(measured(request), request, [(COSTS, '')])
     return Table1(profile, command, trained, costs)
 
 # %% ../../../nbs/show/tables/00_table1.ipynb #b8e42d58

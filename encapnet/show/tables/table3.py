@@ -10,7 +10,6 @@ from great_tables import GT
 from ..plots.canvas import Figure
 from ..plots.curves import training_curves
 from ..plots.errors import error_ladder
-from ..report.command import check_arguments
 from ..report.standing import Standing, trained_rows
 from ..report.study import Trained, run_frame
 from ..report.style import clear_best, error_text, seconds_text, themed
@@ -20,10 +19,11 @@ from ...study.claims import CLAIMS
 from ...study.statements import GROUPS
 from ...study.config import is_own
 from ...study.experiments import EXPERIMENTS
-from ...study.profiles import find_profile
 from ...study.stats import Interval, reduction
 from ...study.findings import family, judge
 from ...study.results import Place
+from ...study.profiles import Profile
+from ...study.request import Request
 
 # %% auto #0
 __all__ = ['HALVES', 'row_letter', 'Table3', 'table3', 'over_epochs']
@@ -37,10 +37,10 @@ def row_letter(row: str) -> str:
 class Table3(Trained):
     "Rows of Table 3: what was trained, and what follows."
 
-    def __init__(self, experiment: str, profile: str, command: str, standing: Standing):
+    def __init__(self, experiment: str, profile: Profile, command: str, standing: Standing):
         self.experiment, self.profile, self.command, self.standings = (
             experiment,
-            find_profile(profile),
+            profile,
             command,
             [standing],
         )
@@ -78,22 +78,10 @@ class Table3(Trained):
         return {self.experiment: self.runs.drop(columns=['errors', 'losses', 'divergences'])}
 
 # %% ../../../nbs/show/tables/02_table3.ipynb #47606935
-def table3(
-    experiment: str = 'table3_left',
-    profile: str = 'quick',
-    seeds: int = 1,
-    missing: str = 'train',
-    data: str = '',
-    data_root: str = '',
-    runs: str = 'runs',
-    reports: str = 'reports',
-    ledger: bool = False,
-    retrain: bool = False,
-) -> Table3:
-    """Collect the rows of a half, training what is missing. `ledger=True` reads the committed
-    ledger and trains nothing. Raises UsageError."""
-    check_arguments(table3, given := locals())
-    return Table3(experiment, *trained_rows(**given, compared=True))
+def table3(experiment: str, request: Request) -> Table3:
+    """Collect the rows of a half, training what is missing, or from the committed ledger. Raises
+    UsageError, StudyError."""
+    return Table3(experiment, *trained_rows(experiment, request, compared=True))
 
 # %% ../../../nbs/show/tables/02_table3.ipynb #f9441df3
 def _effort(study: Table3) -> str:

@@ -9,15 +9,17 @@ import pandas as pd
 from great_tables import GT
 from ...bench.operations import work
 from ..report.style import clear_best, duration_text, error_text, themed
-from ..report.command import check_arguments
 from ..report.standing import Standing, trained_rows
 from ..report.study import Trained, run_frame
 from ..report.verdict import Verdict, verdict
 from ...study import paper
 from ...study.experiments import EXPERIMENTS
 from ...study.planning import plan
-from ...study.profiles import find_profile
 from ...study.needs import TABLE4_SETS
+from ...study.profiles import PROFILES
+from ...study.profiles import Profile
+from ...study.commands import row_command
+from ...study.request import Request
 
 # %% auto #0
 __all__ = ['SETS', 'LARGE', 'HIMAGENET_IMAGES', 'CLASSES', 'Table4', 'table4', 'hours_text', 'command_text']
@@ -31,9 +33,9 @@ LARGE = tuple(name for name in TABLE4_SETS if name not in SETS)
 class Table4(Trained):
     "Rows of Table 4, on whatever data there was."
 
-    def __init__(self, profile: str, command: str, standing: Standing, teraflops: float = 10.0):
+    def __init__(self, profile: Profile, command: str, standing: Standing, teraflops: float = 10.0):
         self.profile, self.command, self.standings, self.teraflops = (
-            find_profile(profile),
+            profile,
             command,
             [standing],
             teraflops,
@@ -72,22 +74,12 @@ class Table4(Trained):
 
 # %% ../../../nbs/show/tables/03_table4.ipynb #aa6cd324
 def table4(
-    profile: str = 'quick',
-    seeds: int = 1,
-    missing: str = 'train',
-    data: str = '',
-    data_root: str = '',
-    runs: str = 'runs',
-    reports: str = 'reports',
-    ledger: bool = False,
-    retrain: bool = False,
-    teraflops: float = 10.0,
+    request: Request,
+    teraflops: float = 10.0,  # what a device sustains, for the estimates
 ) -> Table4:
-    """Collect the rows, training what is missing. `ledger=True` reads the committed ledger and
-    trains nothing. Raises UsageError."""
-    check_arguments(table4, given := locals())
-    teraflops = given.pop('teraflops')
-    return Table4(*trained_rows('table4', **given), teraflops)
+    """Collect the rows, training what is missing, or from the committed ledger. Raises UsageError,
+    StudyError."""
+    return Table4(*trained_rows('table4', request), teraflops)
 
 # %% ../../../nbs/show/tables/03_table4.ipynb #c449b3cc
 HIMAGENET_IMAGES = 255_725  # for training (Sec. 5)
@@ -96,14 +88,14 @@ CLASSES = dict(cifar100=100, himagenet=200, himagenet32=200, imagenet=1000)
 
 def hours_text(row: str, dataset: str, teraflops: float) -> str:
     "One run of a row in the paper's effort, at a sustained rate of 10^12 operations a second."
-    config = plan('table4', 'paper', {dataset: '0' * 64}, 1, [row])[0]
+    config = plan('table4', PROFILES['paper'], {dataset: '0' * 64}, 1, [row])[0]
     images = HIMAGENET_IMAGES if dataset.startswith('himagenet') else None
     return duration_text(work(config, CLASSES.get(dataset, 10), images) / 1e12 / teraflops)
 
 
 def command_text(row: str, dataset: str, profile: str) -> str:
     home = EXPERIMENTS['table4'][row].home or 'table4'
-    return f'encapnet run {home}/{row} --profile {profile} --data {dataset} --data-root ROOT'
+    return row_command(f'{home}/{row}', profile, dataset, 'ROOT')
 
 # %% ../../../nbs/show/tables/03_table4.ipynb #817d3f97
 def _columns(study: Table4) -> list[str]:
