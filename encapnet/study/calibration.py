@@ -74,19 +74,19 @@ def today(studies: Studies) -> np.ndarray:
         _binomial(studies),
         studies.errors.mean(-1),
     )
-    found = []
+    values = []
     for one, other in PAIRS:
         total = scatter[:, one] + scatter[:, other] + binomial[:, one] + binomial[:, other]
         freedom = (
             (n - 1) * total**2 / np.maximum(scatter[:, one] ** 2 + scatter[:, other] ** 2, 1e-300)
         )
-        found.append(
+        values.append(
             2
             * special.stdtr(
                 np.minimum(freedom, 1e9), -np.abs(means[:, one] - means[:, other]) / np.sqrt(total)
             )
         )
-    return np.stack(found, -1)
+    return np.stack(values, -1)
 
 
 def judged(studies: Studies) -> np.ndarray:
@@ -96,7 +96,7 @@ def judged(studies: Studies) -> np.ndarray:
     n, binomial, means = studies.errors.shape[-1], _binomial(studies), studies.errors.mean(-1)
     between = studies.errors.var(-1, ddof=1) + (100 / studies.size) ** 2 / 12
     lent = lenders(between, binomial, np.full(ROWS, n - 1))
-    found = []
+    values = []
     for pair, (one, other) in enumerate(PAIRS):
         total = studies.images[:, pair, None]
         for row in (one, other):
@@ -108,10 +108,10 @@ def judged(studies: Studies) -> np.ndarray:
                 )
                 / n
             )
-        found.append(
+        values.append(
             tail(means[:, one] - means[:, other], at_least(total, studies.images[:, pair, None]))
         )
-    return np.stack(found, -1)
+    return np.stack(values, -1)
 
 # %% ../../nbs/study/38_calibration.ipynb #5c861544
 def alone(studies: Studies) -> np.ndarray:
@@ -122,7 +122,7 @@ def alone(studies: Studies) -> np.ndarray:
 
     n, means = studies.errors.shape[-1], studies.errors.mean(-1)
     scatter = studies.errors.var(-1, ddof=1) + (100 / studies.size) ** 2 / 12
-    found = []
+    values = []
     for pair, (one, other) in enumerate(PAIRS):
         total = (
             studies.images[:, pair]
@@ -130,13 +130,13 @@ def alone(studies: Studies) -> np.ndarray:
         )
         total = np.maximum(total, studies.images[:, pair])
         freedom = (n - 1) * (n * total) ** 2 / (scatter[:, one] ** 2 + scatter[:, other] ** 2)
-        found.append(
+        values.append(
             2
             * special.stdtr(
                 np.minimum(freedom, 1e9), -np.abs(means[:, one] - means[:, other]) / np.sqrt(total)
             )
         )
-    return np.stack(found, -1)
+    return np.stack(values, -1)
 
 
 RULES: dict[str, Rule] = dict(today=today, alone=alone, judged=judged)
@@ -171,8 +171,8 @@ def judge_simulated(studies: Studies, rule: Rule, world: World, level: float = 0
     called, means = rule(studies) < level, studies.errors.mean(-1)
     null = called[:, :1] if world.rows == 'wild' else called[:, :2]
     right = [means[:, one] > means[:, other] for one, other in PAIRS[2:]]
-    found = [called[:, 2 + pair] & sign for pair, sign in enumerate(right)]
-    power = found[0].mean() if world.others != 1 else (found[0].mean() + found[1].mean()) / 2
+    hits = [called[:, 2 + pair] & sign for pair, sign in enumerate(right)]
+    power = hits[0].mean() if world.others != 1 else (hits[0].mean() + hits[1].mean()) / 2
     return Rates(float(null.mean()), float(power), planted_gap(world), null.size)
 
 
@@ -185,13 +185,13 @@ def rates(
 # %% ../../nbs/study/38_calibration.ipynb #deb12d02
 def _worlds() -> dict[str, World]:
     kinds = ((0.0, 'equal'), (0.3, 'equal'), (0.3, 'unequal'), (1.0, 'equal'), (1.0, 'unequal'))
-    found = [
+    worlds = [
         World(seeds, 5.0, 1000, shared, *kind)
         for seeds in (2, 3, 5, 12)
         for shared in (0.0, 0.5, 0.8)
         for kind in kinds
     ]
-    found += [
+    worlds += [
         World(seeds, error, 1000, shared, *kind)
         for seeds in (2, 3, 5)
         for error in (1.0, 20.0, 50.0)
@@ -199,20 +199,20 @@ def _worlds() -> dict[str, World]:
         for kind in kinds
     ]
     large = ((1.0, 0.0, 'equal'), (5.0, 0.3, 'unequal'), (20.0, 1.0, 'equal'), (50.0, 0.3, 'equal'))
-    found += [World(3, error, 10_000, 0.8, *kind) for error, *kind in large]  # type: ignore[arg-type]
-    found += [World(3, 1.7, 1000, 0.8, spread, 'equal', 0.9) for spread in (0.0, 0.15, 0.3)]
-    found += [World(seeds, 5.0, 1000, 0.0, 0.0, 'equal', None, 0.0) for seeds in (2, 3, 5)]
-    found += [
+    worlds += [World(3, error, 10_000, 0.8, *kind) for error, *kind in large]  # type: ignore[arg-type]
+    worlds += [World(3, 1.7, 1000, 0.8, spread, 'equal', 0.9) for spread in (0.0, 0.15, 0.3)]
+    worlds += [World(seeds, 5.0, 1000, 0.0, 0.0, 'equal', None, 0.0) for seeds in (2, 3, 5)]
+    worlds += [
         World(seeds, 3.0, 1000, 0.8, spread, 'equal', None, 0.8, 5.0)
         for seeds in (3, 5)
         for spread in (0.0, 0.3, 1.0)
     ]
-    found += [
+    worlds += [
         World(seeds, 5.0, 1000, 0.8, 1.0, rows)
         for rows in ('alternate', 'wild')
         for seeds in (2, 3, 5, 12)
     ]
-    return {describe(world): world for world in found}
+    return {describe(world): world for world in worlds}
 
 
 def describe(world: World) -> str:
@@ -259,7 +259,7 @@ def tabulate(
     lines = []
     for name, world in worlds.items():
         gap, seen = planted_gap(world), simulate(world, studies)
-        found = {rule: judge_simulated(seen, judge, world) for rule, judge in RULES.items()}
+        rates_by_rule = {rule: judge_simulated(seen, judge, world) for rule, judge in RULES.items()}
         line = [
             name,
             world.error,
@@ -271,7 +271,7 @@ def tabulate(
             f'{gap:.2f}',
             studies,
         ]
-        line += [f'{100 * rate:.1f}' for one in found.values() for rate in one[:2]]
+        line += [f'{100 * rate:.1f}' for one in rates_by_rule.values() for rate in one[:2]]
         lines.append(dict(zip(_COLUMNS, map(str, line))))
     if path:
         with open(path, 'w', encoding='utf-8', newline='') as file:

@@ -91,10 +91,10 @@ def call(
             tell(events[-1])
         code = child.wait()
         errors.seek(0)
-        said = errors.read()
+        error_text = errors.read()
     if code == 0:
         return events
-    raise failure_of(code, said)
+    raise failure_of(code, error_text)
 
 
 def failure_of(code: int, said: str) -> StudyError | UsageError:
@@ -127,12 +127,12 @@ def train_arguments(run: Run, request: Request) -> list[str]:
 # %% ../../nbs/study/14_child.ipynb #c77c053d
 def note_failure(run: Run, why: str, say: Callable[[str], None]) -> bool:
     "Tell and note why a child ended; False if it only gave way to another process."
-    found = state(run).name
-    if found in ('running', 'fresh'):
+    standing = state(run).name
+    if standing in ('running', 'fresh'):
         return False
     say(f'{run.name}: {why}')
     try:
-        if found != 'failed':
+        if standing != 'failed':
             run.write('FAILED', dict(why=why))
     except StudyError as error:
         say(f'{run.name}: {error}')

@@ -44,21 +44,21 @@ def comparisons(experiment: str) -> list[Comparison]:
     """What is claimed of the errors, or Figure 2's statistics, of an experiment's rows among
     themselves."""
     rows = {f'{row.home or experiment}/{name}' for name, row in EXPERIMENTS[experiment].items()}
-    found: dict[Rule, Comparison] = {}
+    by_rule: dict[Rule, Comparison] = {}
     for claim in CLAIMS.values():
         if claim.group != GROUPS.get(experiment):
             continue
         for rule in claim.rules:
             if isinstance(rule, Trend | Level):
-                found.setdefault(rule, Comparison(claim.id, claim.statement, rule))
+                by_rule.setdefault(rule, Comparison(claim.id, claim.statement, rule))
             elif (
                 isinstance(rule, Below)
                 and rule == Below(rule.better, rule.worse)
                 and rows.issuperset(rows_of(rule))
             ):
-                alone = len([one for one in claim.rules if isinstance(one, Below)]) == 1
-                if rule not in found or alone:
-                    found[rule] = Comparison(
+                alone = len([other for other in claim.rules if isinstance(other, Below)]) == 1
+                if rule not in by_rule or alone:
+                    by_rule[rule] = Comparison(
                         claim.id, claim.statement if alone else rule_text(rule), rule
                     )
-    return list(found.values())
+    return list(by_rule.values())

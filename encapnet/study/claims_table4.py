@@ -29,7 +29,7 @@ def _beat(row: str, *datasets: str) -> tuple[Reaches, ...]:
         name: min((other.errors[name], other.title) for other in quoted if name in other.errors)
         for name in datasets
     }
-    return tuple(Reaches(row, name, *found) for name, found in best.items())
+    return tuple(Reaches(row, name, *error_and_title) for name, error_and_title in best.items())
 
 
 def _over_quoted(row: str, *others: str) -> tuple[Reaches, ...]:

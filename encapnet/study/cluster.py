@@ -47,12 +47,12 @@ def try_address(address: str):
             'ray://HOST:PORT'
         )
     host, _, port = address.removeprefix('ray://').rpartition(':')
-    said = f'no Ray cluster answers at {address}'
+    silence = f'no Ray cluster answers at {address}'
     if host:
         try:
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
-            raise StudyError(f'{said}: {getattr(error, "strerror", None) or error}') from None
+            raise StudyError(f'{silence}: {getattr(error, "strerror", None) or error}') from None
     code = (
         f'import logging, ray; ray.init(address={address!r}, logging_level=logging.CRITICAL, '
         'log_to_driver=False); ray.nodes(); ray.shutdown()'
@@ -70,7 +70,7 @@ def try_address(address: str):
                 env=variables,
             )
         except subprocess.TimeoutExpired:
-            raise StudyError(f'{said} within {CONNECT_SECONDS} seconds') from None
+            raise StudyError(f'{silence} within {CONNECT_SECONDS} seconds') from None
         if tried.returncode == 0:
             return os.environ.update(more)
         errors += tried.stderr
@@ -79,7 +79,7 @@ def try_address(address: str):
             'it wants the token of the machine that began it, in RAY_AUTH_TOKEN or '
             '~/.ray/auth_token'
         )
-    raise StudyError(f'{said}: {(errors.strip().splitlines() or ["not a word"])[-1]}')
+    raise StudyError(f'{silence}: {(errors.strip().splitlines() or ["not a word"])[-1]}')
 
 # %% ../../nbs/study/24_cluster.ipynb #9f7676d4
 @contextmanager
@@ -142,15 +142,15 @@ def resources_for(nodes: list[dict]) -> dict[str, int]:  # resources of Ray's no
     "What one run asks for: num_cpus and num_gpus. Raises StudyError if no machine has anything."
     of = lambda name: [int(node.get(name, 0)) for node in nodes]
     equipped = [(cpus, devices) for cpus, devices in zip(of('CPU'), of('GPU')) if devices and cpus]
-    told = os.environ.get('OMP_NUM_THREADS') and threads_each()
+    threads = os.environ.get('OMP_NUM_THREADS') and threads_each()
     if equipped:
         return dict(
-            num_cpus=told or max(1, min(8, *(cpus // devices for cpus, devices in equipped))),
+            num_cpus=threads or max(1, min(8, *(cpus // devices for cpus, devices in equipped))),
             num_gpus=1,
         )
     if not any(of('CPU')):
         raise StudyError('the Ray cluster has neither processors nor GPUs to compute on')
-    return dict(num_cpus=min(told or 1, *filter(None, of('CPU'))), num_gpus=0)
+    return dict(num_cpus=min(threads or 1, *filter(None, of('CPU'))), num_gpus=0)
 
 # %% ../../nbs/study/24_cluster.ipynb #acb0788c
 class _Nodes:

@@ -223,7 +223,7 @@ def _check_parts(batch: int, processes: int, accumulate: int, least: int):
     """Raise ValueError, with the nearest numbers that would do, if a batch does not make so many
     parts of at least so many samples."""
     parts = processes * accumulate
-    said = (
+    sizes = (
         f'a batch of {batch} does not divide evenly into {processes} x {accumulate} '
         'micro-batches (processes x accumulate)'
     )
@@ -238,7 +238,7 @@ def _check_parts(batch: int, processes: int, accumulate: int, least: int):
             if number >= least * parts
         )
         raise ValueError(
-            f'{said}; the nearest batch that does is {batches}, the nearest number of '
+            f'{sizes}; the nearest batch that does is {batches}, the nearest number of '
             f'micro-batches {close}'
         )
     if batch // parts < least:

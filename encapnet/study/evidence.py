@@ -128,14 +128,14 @@ _REMARK = dict(
 
 def sizes() -> list[Size]:
     "Table 1's parameter column."
-    found = []
+    lines = []
     for row, entry in paper.TABLE1.items():
         mib, rule = (
             paper.mib(sum(build(row).values())),
             'rounded' if row == 'd_cnn_parameters' else 'cut',
         )
         by_rule = 4 * (cut(mib) if rule == 'cut' else round(mib, 2))
-        found.append(
+        lines.append(
             Size(
                 row,
                 mib,
@@ -146,7 +146,7 @@ def sizes() -> list[Size]:
                 _REMARK.get(row, ''),
             )
         )
-    return found
+    return lines
 
 # %% ../../nbs/study/48_evidence.ipynb #073c21ba
 def aide_sizes() -> dict[int, float]:

@@ -67,18 +67,18 @@ _CONFIRMED = {'direction agrees': 'reproduced', 'direction disagrees': 'not repr
 
 def _worded(gap: Gap, p: float, profile: str) -> tuple[str, str]:
     "The verdict of one gap, and what stands in its way if it is not resolved."
-    word, found = direction(gap.interval, p), gap.interval
+    word, interval = direction(gap.interval, p), gap.interval
     if word in _CONFIRMED:
         return _CONFIRMED[word] if profile == CONFIRMING else word, ''
-    if found.seeds < 2:
+    if interval.seeds < 2:
         return word, 'one seed says nothing of others'
-    if not look(found.seeds):
+    if not look(interval.seeds):
         return word, f'seeds are looked at when there are {", ".join(map(str, LOOKS))}'
-    if found.low <= 0 <= found.high:
+    if interval.low <= 0 <= interval.high:
         return word, 'the interval holds zero'
     return (
         word,
-        f'clear of zero by itself (p = {found.p:.2g}), but not among all that its table or '
+        f'clear of zero by itself (p = {interval.p:.2g}), but not among all that its table or '
         f'figure is said to show (p = {p:.2g})',
     )
 
@@ -114,15 +114,15 @@ def judge(
     "What runs of one profile and data set say of rules."
     absent = {rule: missing(rule, seen, place) for rule in rules}
     open_ = {rule: gaps(rule, seen, ROUTED[place.routed]) for rule in rules if not absent[rule]}
-    early = {rule: too_early(rule, seen, place, found) for rule, found in open_.items()}
+    early = {rule: too_early(rule, seen, place, findings) for rule, findings in open_.items()}
     p = adjust(
         {
-            rule: found
-            for rule, found in open_.items()
+            rule: findings
+            for rule, findings in open_.items()
             if rule not in (p or {}) and not early[rule][0]
         }
     ) | dict(p or {})
-    found = []
+    findings = []
     for rule in rules:
         finding = Finding(
             rule,
@@ -148,8 +148,8 @@ def judge(
                 power=power_text(open_[rule]),
                 curves=curves_of(rule, seen, place),
             )
-        found.append(finding)
-    return found
+        findings.append(finding)
+    return findings
 
 # %% ../../nbs/study/45_findings.ipynb #3a3f81af
 def _word(
@@ -170,13 +170,14 @@ def _word(
         return 'too early', early
     if none_at_all(rule, seen, ROUTED[place.routed]):
         return 'none at either moment', 'there is no such capsule in any run, before or after'
-    said = [
+    words = [
         _worded(gap, value, '' if is_own(place.dataset) else place.profile)
         for gap, value in zip(found, p)
     ]
-    word = weakest(word for word, _ in said)
+    word = weakest(word for word, _ in words)
     return word, min(
-        (why for one, why in said if one == word), key=lambda why: 'holds zero' not in why
+        (why for candidate, why in words if candidate == word),
+        key=lambda why: 'holds zero' not in why,
     )
 
 # %% ../../nbs/study/45_findings.ipynb #04359bcc
@@ -189,8 +190,8 @@ def family(
     its report and among the claims."""
     rows = {
         f'{row.home or name}/{row.name}'
-        for name, one in GROUPS.items()
-        if one == group
+        for name, owner in GROUPS.items()
+        if owner == group
         for row in EXPERIMENTS[name].values()
     }
     rules = dict.fromkeys(
@@ -212,8 +213,10 @@ def family(
 
 def adjust(open_: Mapping[Rule, list[Gap]]) -> dict[Rule, list[float]]:
     "Values of p of all gaps, adjusted for being judged together."
-    values = iter(adjusted([gap.interval.p for found in open_.values() for gap in found]))
-    return {rule: [next(values) for _ in found] for rule, found in open_.items()}
+    values = iter(
+        adjusted([gap.interval.p for gaps_of_rule in open_.values() for gap in gaps_of_rule])
+    )
+    return {rule: [next(values) for _ in gaps_of_rule] for rule, gaps_of_rule in open_.items()}
 
 # %% ../../nbs/study/45_findings.ipynb #cafeb8cc
 def by_measurement(rule: Fits | Ordered | Computed, costs: Mapping[str, dict]) -> Finding:

@@ -175,8 +175,8 @@ def _faster(better: Mapping[int, Result], worse: Mapping[int, Result]) -> list[G
         {seed: mean(run.losses) for seed, run in row.items() if run.losses}
         for row in (better, worse)
     )
-    found = paired_difference(*means)
-    return [Gap(found, '', paired=True)] if found else []
+    interval = paired_difference(*means)
+    return [Gap(interval, '', paired=True)] if interval else []
 
 
 def constant_loss(run: Result) -> float:
@@ -233,7 +233,9 @@ def _trend(rule: Trend, seen: Seen, routed: Mapping[str, str]) -> list[Gap]:
 def _level(rule: Level, row: Mapping[int, Result]) -> list[Gap]:
     unit, scale = unit_of(rule)
     values = [
-        found for run in row.values() if (found := statistic(run, rule.statistic, rule.place[1]))
+        value_and_error
+        for run in row.values()
+        if (value_and_error := statistic(run, rule.statistic, rule.place[1]))
     ]
     if not values:
         return []
@@ -255,4 +257,4 @@ def none_at_all(rule: Rule, seen: Seen, routed: Mapping[str, str]) -> bool:
         for run in seen.get(routed.get(rule.higher[0], ''), {}).values()
         for moment in ('first', 'last')
     ]
-    return bool(values) and not any(found is None or found[0] for found in values)
+    return bool(values) and not any(share is None or share[0] for share in values)

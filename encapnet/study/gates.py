@@ -126,8 +126,8 @@ def _last_two(rule: Rule, run: Result) -> tuple[float, ...]:
     """The number that a rule compares, had training ended an epoch sooner, and as it is; shorter
     where there is no sooner."""
     if isinstance(rule, Trend | Level):
-        found = [statistic(run, rule.statistic, moment) for moment in ('before', 'last')]
-        return tuple(unit_of(rule)[1] * one[0] for one in found if one)
+        values = [statistic(run, rule.statistic, moment) for moment in ('before', 'last')]
+        return tuple(unit_of(rule)[1] * value[0] for value in values if value)
     if isinstance(rule, Below) and rule.metric == 'loss':
         return tuple(mean(losses) for losses in (run.losses[:-1], run.losses) if losses)
     return run.errors[-2:]
@@ -183,15 +183,15 @@ def _plain(value: float) -> str:
 # %% ../../nbs/study/43_gates.ipynb #5398f345
 def too_early(rule: Rule, seen: Seen, place: Place, found: Sequence[Gap]) -> tuple[str, str]:
     "Why it is too early to judge a rule, or the empty text; and what else is to be known of that."
-    if said := exempt(rule):
-        return '', said
+    if exemption := exempt(rule):
+        return '', exemption
     learned, settled = unlearned(rule, seen, place), unsettled(rule, seen, place, found)
     if learned or settled:
         return learned or settled, ''
     unknown = [
         words
-        for words, said in (('have learned', learned), ('have settled', settled))
-        if said is None
+        for words, exemption in (('have learned', learned), ('have settled', settled))
+        if exemption is None
     ]
     return (
         '',

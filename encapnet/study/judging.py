@@ -89,8 +89,8 @@ def variance(table: Table, weights: Mapping[str, float]) -> np.ndarray:  # [draw
     "Draw what the variance of a contrast could be, in points squared."
     found = images = images_variance(table, weights)
     for name, weight in weights.items():
-        one = table.parts[name]
-        found = found + weight**2 * (table.plausible(name) - one.flicker) / one.seeds
+        part = table.parts[name]
+        found = found + weight**2 * (table.plausible(name) - part.flicker) / part.seeds
     return at_least(found, images)
 
 
@@ -196,7 +196,7 @@ _NOMINAL = {3: 0.025, 5: 0.01330, 8: 0.01456, 12: 0.01651}
 
 def look(seeds: int) -> int:
     "The last look that is complete at so many seeds; 0 before the first."
-    return max((one for one in LOOKS if one <= seeds), default=0)
+    return max((count for count in LOOKS if count <= seeds), default=0)
 
 
 def boundary(seeds: int) -> float:

@@ -42,18 +42,18 @@ def wanted(retrain: bool) -> tuple[str, ...]:
 
 def _awaited(run: Run, deadline: float | None, say: Callable[[str], None]) -> State:
     "Where a run stands once no other process trains it."
-    said = False
-    while (found := state(run)).name == 'running':
-        if not said:
+    announced = False
+    while (standing := state(run)).name == 'running':
+        if not announced:
             say(
-                f'{run.name}: running {found.why} in another process ({run.config.key}); waiting '
+                f'{run.name}: running {standing.why} in another process ({run.config.key}); waiting '
                 'for it'
             )
         if deadline is not None and time.monotonic() > deadline:
-            raise OutOfTime(f'time is up while another process trains {run.name}, {found.why}')
-        said = True
+            raise OutOfTime(f'time is up while another process trains {run.name}, {standing.why}')
+        announced = True
         sleep(WAIT_SECONDS)
-    return found
+    return standing
 
 # %% ../../nbs/study/17_launch.ipynb #decd81f1
 def ensure(

@@ -63,14 +63,14 @@ def _sealed(record: Record) -> bytes:
 # %% ../../nbs/study/12_ledger.ipynb #82b8e310
 def _numbered(path: Path) -> tuple[dict[tuple, tuple[int, Record]], list[str]]:
     "Records with their lines, by identity, and a sentence about each line that is left out."
-    found, problems = {}, []
+    lines_by_run, problems = {}, []
     # some editors begin a file with a mark
     try:
         lines = path.read_bytes().removeprefix(b'\xef\xbb\xbf').split(b'\n')
     except FileNotFoundError:
-        return found, problems
+        return lines_by_run, problems
     except OSError as error:
-        return found, [f'{path.name} cannot be read: {error.strerror or error}']
+        return lines_by_run, [f'{path.name} cannot be read: {error.strerror or error}']
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -79,13 +79,13 @@ def _numbered(path: Path) -> tuple[dict[tuple, tuple[int, Record]], list[str]]:
         except StudyError as error:
             problems.append(f'{path.name}, line {number}: {error}; the line is left out')
         else:
-            if said := found.pop(record.identity, None):
+            if earlier := lines_by_run.pop(record.identity, None):
                 problems.append(
-                    f'{path.name}, line {said[0]}: the same as line {number}, which counts; the '
+                    f'{path.name}, line {earlier[0]}: the same as line {number}, which counts; the '
                     'line is left out'
                 )
-            found[record.identity] = number, record
-    return found, problems
+            lines_by_run[record.identity] = number, record
+    return lines_by_run, problems
 
 
 def read_ledger(
@@ -93,8 +93,8 @@ def read_ledger(
 ) -> tuple[list[Record], list[str]]:  # records, and a line about each line that is left out
     """Read a ledger; of lines that agree on run, code and device the last one counts. Never
     raises for what the file holds."""
-    found, problems = _numbered(Path(path))
-    return [record for _, record in found.values()], problems
+    numbered, problems = _numbered(Path(path))
+    return [record for _, record in numbered.values()], problems
 
 # %% ../../nbs/study/12_ledger.ipynb #5dab73b2
 class Ledger(NamedTuple):
@@ -189,9 +189,9 @@ def _of_same_images(
 # %% ../../nbs/study/12_ledger.ipynb #11fb9d38
 def _once(path: Path, profile: str = '') -> Ledger:
     "Each run of a ledger once; training runs of one profile."
-    (found, notes), same = _numbered(path), {}
+    (numbered, notes), same = _numbered(path), {}
     lines = []  # run, fresh, number, record
-    for number, record in found.values():
+    for number, record in numbered.values():
         run: tuple
         config, run = config_of(record), (record.key,)
         if isinstance(config, RunConfig):
@@ -250,10 +250,10 @@ def _of_one_machine(ledger: Ledger) -> Ledger:
         {record.provenance['device'] for record in records}
         - {record.provenance['device'] for record in ours}
     )
-    said = (
+    note = (
         f'{records[-1].experiment}.jsonl: {len(records) - len(ours)} timings of another machine '
         f'({"; ".join(left)}) are left out'
         if left
         else ''
     )
-    return Ledger(ours, [*notes, *[said] * bool(said)])
+    return Ledger(ours, [*notes, *[note] * bool(note)])

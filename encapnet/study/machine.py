@@ -20,10 +20,10 @@ def cores() -> int:
 
 def gpus() -> list[str]:
     "The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."
-    if (told := os.environ.get('CUDA_VISIBLE_DEVICES')) is not None:
-        return [name for name in told.split(',') if name.strip() not in ('', '-1')]
+    if (visible := os.environ.get('CUDA_VISIBLE_DEVICES')) is not None:
+        return [name for name in visible.split(',') if name.strip() not in ('', '-1')]
     try:
-        found = subprocess.run(
+        listing = subprocess.run(
             ['nvidia-smi', '--query-gpu=index', '--format=csv,noheader'],
             capture_output=True,
             text=True,
@@ -31,16 +31,16 @@ def gpus() -> list[str]:
         )
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return found.stdout.split() if found.returncode == 0 else []
+    return listing.stdout.split() if listing.returncode == 0 else []
 
 
 def threads_each(count: int = 1) -> int:  # processes that share this machine
     """Compute threads of one training: as OMP_NUM_THREADS says; unsaid one, with GPUs a share of
     the cores. Raises UsageError."""
-    told = os.environ.get('OMP_NUM_THREADS') or str(max(1, cores() // count) if gpus() else 1)
-    if not (told.isascii() and told.isdigit() and int(told)):
-        raise UsageError(f'OMP_NUM_THREADS must be a whole number from 1, got {told!r}')
-    return int(told)
+    threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, cores() // count) if gpus() else 1)
+    if not (threads.isascii() and threads.isdigit() and int(threads)):
+        raise UsageError(f'OMP_NUM_THREADS must be a whole number from 1, got {threads!r}')
+    return int(threads)
 
 # %% ../../nbs/study/15_machine.ipynb #91e06b5e
 # what PyTorch's own kernels read, and what oneDNN reads

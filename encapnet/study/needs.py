@@ -45,10 +45,10 @@ def data_hashes(
     not there."""
     names, root = list(names), [] if not data_root else ['--data-root', str(data_root)]
     if unknown := [name for name in names if f'{name} in {data_root}' not in _KNOWN]:
-        for found in call('data', 'list', *unknown, '--hash', '--json', *root):
-            if not found['found']:
-                raise UsageError(found['why'])
-            _remember(f'{found["name"]} in {data_root}', found['sha256'])
+        for entry in call('data', 'list', *unknown, '--hash', '--json', *root):
+            if not entry['found']:
+                raise UsageError(entry['why'])
+            _remember(f'{entry["name"]} in {data_root}', entry['sha256'])
     return {name: _KNOWN[f'{name} in {data_root}'] for name in names}
 
 # %% ../../nbs/study/18_needs.ipynb #d401b029

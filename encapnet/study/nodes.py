@@ -36,15 +36,15 @@ STAYS = {'config.json', 'FAILED', CHECKPOINTS[1]}  # home has its own, or makes 
 
 def news(folder: Path, seen: dict[str, tuple]) -> dict[str, bytes]:
     "The files of a run's folder that are not as they were `seen`, which is brought up to date."
-    found = {}
+    changed = {}
     for path in sorted(folder.glob('[!.]*')):
         with suppress(FileNotFoundError):
             status = path.stat()
             mark = (status.st_mtime_ns, status.st_size, status.st_ino)
             if path.name not in STAYS and seen.get(path.name) != mark:
-                found[path.name] = path.read_bytes()
+                changed[path.name] = path.read_bytes()
             seen[path.name] = mark
-    return found
+    return changed
 
 
 def bring_home(run: Run, files: dict[str, bytes]):
@@ -110,8 +110,8 @@ class Post:
         self.waiting.append(told)
 
     def take(self) -> list[tuple]:
-        told, self.waiting = self.waiting, []
-        return told
+        messages, self.waiting = self.waiting, []
+        return messages
 
 
 # a file with a random name for the store: two paths that show it are one place
@@ -156,12 +156,12 @@ def work(
         sent[:] = [post.put.remote(key, attempt, event, files)]
 
     with ExitStack() as stack:
-        scratch, place, store = '', Path(folder), str(Path(folder).parents[2])
+        scratch, workplace, store = '', Path(folder), str(Path(folder).parents[2])
         if files is not None:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix='encapnet-run-'))
-            place = Path(scratch, *place.parts[-3:])
+            workplace = Path(scratch, *workplace.parts[-3:])
             for name, content in files.items():
-                write_atomic(place / name, content)
+                write_atomic(workplace / name, content)
         elif not shows(store, identity):
             return dict(
                 ended='failed',
@@ -173,19 +173,19 @@ def work(
         tell(dict(begun=True))
         seen = {}
         if scratch:
-            news(place, seen)
+            news(workplace, seen)
 
         def told(event):
-            tell(event, news(place, seen) if scratch and 'epoch' in event else None)
+            tell(event, news(workplace, seen) if scratch and 'epoch' in event else None)
 
         ending = attend(
-            stored_arguments(place, data_root, retrain, seconds),
+            stored_arguments(workplace, data_root, retrain, seconds),
             told,
             entry=_tied(scratch),
             variables={'OMP_NUM_THREADS': str(threads)},
         )
         if scratch:
-            ending['files'] = news(place, seen)
+            ending['files'] = news(workplace, seen)
         if sent:
             ray.get(sent)  # or what is on its way could arrive after the end
         return ending
@@ -213,13 +213,13 @@ def inspect(
         if freshness.code_of(config).digest != code:
             wrong.append(f'the code behind {config.experiment}/{config.row} is another one')
         try:
-            found = data_hashes([config.data.name], data_root)[config.data.name]
+            content_hash = data_hashes([config.data.name], data_root)[config.data.name]
         except (UsageError, StudyError) as error:
             wrong.append(str(error))
         else:
-            if found != config.data.sha256:
+            if content_hash != config.data.sha256:
                 wrong.append(
-                    f'{config.data.name} is another one: sha256 {found[:8]}…, wanted '
+                    f'{config.data.name} is another one: sha256 {content_hash[:8]}…, wanted '
                     f'{config.data.sha256[:8]}…'
                 )
     return shows(store, identity), '; '.join(dict.fromkeys(wrong))

@@ -35,10 +35,10 @@ __all__ = ['paper_text', 'ours_text', 'signed', 'gap_text']
 # %% ../../nbs/study/44_numbers.ipynb #78c7f520
 def _row_values(rows: Iterable[str], value: Callable[[str], str | None]) -> str:
     "`(f) 11.93, (e) 13.87`; empty if a row has none."
-    found = [(label(row), value(row)) for row in dict.fromkeys(rows)]
+    named = [(label(row), value(row)) for row in dict.fromkeys(rows)]
     return (
-        ', '.join(f'{name} {text}' for name, text in found)
-        if found and all(text for _, text in found)
+        ', '.join(f'{name} {text}' for name, text in named)
+        if named and all(text for _, text in named)
         else ''
     )
 
@@ -72,7 +72,7 @@ def paper_text(rules: Sequence[Rule], dataset: str) -> str:
     shown = [
         column
         for column in shown
-        if column == dataset or column == next((one for one in shown if one != dataset), '')
+        if column == dataset or column == next((other for other in shown if other != dataset), '')
     ]
     printed += [f'{texts[column]} %{_COLUMN.get(column, f" ({column})")}' for column in shown]
     return '; '.join(text for text in printed if text) or '–'
@@ -88,12 +88,12 @@ def _of_errors(rule: Rule) -> bool:
 
 def _printed_text(row: str, dataset: str) -> str | None:
     "h-ImageNet in two sizes is one data set in two sizes."
-    found = [
+    errors = [
         error
         for name in (dataset, f'{dataset}32')
         if (error := printed_error(row, name)) is not None
     ]
-    return f'{found[0]:.2f}' if found else None
+    return f'{errors[0]:.2f}' if errors else None
 
 
 def _printed_trend(rule: Trend) -> str:
@@ -153,9 +153,9 @@ def ours_text(rules: Sequence[Rule], seen: Seen, routed: Mapping[str, str] = ROU
                 )
             )
         elif isinstance(rule, Diverges) and seen.get(rule.row):
-            told = [_end_text(row, seen[row]) for row in (rule.row, rule.beside) if seen.get(row)]
+            ends = [_end_text(row, seen[row]) for row in (rule.row, rule.beside) if seen.get(row)]
             texts.append(
-                f"{', '.join(told)}, of the best constant answer's "
+                f"{', '.join(ends)}, of the best constant answer's "
                 f'{constant_loss(next(iter(seen[rule.row].values()))):.4f}'
             )
         elif isinstance(rule, Level):
@@ -176,9 +176,9 @@ def _end_text(row: str, runs: Mapping[int, Result]) -> str:
 def _level_text(rule: Level, seen: Seen, routed: Mapping[str, str]) -> str:
     routing, moment = rule.place
     values = [
-        found[0]
+        value[0]
         for run in seen.get(routed.get(routing, ''), {}).values()
-        if (found := statistic(run, rule.statistic, moment))
+        if (value := statistic(run, rule.statistic, moment))
     ]
     return f'{unit_of(rule)[1] * mean(values):.3g}' if values else ''
 
@@ -186,9 +186,9 @@ def _level_text(rule: Level, seen: Seen, routed: Mapping[str, str]) -> str:
 def _trend_text(rule: Trend, seen: Seen, routed: Mapping[str, str]) -> str:
     values = [
         [
-            found[0]
+            value[0]
             for run in seen.get(routed.get(routing, ''), {}).values()
-            if (found := statistic(run, rule.statistic, moment))
+            if (value := statistic(run, rule.statistic, moment))
         ]
         for routing, moment in (rule.higher, rule.lower)
     ]

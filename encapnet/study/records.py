@@ -218,19 +218,19 @@ def check_record(record: Record, home: str):
         else _Timed
     )
     try:
-        said, _ = kind.model_validate(record.outcome), _Stamp.model_validate(record.provenance)
+        outcome, _ = kind.model_validate(record.outcome), _Stamp.model_validate(record.provenance)
     except ValidationError as error:
         raise StudyError(f'lacks what a report needs ({_first(error)})') from None
     if (
-        isinstance(said, _Trained)
-        and not len(said.errors)
-        == len(said.losses)
-        == len(said.divergences or said.losses)
+        isinstance(outcome, _Trained)
+        and not len(outcome.errors)
+        == len(outcome.losses)
+        == len(outcome.divergences or outcome.losses)
         == config.schedule.epochs
     ):
         raise StudyError(
             f'lacks what a report needs (curves of {config.schedule.epochs} epochs, here of '
-            f'{len(said.errors)} and {len(said.losses)})'
+            f'{len(outcome.errors)} and {len(outcome.losses)})'
         )
 
 

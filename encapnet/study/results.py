@@ -48,7 +48,7 @@ class Result(NamedTuple):
 # %% ../../nbs/study/40_results.ipynb #79d01d6f
 def results(records: Iterable[Record]) -> list[Result]:
     "The training runs among records; of several with one key, or one seed, the last."
-    found = {}
+    by_run = {}
     for record in records:
         if 'schedule' not in record.config or record.config['profile'] not in PROFILES:
             continue
@@ -80,8 +80,8 @@ def results(records: Iterable[Record]) -> list[Result]:
             outcome.get('mistakes') or '',
             outcome.get('mistakes_one_crop') or '',
         )
-        found[result[:4]] = result
-    return list(found.values())
+        by_run[result[:4]] = result
+    return list(by_run.values())
 
 # %% ../../nbs/study/40_results.ipynb #a687af25
 class Seen(dict[str, dict[int, Result]]):
@@ -106,13 +106,13 @@ class Seen(dict[str, dict[int, Result]]):
         "Rows that were tested on the same images, as `judging` takes them."
         alike: dict[tuple[str, int], dict[str, list[Result]]] = {}
         for row, runs in self.items():
-            one = next(iter(runs.values()))
-            alike.setdefault((one.dataset, one.images), {})[row] = list(runs.values())
+            first = next(iter(runs.values()))
+            alike.setdefault((first.dataset, first.images), {})[row] = list(runs.values())
         return [
             Table(
                 {
                     row: _answered(
-                        runs, len({run.source for one in rows.values() for run in one}) == 1
+                        runs, len({run.source for first in rows.values() for run in first}) == 1
                     )
                     for row, runs in rows.items()
                 }
@@ -122,7 +122,7 @@ class Seen(dict[str, dict[int, Result]]):
 
     def table(self, rows: Iterable[str]) -> Table | None:
         "The table that holds all of some rows; None if they were not tested on the same images."
-        return next((one for one in self.tables if one.rows.keys() >= set(rows)), None)
+        return next((table for table in self.tables if table.rows.keys() >= set(rows)), None)
 
 # %% ../../nbs/study/40_results.ipynb #082ff114
 def _answered(runs: Sequence[Result], one_source: bool) -> Row:
@@ -152,17 +152,17 @@ _PLACES = dict(first=0, last=-1, before=-2)  # "before": the recorded moment bef
 def statistic(result: Result, name: str, moment: str) -> tuple[float, float] | None:
     """Figure 2's statistic of the true class at a moment, and its standard error over images;
     None where no vote, or no record, has it."""
-    values, place = (result.agreement or {}).get('true') or {}, _PLACES[moment]
+    values, index = (result.agreement or {}).get('true') or {}, _PLACES[moment]
     if name in _FROM_HISTOGRAM:
-        return _of_histogram(values, name, place)
-    if len(values.get(name) or ()) < max(1, -place):
+        return _of_histogram(values, name, index)
+    if len(values.get(name) or ()) < max(1, -index):
         return None
-    value, error = values[name][place]
+    value, error = values[name][index]
     if not name.endswith('_length'):
         return value, error
     # Of no votes there is no length, and that of a single image has an error of 0 for want of
     # others.
-    return (value, error or math.inf) if values[name.removesuffix('_length')][place][0] else None
+    return (value, error or math.inf) if values[name.removesuffix('_length')][index][0] else None
 
 
 def _of_histogram(values: Mapping, name: str, place: int) -> tuple[float, float] | None:

@@ -145,15 +145,15 @@ def lenders(
     scales, weight = np.exp(np.concatenate(scales, -1)), np.concatenate(weights, -1)
     weight = np.exp(weight - weight.max(-1, keepdims=True)).cumsum(-1)
     strata = (np.argsort(_spread_out(0)) + 0.5) / _DRAWS
-    found = np.stack(
+    drawn_spreads = np.stack(
         [np.searchsorted(one, strata * one[-1]) for one in weight.reshape(-1, weight.shape[-1])]
     )
-    found = found.reshape(*weight.shape[:-1], _DRAWS)
+    drawn_spreads = drawn_spreads.reshape(*weight.shape[:-1], _DRAWS)
     return Lenders(
         middle,
-        np.array(laws)[found],
-        np.take_along_axis(scales, found, -1),
-        np.array(places)[found],
+        np.array(laws)[drawn_spreads],
+        np.take_along_axis(scales, drawn_spreads, -1),
+        np.array(places)[drawn_spreads],
     )
 
 # %% ../../nbs/study/35_scatter.ipynb #0a383474

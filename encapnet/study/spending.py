@@ -55,7 +55,7 @@ def spent(shape: Callable[[float], float], looks: tuple[int, ...] = (3, 5, 8, 12
     from scipy import optimize, special
 
     nodes, weights = np.polynomial.legendre.leggauss(300)
-    inside, mass, before, used, found = np.zeros(1), np.ones(1), 0.0, 0.0, []
+    inside, mass, before, used, levels = np.zeros(1), np.ones(1), 0.0, 0.0, []
     for seeds in looks:
         share = seeds / looks[-1]
         step, allowed = math.sqrt(share - before), shape(share) - used
@@ -66,7 +66,7 @@ def spent(shape: Callable[[float], float], looks: tuple[int, ...] = (3, 5, 8, 12
         bound = optimize.brentq(
             excess, 1e-3, 9 * math.sqrt(share), args=(allowed, inside, mass, step)
         )
-        found.append(float(2 * special.ndtr(-bound / math.sqrt(share))))
+        levels.append(float(2 * special.ndtr(-bound / math.sqrt(share))))
         reached = bound * nodes
         density = np.exp(-0.5 * ((reached[:, None] - inside) / step) ** 2) / (
             step * math.sqrt(2 * math.pi)
@@ -77,7 +77,7 @@ def spent(shape: Callable[[float], float], looks: tuple[int, ...] = (3, 5, 8, 12
             share,
             used + allowed,
         )
-    return found
+    return levels
 
 # %% ../../nbs/study/39_spending.ipynb #7b8e8334
 def looked_at(world: World, rule: Rule = judged, studies: int = 500, seed: int = 0) -> list[Rates]:
@@ -89,9 +89,12 @@ def looked_at(world: World, rule: Rule = judged, studies: int = 500, seed: int =
     for begin in range(0, studies, at_once):
         bits = draw(world._replace(gap=gap), min(at_once, studies - begin), dice)
         seen = [measured(bits[:, :, :n]) for n in (3, 5, 8, 12)]
-        stopped.append(np.stack([rule(one) < level for one, level in zip(seen, spent(ROOT))]))
+        stopped.append(
+            np.stack([rule(look_at) < level for look_at, level in zip(seen, spent(ROOT))])
+        )
     # [looks, studies, pairs]
     found = np.logical_or.accumulate(np.concatenate(stopped, 1), 0)
     return [
-        Rates(float(one[:, :2].mean()), float(one[:, 2:].mean()), gap, 2 * studies) for one in found
+        Rates(float(look_at[:, :2].mean()), float(look_at[:, 2:].mean()), gap, 2 * studies)
+        for look_at in found
     ]

@@ -89,14 +89,14 @@ def below(*pairs: str, experiment: str = '', **more) -> tuple[Below, ...]:
 # %% ../../nbs/study/28_statements.ipynb #3335e0be
 def _row(beginning: str, experiment: str) -> str:
     rows = EXPERIMENTS[experiment].items()
-    found = [
+    names = [
         f'{row.home or experiment}/{name}'
         for name, row in rows
         if f'{name}_'.startswith(f'{beginning}_')
     ]
-    if len(found) != 1:
-        raise ValueError(f'{beginning!r} names {len(found)} rows of {experiment}')
-    return found[0]
+    if len(names) != 1:
+        raise ValueError(f'{beginning!r} names {len(names)} rows of {experiment}')
+    return names[0]
 
 # %% ../../nbs/study/28_statements.ipynb #7f8dfacf
 def claims_of(experiment: str, **claims) -> tuple[Claim, ...]:
@@ -162,12 +162,12 @@ def rule_text(rule: Rule) -> str:
             return f'the largest batch of {label(row)} that fits into 12 GiB is {batch}, within a factor of two'
         case Ordered(rows, batches, of):
             batches = batches or (2,) * len(rows)
-            one = f' at batch {batches[0]}' if len(set(batches)) == 1 else ''
+            common_batch = f' at batch {batches[0]}' if len(set(batches)) == 1 else ''
             names = [
-                label(row) + ('' if one else f' at batch {batch}')
+                label(row) + ('' if common_batch else f' at batch {batch}')
                 for row, batch in zip(rows, batches)
             ]
-            return f'{of} per step rise{one}: {", ".join(names)}'
+            return f'{of} per step rise{common_batch}: {", ".join(names)}'
     return rule.what
 
 # %% ../../nbs/study/28_statements.ipynb #1c1d445b

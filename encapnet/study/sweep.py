@@ -102,9 +102,11 @@ class _Book:
         key, say = run.config.key, self.bars.say
         if ended == 'done' and (record := finished(run)):
             self._done(run)
-            said = f'error {record.outcome["error"]:.2f} %' if 'error' in record.outcome else 'done'
+            result = (
+                f'error {record.outcome["error"]:.2f} %' if 'error' in record.outcome else 'done'
+            )
             say(
-                f'{run.name} on {run.config.data.name}, seed {run.config.seed}: {said} '
+                f'{run.name} on {run.config.data.name}, seed {run.config.seed}: {result} '
                 f'({self.finished} of {len(self.runs)})'
             )
         elif ended == 'out of time':
@@ -148,17 +150,17 @@ class Sweep(_Book):
         "Begin what there is room for; whether something waits still."
         while self.waiting and self.place.room():
             run = self.runs[key := self.waiting.popleft()]
-            found = state(run)
-            if found.name == 'running':
+            standing = state(run)
+            if standing.name == 'running':
                 if key not in self.elsewhere:
                     self.bars.say(
-                        f'{run.name}: running {found.why} in another process ({key}); waiting '
+                        f'{run.name}: running {standing.why} in another process ({key}); waiting '
                         'for it'
                     )
                 self.elsewhere.add(key)
-            elif found.name == 'fresh':
+            elif standing.name == 'fresh':
                 self._done(run)
-            elif found.name in wanted(self.request.retrain):
+            elif standing.name in wanted(self.request.retrain):
                 if self._time_is_up():
                     self.late = self.late or f'time is up before {run.name}'
                 elif self._config_is_right(run):

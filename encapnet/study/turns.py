@@ -73,8 +73,8 @@ def take_turns(runs: list[Run], request: Request):
         _measuring() as measure,
     ):
         for number in range(max(run.config.rounds for run in runs)):
-            for run, taken in turns.items():
-                if number >= run.config.rounds or len(taken) < number:
+            for run, done in turns.items():
+                if number >= run.config.rounds or len(done) < number:
                     continue
                 if request.deadline is not None and time.monotonic() > request.deadline:
                     raise OutOfTime('time is up before all had their turns; nothing is kept')
@@ -82,19 +82,19 @@ def take_turns(runs: list[Run], request: Request):
                 if not (
                     number
                     and (
-                        not taken[-1]['seconds']
-                        or sum(map(sum, (turn['seconds'] for turn in taken))) > PATIENCE_S
+                        not done[-1]['seconds']
+                        or sum(map(sum, (turn['seconds'] for turn in done))) > PATIENCE_S
                     )
                 ):
-                    _turn(run, taken, measure, partial(bar.write, file=sys.stderr))
+                    _turn(run, done, measure, partial(bar.write, file=sys.stderr))
                 bar.update()
             if bar.disable:
                 tqdm.write(
                     f'{next(iter(turns)).config.experiment}: round {number + 1}', file=sys.stderr
                 )
-    for run, taken in turns.items():
-        if taken:
-            _finish_turns(run, taken, request.reports)
+    for run, done in turns.items():
+        if done:
+            _finish_turns(run, done, request.reports)
 
 # %% ../../nbs/study/16_turns.ipynb #13be6e5b
 def _turn(

@@ -131,8 +131,8 @@ def _judgement(claim: Claim, everywhere: Mapping[Place, Seen], families, costs) 
     def judged(place):
         return judge(rules, everywhere.get(place, {}), place, families.get((claim.group, place)))
 
-    found = dict(zip(rules, judged(best or Place(CONFIRMING, 'cifar10'))))
-    findings = tuple(found.get(rule) or by_measurement(rule, costs) for rule in claim.rules)
+    by_rule = dict(zip(rules, judged(best or Place(CONFIRMING, 'cifar10'))))
+    findings = tuple(by_rule.get(rule) or by_measurement(rule, costs) for rule in claim.rules)
     verdict = weakest(finding.verdict for finding in findings)
     why = findings[0].why if len(findings) == 1 else _tally(findings)
     others = {
@@ -144,7 +144,7 @@ def _judgement(claim: Claim, everywhere: Mapping[Place, Seen], families, costs) 
         (place.profile + ', J = 512' * (place.routed == 'polarisation'), place.dataset, word)
         for place, word in others.items()
     )
-    attempted = best and any(finding.verdict != 'not attempted' for finding in found.values())
+    attempted = best and any(finding.verdict != 'not attempted' for finding in by_rule.values())
     where = best if attempted else Place('', '')
     measured = '; '.join(
         finding.ours
@@ -174,7 +174,7 @@ def _judgement(claim: Claim, everywhere: Mapping[Place, Seen], families, costs) 
         why,
         paper_text(claim.rules, where.dataset),
         ours,
-        min((finding.seeds for finding in found.values() if finding.seeds), default=0),
+        min((finding.seeds for finding in by_rule.values() if finding.seeds), default=0),
         where.profile,
         where.dataset,
         _command(claim, verdict, where, max((finding.seeds for finding in findings), default=0)),

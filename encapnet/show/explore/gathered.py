@@ -60,34 +60,34 @@ def curves_of_epochs(lines: str) -> dict[str, Curve]:
             rows.append(json.loads(line))
         except ValueError:
             continue
-    found = {
+    curves = {
         name: _numbers([(_inner(row, 'epoch'), _inner(row, name)) for row in rows])
         for name in METRICS
         if name != 'polarisation'
     }
-    found['polarisation'] = _numbers(
+    curves['polarisation'] = _numbers(
         [
             (_inner(row, 'epoch'), _inner(row, 'agreement', 'true', 'polarisation', 0))
             for row in rows
         ]
     )
-    return {name: curve for name, curve in found.items() if curve}
+    return {name: curve for name, curve in curves.items() if curve}
 
 # %% ../../../nbs/show/explore/06a_gathered.ipynb #0836e86e
 def curves_of_record(outcome: dict) -> dict[str, Curve]:
     "Curves by name from a record's outcome."
     names = dict(error='errors', train_loss='losses', divergence='divergences')
-    found = {
+    curves = {
         name: _numbers(list(enumerate(outcome.get(stored_as) or [], 1)))
         for name, stored_as in names.items()
     }
     epochs, values = (
         _inner(outcome, 'agreement', *path) or [] for path in (['epochs'], ['true', 'polarisation'])
     )
-    found['polarisation'] = _numbers(
+    curves['polarisation'] = _numbers(
         [(epoch, _inner(value, 0)) for epoch, value in zip(epochs, values)]
     )
-    return {name: curve for name, curve in found.items() if curve}
+    return {name: curve for name, curve in curves.items() if curve}
 
 # %% ../../../nbs/show/explore/06a_gathered.ipynb #54f9bf86
 @dataclass(frozen=True)
@@ -215,15 +215,15 @@ def _family(members: list[Found]) -> dict[str, Any]:
 # %% ../../../nbs/show/explore/06a_gathered.ipynb #9b008a15
 def _told(members: list[Found]) -> list[str]:
     "Where seeds stand, and why; those of which the same is to be said, together."
-    told: dict[str, list[int]] = {}
-    for one in members:
-        standing = ': '.join(filter(None, (one.state, one.why))) + ' (ledger)' * (
-            one.source == 'ledger'
+    seeds_by_state: dict[str, list[int]] = {}
+    for member in members:
+        standing = ': '.join(filter(None, (member.state, member.why))) + ' (ledger)' * (
+            member.source == 'ledger'
         )
-        told.setdefault(standing, []).append(one.run.config.seed)
+        seeds_by_state.setdefault(standing, []).append(member.run.config.seed)
     return [
         f'seed{"s" * (len(seeds) > 1)} {", ".join(map(str, seeds))} {standing}'
-        for standing, seeds in told.items()
+        for standing, seeds in seeds_by_state.items()
     ]
 
 # %% ../../../nbs/show/explore/06a_gathered.ipynb #7176a046

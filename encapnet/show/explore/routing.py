@@ -142,8 +142,8 @@ class RoutingExplorer(widgets.VBox):
         """Pixels, labels and the names of the classes; read once. Raises UsageError if there is
         no such data."""
         if name not in self.sets:
-            found = test_images(name, self.data_root or None)
-            self.sets[name] = *pixels_to_watch(found, 'mild', 100), found.classes
+            images = test_images(name, self.data_root or None)
+            self.sets[name] = *pixels_to_watch(images, 'mild', 100), images.classes
         return self.sets[name]
 
     def choose(self):

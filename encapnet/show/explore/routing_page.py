@@ -70,7 +70,7 @@ _SHOWN = {
 def pages_networks(runs: str, images: torch.Tensor) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
     """What a page shows: of the store's fresh `quick` runs of Figure 2 the last epochs, and the
     first of one; without any, the untrained networks."""
-    offers, turns, found = on_offer(runs, images), (-60, -30, 0, 30, 60), []
+    offers, turns, networks = on_offer(runs, images), (-60, -30, 0, 30, 60), []
     for place, name in _SHOWN.items():
         one = next(
             (one for one in offers[3:] if not one.why and one.title.startswith(f'{place}, quick')),
@@ -78,7 +78,7 @@ def pages_networks(runs: str, images: torch.Tensor) -> list[tuple[str, nn.Module
         )
         if one is None:
             continue
-        found.append(
+        networks.append(
             (
                 f'{name}, epoch {one.epochs[-1]}',
                 one.load(one.epochs[-1]),
@@ -86,8 +86,8 @@ def pages_networks(runs: str, images: torch.Tensor) -> list[tuple[str, nn.Module
             )
         )
         if name == 'dynamic':
-            found.append((f'{name}, epoch {one.epochs[0]}', one.load(one.epochs[0]), (0,)))
-    return found or [
+            networks.append((f'{name}, epoch {one.epochs[0]}', one.load(one.epochs[0]), (0,)))
+    return networks or [
         (one.title, one.load(0), turns if number < 2 else (0,))
         for number, one in enumerate(offers[:3])
     ]
@@ -102,8 +102,8 @@ def routing_still(
         7.2, 2.3 * len(shown), 3, rows=len(shown), squeeze=False, width_ratios=[1.5, 1, 1]
     )
     for (title, model), (maps, bars, lengths) in zip(shown, axes):
-        found = trace(model, image[None], ['classes'], [int(label)])['classes']
-        c, side = found.coefficients[-1, 0, 0], round(found.lower.shape[2] ** 0.5)
+        traced = trace(model, image[None], ['classes'], [int(label)])['classes']
+        c, side = traced.coefficients[-1, 0, 0], round(traced.lower.shape[2] ** 0.5)
         across = min(len(c), 8)
         padded = torch.nn.functional.pad(
             c.view(-1, across, side, side), (0, 1, 0, 1), value=float('nan')
@@ -121,14 +121,14 @@ def routing_still(
         maps.grid(False)
         maps.set(xticks=[], yticks=[])
         maps.set_title(title, loc='left')
-        histogram = agreement_histogram(found.votes[:, 0], found.higher[-1, :, 0])
+        histogram = agreement_histogram(traced.votes[:, 0], traced.higher[-1, :, 0])
         bars.bar(
             [-0.95 + 0.1 * k for k in range(20)], 100 * histogram.share.numpy(), 0.09, color='0.6'
         )
         bars.set(xlabel='cosine of vote and capsule', ylabel='lower capsules (%)', xlim=(-1, 1))
         lengths.bar(
             range(len(names)),
-            found.lengths[-1, 0].tolist(),
+            traced.lengths[-1, 0].tolist(),
             color=[PALETTE[1] if j == label else PALETTE[0] for j in range(len(names))],
         )
         size = 'activation a' if model.classes.routing == 'em' else 'length |v|'

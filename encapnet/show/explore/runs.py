@@ -39,23 +39,23 @@ class RunsExplorer(widgets.VBox):
         try:
             data = gathered(*self.places)
         except (StudyError, OSError, ValueError) as error:
-            told = str(error)
+            sentence = str(error)
         else:
             self.picture.data = data
             count = sum(len(group['runs']) for group in data['groups'])
             spent, problems = time.monotonic() - began, data['problems']
-            told = (
+            sentence = (
                 f'{count} runs in {self.places[0]} and {self.places[1] / "ledger"}, read in '
                 f'{spent:.1f} s'
                 if count
                 else data['sentence']
             )
             if problems:
-                told += (
+                sentence += (
                     f'; left out: {"; ".join(problems[:3])}'
                     + f' and {len(problems) - 3} more' * (len(problems) > 3)
                 )
-        self.status.value = said(told)
+        self.status.value = said(sentence)
 
 # %% ../../../nbs/show/explore/06_runs.ipynb #0cc2bf56
 def runs_figure(

@@ -42,12 +42,12 @@ def votes_of(
 ) -> dict[str, Any]:
     "Everything that `routing.js` draws from."
     layer, array = model.classes, partial(packed, coarse=coarse)
-    found = trace(model, image[None], ['classes'], range(len(names)))['classes']
-    cast = found.votes[0].permute(1, 2, 0, 3).flatten(0, 1)  # (g p, j, e)
-    told = dict(
+    traced = trace(model, image[None], ['classes'], range(len(names)))['classes']
+    cast = traced.votes[0].permute(1, 2, 0, 3).flatten(0, 1)  # (g p, j, e)
+    data_of_image = dict(
         network=network,
         kind=layer.routing,
-        groups=found.lower.shape[1],
+        groups=traced.lower.shape[1],
         votes=array(cast),
         image=array(image),
         label=int(label),
@@ -56,14 +56,14 @@ def votes_of(
         normalize=layer.options.get('normalize', 'higher'),
     )
     if layer.routing == 'em':
-        told |= dict(
-            activation=array(found.activation[0].flatten()),
+        data_of_image |= dict(
+            activation=array(traced.activation[0].flatten()),
             beta_u=array(layer.beta_u),
             beta_a=array(layer.beta_a),
         )
     if before is not None:
-        told['before'] = array(before)
-    return told | more
+        data_of_image['before'] = array(before)
+    return data_of_image | more
 
 # %% ../../../nbs/show/explore/03a_votes.ipynb #3be1dddb
 @torch.no_grad()

@@ -113,9 +113,8 @@ def loss_and_lengths(
     return Figure(
         drawing,
         f'Three line plots. {about}.',
-        f'{about}, logarithmic. Epoch 0 is before the first step. Solid: softmax over higher '
-        'capsules; dashed: over lower ones. Dotted: beyond |s| = 10 a capsule is saturated, '
-        'below 0.1 dead.',
+        f'{about}, logarithmic. Epoch 0 is before the first step. Solid: softmax over higher capsules; '
+        'dashed: over lower ones. Dotted: beyond |s| = 10 a capsule is saturated, below 0.1 dead.',
     )
 
 # %% ../../../nbs/show/plots/02_curves.ipynb #8b5ca300

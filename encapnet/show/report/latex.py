@@ -97,15 +97,15 @@ def _heading(table: Table) -> list[str]:
     "The lines of column labels, with a rule under each label that spans several."
     labels, lines = titles(table), []
     for number in range(len(table.head)):
-        cells, rules, place = [], [], 0
-        while place < len(labels):
+        cells, rules, column = [], [], 0
+        while column < len(labels):
             # A label that reaches down over rows stands in the last of them.
             here = (
-                labels[place][-1]
+                labels[column][-1]
                 if number == len(table.head) - 1
-                else next((one for one in labels[place][:-1] if one[1] == number), None)
+                else next((one for one in labels[column][:-1] if one[1] == number), None)
             )
-            wide = _width(labels, place, here) if here else 1
+            wide = _width(labels, column, here) if here else 1
             cells.append(
                 rf'\multicolumn{{{wide}}}{{c}}{{{escaped(here[0])}}}'
                 if wide > 1
@@ -114,8 +114,8 @@ def _heading(table: Table) -> list[str]:
                 else ''
             )
             if wide > 1:
-                rules.append(rf'\cmidrule(lr){{{place + 1}-{place + wide}}}')
-            place += wide
+                rules.append(rf'\cmidrule(lr){{{column + 1}-{column + wide}}}')
+            column += wide
         lines += [' & '.join(cells) + r' \\', *rules]
     return lines
 
@@ -128,8 +128,8 @@ def _specification(table: Table) -> str:
     "What LaTeX aligns: long prose breaks its lines."
     lines = [row for row in table.body if len(row) == len(table.align)]
     longest = [
-        max((len(plain(row[place].content)) for row in lines), default=0)
-        for place in range(len(table.align))
+        max((len(plain(row[column].content)) for row in lines), default=0)
+        for column in range(len(table.align))
     ]
 
     def wide(size):

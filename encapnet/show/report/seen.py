@@ -118,15 +118,15 @@ class _Reader(HTMLParser):
 # %% ../../../nbs/show/report/05a_seen.ipynb #47c10145
 def titles(table: Table) -> list[list[tuple]]:
     "For each column its labels, from the widest to its own: text, row, place and name."
-    width, taken = sum(cell.columns for cell in table.head[0]), {}
+    width, labels = sum(cell.columns for cell in table.head[0]), {}
     for number, row in enumerate(table.head):
         place = 0
         for cell in row:
-            while (number, place) in taken:
+            while (number, place) in labels:
                 place += 1
             for down in range(cell.rows):
                 for over in range(cell.columns):
-                    taken[number + down, place + over] = (
+                    labels[number + down, place + over] = (
                         plain(cell.content),
                         number,
                         place,
@@ -136,9 +136,9 @@ def titles(table: Table) -> list[list[tuple]]:
     return [
         list(
             dict.fromkeys(
-                taken[number, place]
+                labels[number, place]
                 for number in range(len(table.head))
-                if (number, place) in taken
+                if (number, place) in labels
             )
         )
         for place in range(width)

@@ -104,16 +104,16 @@ def save(
     runs: dict[str, Any] | None = None,  # name -> frame of what lies below the tables, run by run
 ) -> list[Path]:  # what was written
     "Write the twins of a page's tables and figures; equal tables and figures give equal bytes."
-    place, files = f'{profile}/' if profile else '', {}
+    folder, files = f'{profile}/' if profile else '', {}
     for caption, shown in tables.items():
         table = Table(shown.as_raw_html())
         files |= {
-            f'tables/{place}{table.name}.csv': as_csv(table),
-            f'tables/{place}{table.name}.tex': as_latex(table, caption),
+            f'tables/{folder}{table.name}.csv': as_csv(table),
+            f'tables/{folder}{table.name}.tex': as_latex(table, caption),
         }
-    files |= {f'figures/{place}{name}.svg': figure.svg for name, figure in figures.items()}
+    files |= {f'figures/{folder}{name}.svg': figure.svg for name, figure in figures.items()}
     files |= {
-        f'tables/{place}{name}-runs.csv': frame.to_csv(index=False, lineterminator='\n')
+        f'tables/{folder}{name}-runs.csv': frame.to_csv(index=False, lineterminator='\n')
         for name, frame in (runs or {}).items()
     }
     return [write_atomic(resolve(reports) / name, content) for name, content in files.items()]

@@ -64,14 +64,14 @@ def sparkline(curves: Curves) -> str:
         _text(_LEFT - 4, _TOP + 8, f'{top:.3g}', 'end'),
         _text(_LEFT, _HEIGHT - 4, f'{curves.what}, epochs 1 to {epochs}'),
     ]
-    told = '; '.join(
+    ends = '; '.join(
         f'{name} from {values[0]:.3g} to {values[-1]:.3g}' for name, values in curves.lines
     )
-    said = f'{curves.what} over {epochs} epochs: {told}' + (
+    description = f'{curves.what} over {epochs} epochs: {ends}' + (
         f'; a constant answer has {curves.constant:.3g}' if curves.constant else ''
     )
     return (
-        f'<svg class="curves" role="img" aria-label="{escape(said)}" viewBox="0 0 {_WIDTH} '
+        f'<svg class="curves" role="img" aria-label="{escape(description)}" viewBox="0 0 {_WIDTH} '
         f'{_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}">'
         f'{"".join(parts)}</svg>'
     )
@@ -92,11 +92,11 @@ def _rule(y: float, text: str) -> str:
 def _apart(places: list[float], least: float = 11.0) -> list[float]:
     """Heights of names, moved down until none covers another, and all of them up where there is
     no room."""
-    order, found = sorted(range(len(places)), key=places.__getitem__), list(places)
+    order, moved = sorted(range(len(places)), key=places.__getitem__), list(places)
     for above, below in zip(order, order[1:]):
-        found[below] = max(found[below], found[above] + least)
-    over = max(0.0, max(found) - (_HEIGHT - 4))
-    return [place - over for place in found]
+        moved[below] = max(moved[below], moved[above] + least)
+    over = max(0.0, max(moved) - (_HEIGHT - 4))
+    return [place - over for place in moved]
 
 # %% ../../../nbs/show/tables/17a_cards.ipynb #7b1814a8
 Titles = Mapping[tuple[str, str], str]  # profile, data set -> what pages call it
@@ -161,11 +161,13 @@ def _drawings(one: Judgement) -> str:
     "The curves of what is too early, or is about convergence: each network once."
     shown: dict[str, Curves] = {}
     for finding in one.findings:
-        found = finding.curves
-        if not found or not (finding.verdict == 'too early' or found.what == 'training loss'):
+        curves = finding.curves
+        if not curves or not (finding.verdict == 'too early' or curves.what == 'training loss'):
             continue
-        known = shown.get(found.what, found)
-        shown[found.what] = found._replace(lines=tuple(dict([*known.lines, *found.lines]).items()))
+        known = shown.get(curves.what, curves)
+        shown[curves.what] = curves._replace(
+            lines=tuple(dict([*known.lines, *curves.lines]).items())
+        )
     return ''.join(map(sparkline, shown.values()))
 
 # %% ../../../nbs/show/tables/17a_cards.ipynb #71584e42

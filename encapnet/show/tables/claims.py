@@ -73,7 +73,9 @@ class Claims:
         names = (
             'id group statement source verdict why paper ours seeds profile dataset command'.split()
         )
-        frame = pd.DataFrame([{name: getattr(one, name) for name in names} for one in self.judged])
+        frame = pd.DataFrame(
+            [{name: getattr(judgement, name) for name in names} for judgement in self.judged]
+        )
         return twins.save(
             reports,
             '',
@@ -98,9 +100,9 @@ def _rollup(judged: list[Judgement]) -> Verdict:
     words = [word for word in VERDICTS if counts[word]]
     lines = [
         dict(group=group)
-        | {word: str(found[word] or '–') for word in words}
-        | dict(all=str(found.total()))
-        for group, found in (groups | {'all': counts}).items()
+        | {word: str(counted[word] or '–') for word in words}
+        | dict(all=str(counted.total()))
+        for group, counted in (groups | {'all': counts}).items()
     ]
     table = GT(pd.DataFrame(lines), id='claims-rollup').cols_label(
         group='', all='claims', **{word: f'{VERDICTS[word]} {word}' for word in words}
@@ -122,15 +124,15 @@ def _trials() -> GT:
     frame = pd.DataFrame(tabulated())
     numbers = frame.columns.drop(['world', 'rows'])
     frame[numbers] = frame[numbers].apply(pd.to_numeric)
-    told = frame.world.str.contains('gap')
-    usual, wild = frame[~told & (frame.rows != 'wild')], frame[frame.rows == 'wild']
+    is_told = frame.world.str.contains('gap')
+    usual, wild = frame[~is_told & (frame.rows != 'wild')], frame[frame.rows == 'wild']
     lines = [
         _trial_line(f'n = {seeds}, {images:,} images', worlds)
         for (images, seeds), worlds in usual.groupby(['images', 'seeds'])
     ]
     lines += [
         _trial_line(f'n = 3, 1,000 images, 2.6 against 1.7 %, seeds scatter by {spread:g}', worlds)
-        for spread, worlds in frame[told].groupby('spread')
+        for spread, worlds in frame[is_told].groupby('spread')
     ]
     lines += [
         _trial_line(

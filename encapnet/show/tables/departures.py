@@ -32,9 +32,9 @@ class Deviation(NamedTuple):
 
 def _cells(line: str, where: str) -> list[str]:
     "The cells of one line of a table. A bar in a cell is written with a backslash."
-    found = [cell.strip() for cell in re.split(r'(?<!\\)\|', line.strip())]
-    if len(found) > 2 and not found[0] and not found[-1]:
-        return found[1:-1]
+    texts = [cell.strip() for cell in re.split(r'(?<!\\)\|', line.strip())]
+    if len(texts) > 2 and not texts[0] and not texts[-1]:
+        return texts[1:-1]
     raise StudyError(
         f'{where}: a line of a table begins and ends with a bar, got {line.strip()[:60]!r}'
     )
@@ -58,8 +58,8 @@ def _table(text: str, where: str) -> list[list[str]]:
     ]
     if len(table) < 3:
         raise StudyError(f"{here}: no table below the heading '## Deviations'")
-    found = [(place, _cells(line, place)) for place, line in table]
-    top, headings = found[0]
+    rows = [(place, _cells(line, place)) for place, line in table]
+    top, headings = rows[0]
     for heading in headings:
         if heading not in HEADINGS:
             raise StudyError(f'{top}: unknown heading {heading!r}; {nearest(heading, HEADINGS)}')
@@ -67,19 +67,19 @@ def _table(text: str, where: str) -> list[list[str]]:
         raise StudyError(
             f'{top}: expected the headings {", ".join(HEADINGS)}, got {", ".join(headings)}'
         )
-    for place, cells in found[1:]:
+    for place, cells in rows[1:]:
         if len(cells) != len(HEADINGS):
             raise StudyError(f'{place}: expected {len(HEADINGS)} cells, got {len(cells)}')
-    for place, cells in found[2:]:
+    for place, cells in rows[2:]:
         if '' in cells:
             raise StudyError(
                 f'{place}: the cell {HEADINGS[cells.index("")]!r} of {cells[0]!r} is empty'
             )
-        if sum(other[0] == cells[0] for _, other in found[2:]) > 1:
+        if sum(other[0] == cells[0] for _, other in rows[2:]) > 1:
             raise StudyError(f'{place}: {cells[0]!r} is there twice')
-    if not all(re.fullmatch(':?-+:?', cell) for cell in found[1][1]):
-        raise StudyError(f'{found[1][0]}: expected the rule below the headings')
-    return [cells for _, cells in found[2:]]
+    if not all(re.fullmatch(':?-+:?', cell) for cell in rows[1][1]):
+        raise StudyError(f'{rows[1][0]}: expected the rule below the headings')
+    return [cells for _, cells in rows[2:]]
 
 # %% ../../../nbs/show/tables/18a_departures.ipynb #8b3e7e68
 TOPICS: dict[str, tuple[str, ...]] = {
@@ -137,20 +137,20 @@ def read_deviations(
         ),
         notebook.stem,
     )
-    found = [
+    tables = [
         (number, text)
         for number, text in prose
         if re.search(r'^#{2,} .*\bdeviations?\b', text, re.MULTILINE | re.IGNORECASE)
     ]
     name = notebook.relative_to(folder).with_suffix('').as_posix()
-    if len(found) > 1:
+    if len(tables) > 1:
         raise StudyError(
-            f'{name}.ipynb, cell {found[1][0]}: a second table of deviations; one is at cell '
-            f'{found[0][0]}'
+            f'{name}.ipynb, cell {tables[1][0]}: a second table of deviations; one is at cell '
+            f'{tables[0][0]}'
         )
     return [
         Deviation(name, title, *cells)
-        for number, text in found
+        for number, text in tables
         for cells in _table(text, f'{name}.ipynb, cell {number}')
     ]
 
@@ -166,12 +166,12 @@ def collect(folder: Path | None = None) -> list[Deviation]:  # folder: nbs/
         and not any(part.startswith(('.', '_')) for part in path.relative_to(folder).parts)
     ]
     order = [name for names in TOPICS.values() for name in names]
-    found = [line for path in library for line in read_deviations(path, folder)]
-    for line in found:
+    deviations = [line for path in library for line in read_deviations(path, folder)]
+    for line in deviations:
         if line.notebook in order:
             continue
         raise StudyError(
             f'{line.notebook}.ipynb has deviations and belongs to no topic; '
             f'{nearest(line.notebook, order)}'
         )
-    return sorted(found, key=lambda line: order.index(line.notebook))
+    return sorted(deviations, key=lambda line: order.index(line.notebook))

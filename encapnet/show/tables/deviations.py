@@ -34,20 +34,20 @@ __all__ = ['Deviations', 'deviations']
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #fed29b32
 def _tables(study: Deviations) -> str:
-    told = []
+    parts = []
     for topic, names in TOPICS.items():
-        told.append(f'## {topic}')
+        parts.append(f'## {topic}')
         for name in names:
             lines = [line for line in study.lines if line.notebook == name]
             if not lines:
                 continue
             rows = [' | '.join([*line[2:], study.effect(line)]) for line in lines]
             heading = ' | '.join([*HEADINGS, 'what the other choice changes'])
-            told.append(
+            parts.append(
                 f'### {lines[0].title}\n\nFrom `nbs/{name}.ipynb`.\n\n| {heading} '
                 f'|\n|{"---|" * 6}\n' + ''.join(f'| {row} |\n' for row in rows)
             )
-    return '\n\n'.join(told)
+    return '\n\n'.join(parts)
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #6cd99d9c
 class Deviations:
@@ -192,7 +192,8 @@ def _save(study: Deviations, reports: Path) -> list[Path]:
         'stale',
     ]
     effects = pd.DataFrame(
-        [one.effect._asdict() | one._asdict() for one in study.found], columns=columns
+        [measured.effect._asdict() | measured._asdict() for measured in study.found],
+        columns=columns,
     )
     files = dict(deviations=study.frame, deviations_effects=effects)
     written = [

@@ -193,13 +193,13 @@ class Found(NamedTuple):
 
 def _runs(standing: Standing, row: str) -> dict[tuple[str, str], dict[int, tuple[Record, str]]]:
     "A row's records by profile and data set, and there by seed; the last of several counts."
-    found = {}
+    by_place = {}
     for _, record, state, _ in standing.values():
         if record.row == row:
-            found.setdefault((record.config['profile'], record.config['data']['name']), {})[
+            by_place.setdefault((record.config['profile'], record.config['data']['name']), {})[
                 record.config['seed']
             ] = (record, state)
-    return found
+    return by_place
 
 # %% ../../../nbs/show/tables/18b_effects.ipynb #eea4cc8f
 def _points(effect: Effect, ledgers: dict[str, Standing]) -> list[Found]:
@@ -207,7 +207,7 @@ def _points(effect: Effect, ledgers: dict[str, Standing]) -> list[Found]:
     for experiment, row in (effect.ours.split('/'), effect.theirs.split('/')):
         home = EXPERIMENTS[experiment][row].home or experiment
         sides.append(_runs(ledgers.get(home, Standing()), row))
-    found = []
+    effects = []
     for place in sides[0].keys() & sides[1].keys():
         pair = [list(side[place].values()) for side in sides]
         records = tuple(record for side in pair for record, _ in side)
@@ -216,10 +216,10 @@ def _points(effect: Effect, ledgers: dict[str, Standing]) -> list[Found]:
             records[0].outcome['test_images'],
         )
         stale = any(state != 'fresh' for side in pair for _, state in side)
-        found.append(
+        effects.append(
             Found(effect, *place, gap.value, gap.low, gap.high, min(map(len, pair)), stale, records)
         )
-    return sorted(found, key=lambda one: (one.profile, one.dataset))
+    return sorted(effects, key=lambda one: (one.profile, one.dataset))
 
 # %% ../../../nbs/show/tables/18b_effects.ipynb #1127dcc5
 def _ratios(effect: Effect, ledgers: dict[str, Standing]) -> list[Found]:
@@ -227,7 +227,7 @@ def _ratios(effect: Effect, ledgers: dict[str, Standing]) -> list[Found]:
         effect.ours.split('/')[0],
         [effect.ours.split('/')[1], effect.theirs.split('/')[1]],
     )
-    found, entries = [], list(ledgers.get(experiment, Standing()).values())
+    effects, entries = [], list(ledgers.get(experiment, Standing()).values())
     for machine in sorted({record.provenance['device'] for _, record, _, _ in entries}):
         here = {
             row: (record, state)
@@ -245,10 +245,10 @@ def _ratios(effect: Effect, ledgers: dict[str, Standing]) -> list[Found]:
                 min(ours.outcome['n'], theirs.outcome['n']),
                 any(state != 'fresh' for _, state in pair),
             )
-            found.append(
+            effects.append(
                 Found(effect, machine, what, value, value, value, steps, stale, (ours, theirs))
             )
-    return found
+    return effects
 
 
 def consulted(effects: tuple[Effect, ...], reports: str | Path) -> dict[str, Standing]:
@@ -265,15 +265,17 @@ def measure(effects: tuple[Effect, ...], reports: str | Path) -> list[Found]:
     "What the ledgers say of each effect, wherever both of its rows are there."
     ledgers = consulted(effects, reports)
     return [
-        one
+        measured
         for effect in effects
-        for one in (_ratios if effect.ours.split('/')[0] in BENCHES else _points)(effect, ledgers)
+        for measured in (_ratios if effect.ours.split('/')[0] in BENCHES else _points)(
+            effect, ledgers
+        )
     ]
 
 # %% ../../../nbs/show/tables/18b_effects.ipynb #889cf930
 def effect_text(found: list[Found], registered: list[Effect]) -> str:
     "What was measured of a deviation, in Markdown; `not measured` where nothing was."
-    told = []
+    sentences = []
     for effect in registered:
         points = [
             one for one in found if one.effect == effect and one.dataset not in ('seconds', 'bytes')
@@ -282,7 +284,7 @@ def effect_text(found: list[Found], registered: list[Effect]) -> str:
             one for one in found if one.effect == effect and one.dataset in ('seconds', 'bytes')
         ]
         for one in points:
-            told.append(
+            sentences.append(
                 f'{effect.other}: **{one.value:+.2f} points** ({one.low:+.2f} to '
                 f'{one.high:+.2f}); `{one.profile}`, '
                 f'{titles_of(one.records).get(one.dataset, one.dataset)}, n&nbsp;=&nbsp;{one.n}'
@@ -290,12 +292,12 @@ def effect_text(found: list[Found], registered: list[Effect]) -> str:
             )
         for machine in dict.fromkeys(one.profile for one in ratios):
             here = [one for one in ratios if one.profile == machine]
-            said = ' and '.join(
+            ratios_text = ' and '.join(
                 f'**{one.value:.1f} times** the {"time" if one.dataset == "seconds" else "memory"}'
                 for one in here
             )
-            told.append(
-                f'{effect.other}: {said} of a step; {machine}'
+            sentences.append(
+                f'{effect.other}: {ratios_text} of a step; {machine}'
                 + ('; *stale*' if any(one.stale for one in here) else '')
             )
         if not (points or ratios):
@@ -305,5 +307,5 @@ def effect_text(found: list[Found], registered: list[Effect]) -> str:
                 if experiment in BENCHES
                 else reproduce_command(experiment)
             )
-            told.append(f'{effect.other}: not measured; `{command}` would')
-    return '<br><br>'.join(told) or 'not measured'
+            sentences.append(f'{effect.other}: not measured; `{command}` would')
+    return '<br><br>'.join(sentences) or 'not measured'

@@ -78,7 +78,7 @@ def _routed(
 def capsule_layer(iterations: int = 3) -> Figure:
     "Fig. 1 (a): mapping makes votes, agreement routing weighs them."
     votes = _LENGTHS[..., None] * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], -1)
-    shares, v = agreed(votes, iterations)
+    c, v = agreed(votes, iterations)
     sheet = Sheet(7.0, 4.45)
     for x, width, colour, title in (
         (1.39, 2.62, PLAIN, '1  capsule mapping'),
@@ -100,9 +100,7 @@ def capsule_layer(iterations: int = 3) -> Figure:
             dial = _dial(sheet, 2.4, middle + 0.6 - 0.4 * i, votes[i, j], colour)
             sheet.arrow(capsule.right, dial.left, colour=tint(colour, 0.75), width=0.8)
         higher.append(
-            _routed(
-                sheet, middle, shares[:, j], v[j], np.linalg.norm(v, axis=1).max(), j + 1, colour
-            )
+            _routed(sheet, middle, c[:, j], v[j], np.linalg.norm(v, axis=1).max(), j + 1, colour)
         )
     sheet.arrow(higher[0].top, (6.4, 3.84), (3.3, 3.84), (3.3, 3.7), colour=WEIGHT, dashed=True)
     sheet.label(
@@ -119,16 +117,13 @@ def capsule_layer(iterations: int = 3) -> Figure:
     )
     return Figure(
         sheet.canvas,
-        'Four lower capsules on the left each send one vote, a needle in a dial, to each of two '
-        'higher capsules. Lines from the votes '
-        'to the higher capsules are the thicker the larger the coupling coefficient; a dashed '
-        'arrow leads from the first higher capsule '
-        'back to the coefficients.',
-        'One capsule operation. Mapping turns every lower capsule into a vote for every higher '
-        'one. Routing weighs the votes: coefficients '
-        f'begin equal, and in each of $R = {iterations}$ rounds a vote that points where the '
-        'higher capsule points gains. Widths and '
-        'numbers are computed from the eight votes drawn (dynamic routing, softmax over $j$).',
+        'Four lower capsules on the left each send one vote, a needle in a dial, to each of two higher '
+        'capsules. Lines from the votes to the higher capsules are the thicker the larger the coupling '
+        'coefficient; a dashed arrow leads from the first higher capsule back to the coefficients.',
+        'One capsule operation. Mapping turns every lower capsule into a vote for every higher one. '
+        f'Routing weighs the votes: coefficients begin equal, and in each of $R = {iterations}$ rounds a '
+        'vote that points where the higher capsule points gains. Widths and numbers are computed from '
+        'the eight votes drawn (dynamic routing, softmax over $j$).',
     )
 
 # %% ../../../nbs/show/tables/04_fig1.ipynb #9c5ead4a

@@ -46,11 +46,11 @@ def authors_bins(study: Trained, which: str, moments: list[int]) -> pd.DataFrame
     )
     under = {moment: paper.FIG2_EPOCHS[place] for moment, place in zip(moments, spread)}
     lines = [
-        dict(row=name, moment=moment, epoch=epoch, left=one.left, share=one.share)
+        dict(row=name, moment=moment, epoch=epoch, left=column.left, share=column.share)
         for name, row in study.rows.items()
         if row.network.routing == 'dynamic'
         for moment, epoch in under.items()
-        for one in paper.authors_histogram(AUTHORS[which], epoch)[:-1]
+        for column in paper.authors_histogram(AUTHORS[which], epoch)[:-1]
     ]
     return pd.DataFrame(lines, columns=['row', 'moment', 'epoch', 'left', 'share'])
 

@@ -30,11 +30,11 @@ IMAGES = 128
 
 
 def _tells(record: Record) -> bool:
-    said = record.outcome.get('agreement')
-    if not isinstance(said, dict) or not {'epochs', 'moments', *CLASSES} <= said.keys():
+    agreement = record.outcome.get('agreement')
+    if not isinstance(agreement, dict) or not {'epochs', 'moments', *CLASSES} <= agreement.keys():
         return False
     return all(
-        {'polarisation', 'dissimilar', 'similar', 'share', 'length'} <= said[which].keys()
+        {'polarisation', 'dissimilar', 'similar', 'share', 'length'} <= agreement[which].keys()
         for which in CLASSES
     )
 
@@ -79,12 +79,12 @@ def curve_lines(standing: Standing) -> pd.DataFrame:
     length of votes that there are none of is none."""
     lines = []
     for record, which in ((record, which) for record in standing.records for which in CLASSES):
-        said = record.outcome['agreement']
+        agreement = record.outcome['agreement']
         for statistic in STATISTICS:
-            for place, (value, error) in enumerate(said[which].get(statistic, [])):
-                share = said[which].get(statistic.removesuffix('_length'), [[1, 0]] * (place + 1))[
-                    place
-                ][0]
+            for number, (value, error) in enumerate(agreement[which].get(statistic, [])):
+                share = agreement[which].get(
+                    statistic.removesuffix('_length'), [[1, 0]] * (number + 1)
+                )[number][0]
                 # Of no votes there is no length, and those of a single image have an error of 0 for
                 # want of others.
                 if statistic.endswith('_length'):
@@ -94,7 +94,7 @@ def curve_lines(standing: Standing) -> pd.DataFrame:
                     _named(record, which)
                     | dict(
                         statistic=statistic,
-                        epoch=said['epochs'][place],
+                        epoch=agreement['epochs'][number],
                         value=unit * value,
                         error=unit * error,
                     )
@@ -106,19 +106,19 @@ def histogram_lines(standing: Standing) -> pd.DataFrame:
     "One line per run, class, moment and bin: share in percent, mean length, the bin's lower edge."
     lines = []
     for record, which in ((record, which) for record in standing.records for which in CLASSES):
-        said = record.outcome['agreement']
+        agreement = record.outcome['agreement']
         for moment, shares, lengths in zip(
-            said['moments'], said[which]['share'], said[which]['length']
+            agreement['moments'], agreement[which]['share'], agreement[which]['length']
         ):
             lines += [
                 _named(record, which)
                 | dict(
                     moment=moment,
-                    left=round(2 * place / len(shares) - 1, 10),
+                    left=round(2 * number / len(shares) - 1, 10),
                     share=100 * share,
                     length=length,
                 )
-                for place, (share, length) in enumerate(zip(shares, lengths))
+                for number, (share, length) in enumerate(zip(shares, lengths))
             ]
     return pd.DataFrame(lines, columns='row dataset seed which moment left share length'.split())
 

@@ -42,12 +42,15 @@ def distance_to_authors(study: Trained, row: str, dataset: str, which: str) -> I
     bins = study.bins[
         (study.bins.row == row) & (study.bins.dataset == dataset) & (study.bins.which == which)
     ]
-    theirs = [one.share for one in paper.authors_histogram(AUTHORS[which])]
+    theirs = [column.share for column in paper.authors_histogram(AUTHORS[which])]
     shares = [
         list(lines[lines.moment == lines.moment.max()].sort_values('left').share)
         for _, lines in bins.groupby('seed')
     ]
-    values = [sum(abs(ours - other) for ours, other in zip(found, theirs)) / 2 for found in shares]
+    values = [
+        sum(abs(ours - other) for ours, other in zip(shares_of_run, theirs)) / 2
+        for shares_of_run in shares
+    ]
     return mean_interval(values) if values else None
 
 # %% ../../../nbs/show/tables/07c_fig2_numbers.ipynb #06dce323

@@ -30,10 +30,10 @@ def _authors(rule: Trend | Level) -> str:
     if routings(rule) != ('dynamic',):
         return '–'
     epochs = (200, 1) if isinstance(rule, Trend) else (200 if rule.place[1] == 'last' else 1,)
-    found = [paper.authors_statistics(epoch=epoch).get(rule.statistic) for epoch in epochs]
+    values = [paper.authors_statistics(epoch=epoch).get(rule.statistic) for epoch in epochs]
     return ' vs '.join(
         '–' if value is None else _text(Interval(value, math.nan, math.nan, 1, ''), rule.statistic)
-        for value in found
+        for value in values
     )
 
 
@@ -41,21 +41,24 @@ def claim_lines(study: Trained, dataset: str) -> list[dict[str, str]]:
     claimed, seen = comparisons(study.experiment), seen_on(study.standings[0]).get(dataset, {})
     place = Place(study.profile.name, dataset, study.experiment)
     findings = judge(
-        [one.rule for one in claimed], seen, place, family(GROUPS[study.experiment], seen, place)
+        [comparison.rule for comparison in claimed],
+        seen,
+        place,
+        family(GROUPS[study.experiment], seen, place),
     )
     return [
         dict(
-            id=one.id,
+            id=comparison.id,
             data=study.title(dataset),
-            claim=one.statement,
+            claim=comparison.statement,
             paper=finding.paper,
-            authors='–' if is_own(dataset) else _authors(one.rule),
+            authors='–' if is_own(dataset) else _authors(comparison.rule),
             ours=finding.ours,
             gap=finding.gap or '–',
             word=finding.verdict,
             verdict=verdict_text(finding),
         )
-        for one, finding in zip(claimed, findings)
+        for comparison, finding in zip(claimed, findings)
     ]
 
 # %% ../../../nbs/show/tables/07d_fig2_verdict.ipynb #594e8b54
@@ -145,9 +148,9 @@ def agreement_verdict(study: Trained) -> Verdict:
 
 def _line(lines: list[dict[str, str]]) -> str:
     "The three claims about polarisation, on the first data set, and how many of all agree."
-    told = {line['id']: line['word'] for line in reversed(lines)}
+    words = {line['id']: line['word'] for line in reversed(lines)}
     grows, grows_em, more = (
-        told[name]
+        words[name]
         for name in ('polarisation_grows_dynamic', 'polarisation_grows_em', 'em_more_polarised')
     )
     agree = sum(line['word'] == 'direction agrees' for line in lines)

@@ -123,14 +123,14 @@ def memory_table() -> GT:
     the whole network."""
     entry, lines = paper.TABLE1['a_dynamic'], []
     for higher in (paper.HIGHER, public.NEXT_HIGHER):
-        taken = public.vote_bytes(entry.memory_batch, higher)
+        votes = public.vote_bytes(entry.memory_batch, higher)
         lines.append(
             dict(
                 higher=f'{higher:,}',
                 one=f'{public.vote_bytes(entry.memory_batch, higher, 1) / 1e6:,.0f} MB',
-                two=f'{taken / 1e6:,.0f} MB',
+                two=f'{votes / 1e6:,.0f} MB',
                 printed=f'{entry.memory_mb:,} MB',
-                fits='✓ fits' if taken < 1e6 * entry.memory_mb else '✗ does not fit',
+                fits='✓ fits' if votes < 1e6 * entry.memory_mb else '✗ does not fit',
             )
         )
     table = GT(pd.DataFrame(lines), id='evidence-memory').cols_label(
@@ -150,69 +150,46 @@ def memory_table() -> GT:
     )
 
 # %% ../../../nbs/show/tables/19a_public_record.ipynb #5cb81d46
+def _range_text(error: public.PublicError) -> str:
+    "A range of errors, or the one that there is."
+    if error.low == error.high:
+        return f'{error.low:.2f}'
+    return f'{error.low:.2f} to {error.high:.2f}'
+
+
 @own_style()
 def error_figure() -> Figure:
     "Test errors on CIFAR-10 that public logs and users report, and the paper's best."
     drawing, ax = canvas(7.2, 3.0)
-    for place, error in enumerate(reversed(public.PUBLIC_ERRORS)):
+    errors = public.PUBLIC_ERRORS
+    beside = dict(textcoords='offset points', va='center', fontsize=8)
+    for height, error in enumerate(reversed(errors)):
         number = 0 if error.source == 'logs' else 1
-        ax.plot(
-            [error.low, error.high],
-            [place, place],
-            'o-' if number == 0 else 's-',
-            color=PALETTE[number],
-            ms=6,
-        )
-        told = (
-            f'{error.low:.2f}'
-            if error.low == error.high
-            else f'{error.low:.2f} to {error.high:.2f}'
-        )
-        ax.annotate(
-            told,
-            (error.high, place),
-            xytext=(7, 0),
-            textcoords='offset points',
-            va='center',
-            fontsize=8,
-        )
+        mark = 'o-' if number == 0 else 's-'
+        ends = [error.low, error.high]
+        ax.plot(ends, [height, height], mark, color=PALETTE[number], ms=6)
+        ax.annotate(_range_text(error), (error.high, height), xytext=(7, 0), **beside)
     ax.axvline(public.PAPER_BEST, color='black', ls='--', lw=1)
-    ax.annotate(
-        f"the paper's best, {public.PAPER_BEST}",
-        (public.PAPER_BEST, -0.35),
-        xytext=(5, 0),
-        textcoords='offset points',
-        fontsize=8,
-        va='center',
-    )
-    ax.set_yticks(
-        range(len(public.PUBLIC_ERRORS)), [error.what for error in reversed(public.PUBLIC_ERRORS)]
-    )
+    text = f"the paper's best, {public.PAPER_BEST}"
+    ax.annotate(text, (public.PAPER_BEST, -0.35), xytext=(5, 0), **beside)
+    ax.set_yticks(range(len(errors)), [error.what for error in reversed(errors)])
     ax.set(
         xlabel='test error on CIFAR-10 (%)',
         ylabel='public run',
         xlim=(0, 18),
-        ylim=(-0.7, len(public.PUBLIC_ERRORS) - 0.4),
+        ylim=(-0.7, len(errors) - 0.4),
     )
     for number, (mark, source) in enumerate((('o-', 'training logs'), ('s-', 'users'))):
         ax.plot([], [], mark, color=PALETTE[number], label=source)
     ax.legend(loc='upper right')
-    told = '; '.join(
-        f'{error.what}: {error.low:.2f}'
-        + (f' to {error.high:.2f}' if error.high > error.low else '')
-        for error in public.PUBLIC_ERRORS
-    )
-    alt = (
-        'Test errors in percent on CIFAR-10, one line per public run, and a dashed line at '
-        f"the paper's best, {public.PAPER_BEST}. {told}."
-    )
+    told = '; '.join(f'{error.what}: {_range_text(error)}' for error in errors)
     return Figure(
         drawing,
-        alt,
+        'Test errors in percent on CIFAR-10, one line per public run, and a dashed line at '
+        f"the paper's best, {public.PAPER_BEST}. {told}.",
         "Test errors on CIFAR-10 in the public history of the authors' repository (circles) and "
-        'as two users of the '
-        'released code report them (squares). Dashed: what the paper prints for its final '
-        'network without augmentation.',
+        'as two users of the released code report them (squares). Dashed: what the paper prints '
+        'for its final network without augmentation.',
     )
 
 # %% ../../../nbs/show/tables/19a_public_record.ipynb #e4eeeaab
@@ -221,7 +198,7 @@ def error_table() -> Verdict:
     lines = [
         dict(
             what=error.what,
-            error=f'{error.low:.2f}' + (f' to {error.high:.2f}' if error.high > error.low else ''),
+            error=_range_text(error),
             ratio=f'{error.low / public.PAPER_BEST:.1f}×',
             source=error.source,
         )

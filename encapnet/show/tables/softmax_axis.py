@@ -40,8 +40,10 @@ class SoftmaxAxis(Trained):
     def trains(self, row: str, dataset: str) -> bool | None:
         """Whether a row's whole interval lies below the error of the best constant answer; None
         without a result."""
-        found = self.interval(row, dataset)
-        return None if found is None else bool(found.high < self.of(row, dataset).chance.iloc[0])
+        interval = self.interval(row, dataset)
+        return (
+            None if interval is None else bool(interval.high < self.of(row, dataset).chance.iloc[0])
+        )
 
     def error_table(self) -> GT:
         return _error_table(self)
@@ -83,10 +85,10 @@ def _error_lines(study: SoftmaxAxis) -> list[dict[str, str]]:
             'beginning': BEGINNING[row.network.initialization],
         }
         for dataset in study.datasets:
-            found = study.of(name, dataset)
+            runs = study.of(name, dataset)
             line |= {
                 dataset: error_text(study.interval(name, dataset)),
-                f'{dataset}_loss': seconds_text(found.train_loss.mean()) if len(found) else '–',
+                f'{dataset}_loss': seconds_text(runs.train_loss.mean()) if len(runs) else '–',
                 f'{dataset}_trains': {True: 'yes', False: 'no', None: '–'}[
                     study.trains(name, dataset)
                 ],
@@ -215,7 +217,7 @@ def obstacles(seen: pd.Series | None) -> str:
     "What stands in a layer's way before the first step."
     if seen is None:
         return '–'
-    found = [
+    reasons = [
         word
         for word, there in (
             ('saturated', seen.saturated > 0.5),
@@ -224,7 +226,7 @@ def obstacles(seen: pd.Series | None) -> str:
         )
         if there
     ]
-    return ', '.join(found) or 'none'
+    return ', '.join(reasons) or 'none'
 
 
 def _judge(claimed: bool, trains: bool | None, profile: str, seeds: int) -> str:
@@ -244,7 +246,7 @@ def _epochs(study: SoftmaxAxis) -> str:
 def _paragraph(study: SoftmaxAxis, dataset: str) -> str:
     "What follows, in a sentence or three, by rule."
     trains = {name: study.trains(name, dataset) for name in study.rows}
-    told = [
+    sentences = [
         f'{word}: {", ".join(study.rows[name].title for name in trains if trains[name] is value)}'
         for word, value in (('trains', True), (f'does not in {_epochs(study)}', False))
         if value in trains.values()
@@ -259,8 +261,8 @@ def _paragraph(study: SoftmaxAxis, dataset: str) -> str:
             (False, True): 'only the lower axis trains, as remarked',
             (True, False): 'only the higher axis trains',
         }
-        told.append(f'{title} {ends[pair]}')
-    return '; '.join(told) or 'no result yet'
+        sentences.append(f'{title} {ends[pair]}')
+    return '; '.join(sentences) or 'no result yet'
 
 # %% ../../../nbs/show/tables/10_softmax_axis.ipynb #f68ea32b
 def _verdict(study: SoftmaxAxis) -> Verdict:
