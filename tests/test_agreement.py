@@ -93,7 +93,7 @@ def study(story, experiment='polarisation', seeds=1, **more):
         for record in records(story, experiment, seeds, **more)
     }
     kind = dict(fig2=Fig2, polarisation=Polarisation)[experiment]
-    return kind('long', f'encapnet reproduce {experiment}', Standing(made))
+    return kind(PROFILES['long'], f'encapnet reproduce {experiment}', Standing(made))
 
 
 def rows(html):
