@@ -1089,23 +1089,20 @@ def test_parameters_of_report_notebooks(report):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'words, message',
+    'report, words, message',
     [
-        ('-p profle quick', "no parameter 'profle'; expected one of: profile, seeds, missing, "),
-        ('-p seeds many', "parameter 'seeds' expects int, got 'many' (str)"),
+        ('table1', '-p profle quick', "no parameter 'profle'; expected one of: profile, seeds, "),
+        ('table1', '-p seeds many', "parameter 'seeds' expects int, got 'many' (str)"),
+        # a page without runs, too: it would end under its ordinary name in the ordinary place
+        ('complexity', '-p reprots mine', "no parameter 'reprots'; expected one of: reports"),
+        ('complexity', '-p reports 2024', "parameter 'reports' expects str, got 2024 (int)"),
     ],
 )
-def test_papermill_alone(tmp_path, words, message):
+def test_papermill_alone(tmp_path, report, words, message):
     """Papermill only warns of a parameter that it does not know; the study refuses it before
     anything runs."""
-    arguments = [
-        'nbs/reports/table1.ipynb',
-        tmp_path / 'out.ipynb',
-        *words.split(),
-        '-p',
-        'runs',
-        tmp_path / 'runs',
-    ]
+    runs = ['-p', 'runs', tmp_path / 'runs'] if report == 'table1' else []
+    arguments = [f'nbs/reports/{report}.ipynb', tmp_path / 'out.ipynb', *words.split(), *runs]
     done = subprocess.run(
         [sys.executable, '-m', 'papermill', *arguments],
         capture_output=True,
