@@ -26,22 +26,27 @@ ARROWS = {
     'nn.gradients': [],
     'nn.windows': [],
     'nn.kernels': ['nn.fused', 'nn.gradients'],
-    'nn.routing': ['nn.capsules', 'nn.gradients', 'nn.kernels'],
+    'nn.votes': ['nn.kernels'],
+    'nn.squares': ['nn.votes'],
+    'nn.clusters': ['nn.kernels', 'nn.squares', 'nn.votes'],
+    'nn.dynamic': ['nn.capsules', 'nn.gradients', 'nn.kernels', 'nn.votes'],
+    'nn.em': ['nn.clusters', 'nn.gradients', 'nn.kernels', 'nn.votes'],
     'nn.transport': ['nn.gradients', 'nn.kernels'],
-    'nn.streaming': ['nn.capsules', 'nn.gradients', 'nn.kernels', 'nn.routing', 'nn.windows'],
+    'nn.streaming': ['nn.capsules', 'nn.gradients', 'nn.clusters', 'nn.kernels', 'nn.windows'],
     'nn.local': ['nn.streaming', 'nn.windows'],
     'nn.untied': ['nn.streaming', 'nn.windows'],
     'nn.layers': [
         'nn.capsules',
         'nn.gradients',
         'nn.local',
-        'nn.routing',
+        'nn.dynamic',
+        'nn.em',
         'nn.untied',
         'nn.windows',
     ],
     'nn.feedback': ['nn.layers', 'nn.transport'],
     'nn.networks': ['nn.baselines', 'nn.capsules', 'nn.feedback', 'nn.layers'],
-    'nn.trace': ['nn.feedback', 'nn.layers', 'nn.routing', 'nn.transport'],
+    'nn.trace': ['nn.dynamic', 'nn.em', 'nn.feedback', 'nn.layers', 'nn.transport'],
     # the books
     'study.stats': [],
     'study.paper': [],
@@ -156,7 +161,7 @@ ARROWS = {
     # the benches
     'bench.clock': ['nn.losses'],
     'bench.transport': ['bench.clock', 'nn.transport', 'study.config'],
-    'bench.account': ['nn.losses', 'nn.networks', 'nn.routing'],
+    'bench.account': ['nn.dynamic', 'nn.losses', 'nn.networks'],
     'bench.data': ['bench.clock', 'data', 'nn.losses', 'nn.networks', 'study.config'],
     'bench.capconv': [
         'bench.account',
@@ -168,7 +173,14 @@ ARROWS = {
         'study.config',
     ],
     'bench.costs': ['bench.account', 'bench.clock', 'nn.networks', 'study.config'],
-    'bench.routing': ['bench.account', 'bench.clock', 'nn.capsules', 'nn.routing', 'study.config'],
+    'bench.routing': [
+        'bench.account',
+        'bench.clock',
+        'nn.capsules',
+        'nn.dynamic',
+        'nn.em',
+        'study.config',
+    ],
     'bench.operations': ['data', 'study.config', 'training'],
     # the faces
     'show.plots.canvas': [],
@@ -608,8 +620,8 @@ def allowed(module):
     ],
 )
 def test_imports_are_found(source, ours, others):
-    known = {'nn.capsules', 'nn.routing', 'study.run', 'study.ledger', 'study.config', 'data'}
-    assert imports(source, 'nn.routing', known) == (ours, others)
+    known = {'nn.capsules', 'nn.dynamic', 'study.run', 'study.ledger', 'study.config', 'data'}
+    assert imports(source, 'nn.dynamic', known) == (ours, others)
 
 
 @pytest.mark.parametrize('module', SOURCES)

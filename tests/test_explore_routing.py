@@ -8,7 +8,8 @@ import torch
 from browsing import Visit
 
 from encapnet import data
-from encapnet.nn.routing import dynamic_routing, em_routing
+from encapnet.nn.dynamic import dynamic_routing
+from encapnet.nn.em import em_routing
 from encapnet.nn.trace import agreement_histogram
 from encapnet.show.explore.picture import unpacked
 from encapnet.show.explore.routing import routing_page, untrained

@@ -145,7 +145,7 @@ def test_a_pitfall_whose_test_is_gone_stops_the_page(monkeypatch):
     gone = public.PITFALLS[0]._replace(test='test_close(nothing)')
     monkeypatch.setattr(public, 'PITFALLS', (gone,))
     with pytest.raises(
-        StudyError, match='softmax over the wrong capsules: nbs/nn/03_routing.ipynb has no test'
+        StudyError, match='softmax over the wrong capsules: nbs/nn/03_dynamic.ipynb has no test'
     ):
         evidence.evidence()
 

@@ -89,7 +89,7 @@ def test_a_clone_as_it_was_committed(clone):
 @pytest.mark.parametrize(
     'file',
     [
-        'encapnet/nn/routing.py',
+        'encapnet/nn/dynamic.py',
         'encapnet/training.py',
         'nbs/reports/table1.ipynb',
         'encapnet/study/fig2_authors.csv',

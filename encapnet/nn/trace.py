@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from .feedback import AgreementUnit
 from .layers import CapConv, RoutedCapsules
-from .routing import dynamic_routing, em_routing
+from .dynamic import dynamic_routing
+from .em import em_routing
 from .transport import ground_cost, sinkhorn_plan
 
 # %% auto #0

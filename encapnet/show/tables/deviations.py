@@ -99,7 +99,7 @@ def _table(text: str, where: str) -> list[list[str]]:
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #8b3e7e68
 TOPICS: dict[str, tuple[str, ...]] = {
-    'Capsules and routing': ('nn/03_routing', 'nn/01_losses'),
+    'Capsules and routing': ('nn/03_dynamic', 'nn/03b_em', 'nn/01_losses'),
     'Layers and networks': ('nn/04_layers', 'nn/07_networks', 'nn/06b_baselines'),
     'Transport and feedback': ('nn/05_transport', 'nn/06_feedback'),
     'Data': ('03_data', '05_himagenet'),
@@ -191,7 +191,7 @@ class Effect(NamedTuple):
     theirs: str
 
 
-_AXIS, _FEEDBACK, _ROUTING = 'nn/03_routing', 'nn/06_feedback', 'bench_routing'
+_AXIS, _FEEDBACK, _ROUTING = 'nn/03_dynamic', 'nn/06_feedback', 'bench_routing'
 
 # %% ../../../nbs/show/tables/18_deviations.ipynb #410c81c1
 EFFECTS: tuple[Effect, ...] = (
