@@ -214,7 +214,8 @@ def _responsibilities(u, activation, transform, before, chosen) -> Float[Tensor,
         fit = Fit(mean[:, some], variance[:, some], log_active[:, some], log_active[:, some])
         for groups in group_slices(lower, len(transform)):
             part, features = part_of(groups, lower, transform), lower.features[groups]
-            keys = keys_of(part, fit).unflatten(0, features.shape[:2])
+            # on plain memory all products of one row are rounded alike, and the row sums to one
+            keys = keys_of(part, fit).contiguous().unflatten(0, features.shape[:2])
             r = coefficients_of(features, keys.mT, chosen)
             responsibilities[some, groups] = r.transpose(0, 1)
     return responsibilities
