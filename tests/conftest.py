@@ -19,6 +19,12 @@ os.environ |= {
     'JUPYTER_CONFIG_DIR': str(scratch / 'jupyter'),
 }
 
+# As in a container: no HOME, or one that cannot be written. Browsers and Jupyter need one.
+home = Path(os.path.expanduser('~'))
+if not home.is_absolute() or not os.access(home, os.W_OK):
+    os.environ['HOME'] = str(scratch / 'home')
+    (scratch / 'home').mkdir()
+
 from encapnet.study.machine import arithmetic
 
 # As every training sets it: what a test trains in its own process has the digits of what it trains

@@ -1252,7 +1252,7 @@ def test_nothing_is_called_utils():
 
 def test_style():
     done = subprocess.run(
-        [sys.executable, '-m', 'ruff', 'check', '--output-format', 'concise', '.'],
+        [sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', '.'],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -30,6 +30,9 @@ def clone(tmp_path_factory):
     for name in ('encapnet', 'nbs', 'tests', 'reports/ledger'):
         shutil.copytree(ROOT / name, folder / name, ignore=forget)
     shutil.copy(ROOT / 'settings.ini', folder)
+    # the original may be read-only, and copies take that over
+    for place, _, _ in os.walk(folder):
+        os.chmod(place, 0o755)
     return folder
 
 
@@ -169,7 +172,7 @@ OPTIONS = [  # every option that takes a folder or a file
 def test_the_home_of_nobody_is_one_line(tmp_path, monkeypatch, capsys, arguments, home):
     "Of a user that there is not; or of a process whose user has no entry, and no HOME."
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv('HOME')
+    monkeypatch.delenv('HOME', raising=False)
     with patch('pwd.getpwuid', side_effect=KeyError), pytest.raises(SystemExit) as ended:
         main([argument.format(home) for argument in arguments])
     said = capsys.readouterr().err
