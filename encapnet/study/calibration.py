@@ -163,7 +163,9 @@ def simulate(world: World, studies: int = 2000, seed: int = 0) -> Studies:
 
     batches = list(_batches(world, studies, np.random.default_rng(seed)))
     # three arrays, and the number of images
-    return Studies(*(np.concatenate(values) for values in list(zip(*batches))[:3]), world.images)  # type: ignore[call-arg]
+    return Studies(  # type: ignore[call-arg]
+        *(np.concatenate(values) for values in list(zip(*batches))[:3]), world.images
+    )
 
 
 def judge_simulated(studies: Studies, rule: Rule, world: World, level: float = 0.05) -> Rates:
