@@ -9,6 +9,7 @@ import typer
 from .messages import one_line, say
 from .notebooks import notebooks
 from .options import refuse_options
+from .tour import old_essays
 from ..errors import StudyError, UsageError, nearest
 from ..show.page import upkeep
 from ..study.commands import reproduce_command
@@ -75,7 +76,9 @@ def check_pages(given: set[str], names: list[str], profile: str, reports: str):
     for page, differences in looked:
         for place, text in enumerate(differences or ['ok']):
             typer.echo(f'{"" if place else page:{width}}  {one_line(text)}')
-    if not (bad := [page for page, differences in looked if differences]):
+    bad = [page for page, differences in looked if differences]
+    essays = '' if names or 'profile' in given else old_essays(reports)
+    if not bad and not essays:
         return
     narrow = [
         page
@@ -92,4 +95,6 @@ def check_pages(given: set[str], names: list[str], profile: str, reports: str):
         told.append(rendering_command(ours))
     if stale:
         told[-1] += ', and what is stale is trained with --retrain'
+    if essays:
+        told.append(essays)
     raise StudyError('; '.join(told))

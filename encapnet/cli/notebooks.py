@@ -9,7 +9,7 @@ from ..errors import UsageError, nearest
 from ..study.places import clone
 
 # %% auto #0
-__all__ = ['PAGED', 'DEFAULT_REPORTS', 'notebooks', 'chosen_reports']
+__all__ = ['PAGED', 'DEFAULT_REPORTS', 'TOUR', 'notebooks', 'chosen_reports']
 
 # %% ../../nbs/cli/02_notebooks.ipynb #4c7b613c
 PAGED = ('routing', 'transport')  # explorers that work without a kernel, too
@@ -31,6 +31,7 @@ def notebooks(kind: str = 'reports') -> dict[str, Path]:
 
 # %% ../../nbs/cli/02_notebooks.ipynb #94ab5e07
 DEFAULT_REPORTS = ('table1', 'complexity', 'fig2')
+TOUR = 'tour'  # is made as reports are, and is none
 
 
 def chosen_reports(names: list[str], everything: bool) -> dict[str, Path]:
@@ -38,7 +39,7 @@ def chosen_reports(names: list[str], everything: bool) -> dict[str, Path]:
     known = notebooks()
     for name in names:
         if name not in known:
-            raise UsageError(f'no report {name!r}; {nearest(name, known)}')
+            raise UsageError(f'no report {name!r}; {nearest(name, [*known, TOUR])}')
     return {
         name: known[name]
         for name in (

@@ -97,4 +97,4 @@ def typed_options(context: typer.Context) -> set[str]:
 def refuse_options(given: set[str], names: str, why: str):  # names: in one text, with spaces
     "Raise UsageError for the first of the names that was given."
     if clash := [name for name in names.split() if name in given]:
-        raise UsageError(f'--{clash[0].replace("_", "-")} {why}')
+        raise UsageError(f'--{clash[0].strip("_").replace("_", "-")} {why}')

@@ -12,7 +12,8 @@ import typer
 from .check import check_pages, ledger_problems, tell_of_others
 from .messages import refuse_failures, say
 from .minutes import announce
-from .notebooks import chosen_reports
+from . import tour
+from .notebooks import TOUR, chosen_reports
 from encapnet.cli.options import (
     DataOption,
     MinutesOption,
@@ -86,13 +87,30 @@ CheckOption = Annotated[
     ),
 ]
 
+# %% ../../nbs/cli/06_reproduce.ipynb #cb9bf35e
+def _tour(names: list[str], typed: set[str], reports: str, check: bool):
+    "Make or check the tour, which is no report. UsageError where reports are named beside it."
+    if others := [name for name in names if name != TOUR]:
+        raise UsageError(
+            f'the tour is made by itself, and {others[0]} was named beside it: `encapnet reproduce '
+            f'{TOUR}`, then `encapnet reproduce {" ".join(others)}`'
+        )
+    tour.refuse_report_options(typed)
+    if check:
+        tour.check_tour(reports)
+    else:
+        tour.make_tour(reports)
+
 # %% ../../nbs/cli/06_reproduce.ipynb #f1a6001d
 @app.command()
 def reproduce(
     context: typer.Context,
     reports_: Annotated[
         list[str] | None,
-        typer.Argument(metavar='[REPORT]...', help='Default: table1 complexity fig2.'),
+        typer.Argument(
+            metavar='[REPORT]...',
+            help='Default: table1 complexity fig2; tour: the essays as pages.',
+        ),
     ] = None,
     profile: ProfileOption = 'quick',
     seeds: Annotated[
@@ -118,6 +136,8 @@ def reproduce(
     from encapnet.show.page.front import site
 
     typed = typed_options(context)
+    if TOUR in (reports_ or []):
+        return _tour(reports_, typed, reports, check)
     if check:
         return check_pages(typed, reports_ or [], profile, reports)
     if from_ledger and 'on' in typed:

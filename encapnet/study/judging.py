@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['LOOKS', 'Table', 'images_variance', 'variance', 'at_least', 'paired', 'combined', 'distance_gap', 'reduction',
-           'reduction_gap', 'look', 'boundary', 'at_look', 'spent_p', 'steady_error', 'smallest_effect']
+           'reduction_gap', 'look', 'next_look', 'boundary', 'at_look', 'spent_p', 'steady_error', 'smallest_effect']
 
 # %% ../../nbs/study/36_judging.ipynb #3ecb7271
 class Table:
@@ -197,6 +197,11 @@ _NOMINAL = {3: 0.025, 5: 0.01330, 8: 0.01456, 12: 0.01651}
 def look(seeds: int) -> int:
     "The last look that is complete at so many seeds; 0 before the first."
     return max((count for count in LOOKS if count <= seeds), default=0)
+
+
+def next_look(seeds: int) -> int:
+    "How many seeds the next look has; after the last look, as many as that."
+    return next((count for count in LOOKS if count > seeds), LOOKS[-1])
 
 
 def boundary(seeds: int) -> float:

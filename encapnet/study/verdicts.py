@@ -13,6 +13,7 @@ from .experiments import EXPERIMENTS
 from .findings import VERDICTS, Finding, by_measurement, family, judge, kind, weakest
 from .gaps import gaps
 from .gates import missing, rows_at, too_early
+from .judging import next_look
 from .ledger import counted
 from .records import COSTS
 from .numbers import ours_text, paper_text
@@ -209,7 +210,7 @@ def _command(claim: Claim, verdict: str, place: Place, seeds: int) -> str:
     if place.routed == 'polarisation':
         reports = ['polarisation']
     if verdict.startswith('unresolvable'):
-        profile, count, data = place.profile, min(max(5, 2 * seeds), 20), place.dataset
+        profile, count, data = place.profile, next_look(seeds), place.dataset
     elif verdict == 'too early' and _everywhere(claim):
         profile, count, data = _longer(place)
     elif not place.profile and _everywhere(claim):

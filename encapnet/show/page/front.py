@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 from .markdown import text_of
 from .shell import TEMPLATES, page_settings, write_page
 from .svg import svg_uri, thumbnail
-from .upkeep import head_of
+from .upkeep import head_of, report_pages
 from ...errors import StudyError
 from ...study.commands import reproduce_command
 from ...study.experiments import EXPERIMENTS
@@ -20,7 +20,7 @@ from ...study.findings import VERDICTS, kind
 from ...study.verdicts import judge_ledger
 
 # %% auto #0
-__all__ = ['LEDGERS', 'THUMBNAIL_LIMIT', 'THUMBNAILS_LIMIT', 'site']
+__all__ = ['LEDGERS', 'THUMBNAIL_LIMIT', 'THUMBNAILS_LIMIT', 'PICTURES', 'READING', 'site']
 
 # %% ../../../nbs/show/page/12_front.ipynb #a94e57f6
 LEDGERS = ('claims', 'deviations', 'evidence')
@@ -90,11 +90,7 @@ def _cards(reports: Path) -> list[dict]:
     effort = lambda profile: (
         efforts.index(profile) if profile in efforts else len(efforts) + (not profile)
     )
-    found = [
-        card
-        for path in [*reports.glob('*.html'), *reports.glob('*/*.html')]
-        if (card := _card(path, reports))
-    ]
+    found = [card for path in report_pages(reports) if (card := _card(path, reports))]
     room = THUMBNAILS_LIMIT
     for card in sorted(found, key=lambda card: (len(card['thumbnail']), card['href'])):
         if len(card['thumbnail']) > room:
@@ -139,6 +135,47 @@ def _letters() -> list[tuple[str, str]]:
         (f'({name[0]})', row.title) for name, row in EXPERIMENTS['table1'].items() if name[1] == '_'
     ]
 
+# %% ../../../nbs/show/page/12_front.ipynb #fe3a2bab
+PICTURES = {
+    'bench_routing': 'Routing without votes',
+    'table3_left': 'Two branches, skips, and two units of feedback',
+}
+
+
+def _pictures(cards: list[dict]) -> list[dict]:
+    "The first figures of two reports, each from the profile that gives it most."
+    found = []
+    for name, title in PICTURES.items():
+        card = next((card for card in cards if card['name'] == name and card['thumbnail']), None)
+        if card:
+            found.append(card | dict(picture=title))
+    return found
+
+
+# an hour's reading: minutes, page below reports/, what it is called, what it answers
+READING = (
+    (5, 'tour/nn/capsules.html', 'Capsules', 'a vector whose length is a probability'),
+    (
+        12,
+        'tour/nn/routing.html',
+        'Routing',
+        'who agrees with whom, and how to find out without votes',
+    ),
+    (4, 'quick/explore_routing.html', 'The routing explorer', 'turn the iterations by hand'),
+    (8, 'tour/nn/layers.html', 'Layers', 'master and aide: the approximation'),
+    (
+        8,
+        'tour/nn/transport.html',
+        'Transport',
+        'Sinkhorn, and a divergence that is zero where it should be',
+    ),
+    (5, 'tour/nn/feedback.html', 'Feedback', 'capsules held to what they came from'),
+    (6, 'night/table1.html', 'Table 1', 'six networks, measured'),
+    (4, 'night/table3_left.html', 'Table 3', 'which part does what'),
+    (5, 'claims.html', 'Claims', 'what holds, and how sure that is'),
+    (3, 'deviations.html', 'Deviations', 'what is done otherwise, and what it changes'),
+)
+
 # %% ../../../nbs/show/page/12_front.ipynb #5883c746
 def site(
     reports: str | Path,  # the folder that holds <name>.html and <profile>/<name>.html
@@ -175,6 +212,7 @@ def site(
             'description': f'{title}: what the paper claims, what was measured, and how to '
             'measure it again'
         },
+        styles=['front.css'],
         more='front.js',
     )
     return write_page(
@@ -190,5 +228,8 @@ def site(
             letters=_letters(),
             about={name: profile.about for name, profile in PROFILES.items()},
             addressed='claims' in [card['name'] for card in ledgers],
+            pictures=_pictures(cards),
+            reading=[stop for stop in READING if (reports / stop[1]).exists()],
+            tour=(reports / 'tour/index.html').exists(),
         ),
     )

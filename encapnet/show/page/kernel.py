@@ -66,6 +66,15 @@ def has_room_for_sockets(folder: str | Path) -> bool:
     return len(os.fsencode(folder)) < 80
 
 # %% ../../../nbs/show/page/02_kernel.ipynb #ae3bdd7e
+def _draw_lines(ipython: Path):
+    "Let pyplot show drawings, which stay sharp at any size, where it would show pixels."
+    profile = ipython / 'profile_default'
+    profile.mkdir(parents=True)
+    (profile / 'ipython_kernel_config.py').write_text(
+        "c.InlineBackend.figure_formats = {'svg'}\n", encoding='utf-8'
+    )
+
+
 OPEN_FILES = 256  # a kernel's sockets, its libraries and its notebook, with some room
 
 
@@ -93,6 +102,7 @@ def own_folders(
             PYTHONSAFEPATH='1',
         ) | home_instead(place)
         os.makedirs(own['JUPYTER_RUNTIME_DIR'], mode=0o700)
+        _draw_lines(Path(own['IPYTHONDIR']))
         before = {name: os.environ.get(name) for name in own}
         os.environ |= own
         try:

@@ -5,12 +5,14 @@
 # %% ../../../nbs/show/page/05_markdown.ipynb #15d963b2
 from __future__ import annotations
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from html import escape, unescape
+from typing import NamedTuple
 from .mathml import mathml
 
 # %% auto #0
-__all__ = ['equation', 'slug', 'text_of', 'to_html', 'line_to_html']
+__all__ = ['equation', 'slug', 'text_of', 'Reader', 'to_html', 'line_to_html']
 
 # %% ../../../nbs/show/page/05_markdown.ipynb #b686d8c3
 def equation(tex: str) -> str:
@@ -34,6 +36,13 @@ def text_of(html: str) -> str:
     return unescape(re.sub(r'<[^>]*>', '', html)).strip()
 
 # %% ../../../nbs/show/page/05_markdown.ipynb #33a5646d
+class Reader(NamedTuple):
+    "Where the reader of a page gets to what its notebook names."
+
+    leads: Callable[[str], str] = str  # from a link of the notebook to a link of the page
+    stands: Callable[[str], str] = lambda name: ''  # from a name in code to where it stands, or ''
+
+
 @lru_cache(1)
 def _renderer() -> type:
     "A markdown renderer class that fills `outline`, a list of headings."
@@ -41,6 +50,14 @@ def _renderer() -> type:
 
     class PageRenderer(IPythonRenderer):
         outline: list[dict]
+        reader: Reader
+
+        def link(self, text, url, title=None):
+            return super().link(text, self.reader.leads(url), title)
+
+        def codespan(self, text):
+            code, address = super().codespan(text), self.reader.stands(text)
+            return f'<a href="{escape(address)}">{code}</a>' if address else code
 
         def inline_math(self, body):
             return mathml(body)
@@ -81,12 +98,15 @@ def _heading(outline: list[dict], text: str, level: int) -> str:
     return f'<h{level} id="{address}">{text}{link}</h{level}>\n'
 
 # %% ../../../nbs/show/page/05_markdown.ipynb #bb4ab382
-def to_html(text: str, outline: list[dict] | None = None, **settings) -> str:
+def to_html(
+    text: str, outline: list[dict] | None = None, reader: Reader | None = None, **settings
+) -> str:
     "Markdown to HTML, mathematics included; headings go into the outline."
     from nbconvert.filters.markdown_mistune import MarkdownWithMath
 
     renderer = _renderer()(escape=False, **settings)
     renderer.outline = [] if outline is None else outline
+    renderer.reader = reader or Reader()
     return MarkdownWithMath(renderer=renderer).render(text)
 
 

@@ -65,6 +65,8 @@ def _known_tex(tex: str) -> str:
     tex = re.sub(
         r'\\(begin|end)\{(\w+\*?)\}', lambda m: f'\\{m[1]}{{{_ENVIRONMENTS.get(m[2], m[2])}}}', tex
     )
+    # it takes the power of a matrix for a power of nothing
+    tex = re.sub(r'(\\begin\{(\w*matrix)\}.*?\\end\{\2\})(?=[\^_])', r'{\1}', tex, flags=re.DOTALL)
     # its \mathrm{d} would come out slanted
     upright = lambda m: f'\\text{{{m[1].replace(" ", "")}}}'
     return re.sub(r'\\mathrm\{([^{}\\$]+)\}', upright, tex).strip()

@@ -10,7 +10,7 @@ from pathlib import Path
 from .execute import execute
 from .kernel import own_folders
 from .parameters import parameters
-from .render import render
+from .render import Setting, render
 
 # %% auto #0
 __all__ = ['SIDE_BY_SIDE', 'place', 'has_profile', 'publish', 'publish_all']
@@ -40,11 +40,15 @@ def publish(
 ) -> Path:  # html
     "Run a notebook and render it. UsageError for its parameters, StudyError for what fails later."
     notebook, html = Path(notebook), Path(html)
-    home = '../index.html' if has_profile(notebook) else 'index.html'
+    below = has_profile(notebook)
+    setting = Setting(
+        '../index.html' if below else 'index.html',
+        tour=(html.parent.parent if below else html.parent) / 'tour',
+    )
     with own_folders(), tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / notebook.name
         execute(notebook, executed, parameters, timeout_s, failed=html.with_suffix('.failed.ipynb'))
-        return render(executed, html, title, None, profile, home, notebook.parent)
+        return render(executed, html, title, None, profile, setting, notebook.parent)
 
 # %% ../../../nbs/show/page/11_publish.ipynb #c1df9e9c
 SIDE_BY_SIDE = 4  # pages at once

@@ -4,10 +4,11 @@
 
 # %% ../../../nbs/show/page/10_render.ipynb #e0b44c1c
 from __future__ import annotations
-import json
+import json, os, re
 from html import escape
 from pathlib import Path
-from .markdown import line_to_html, text_of, to_html
+from typing import NamedTuple
+from .markdown import Reader, line_to_html, text_of, to_html
 from .notebook import authored, read_notebook
 from encapnet.show.page.outputs import (
     notebook_metadata,
@@ -20,11 +21,11 @@ from encapnet.show.page.outputs import (
 )
 from .shell import TEMPLATES, page_settings, write_page
 from .svg import bitmap_uri, svg_uri
-from .upkeep import made_by
+from .upkeep import head_of, made_by
 from ...errors import StudyError
 
 # %% auto #0
-__all__ = ['name_tables', 'render']
+__all__ = ['REPORT', 'name_tables', 'slim_code', 'Setting', 'render']
 
 # %% ../../../nbs/show/page/10_render.ipynb #01272bb7
 _HEADINGS = ['h2', 'h3', 'h4', 'h5', 'h6']
@@ -82,8 +83,50 @@ _SHOWN_FIRST = [
     'text/plain',
 ]
 
+# %% ../../../nbs/show/page/10_render.ipynb #f6051187
+_COLOURED = {
+    *('k', 'kn', 'kd', 'kc', 'ow', 'kr', 'kt'),
+    *('s', 's1', 's2', 'sa', 'sd', 'sb', 'sc', 'se', 'si', 'sx', 'sh'),
+    *('m', 'mi', 'mf', 'mh', 'mo', 'mb', 'il'),
+    *('nf', 'nc', 'nd', 'fm'),
+    *('c', 'c1', 'cm', 'ch', 'cs'),
+}
+
+
+def slim_code(html: str) -> str:
+    "Highlighted code without the tags that show nothing."
+    html = re.sub(
+        r'<span class="(\w+)">([^<]*)</span>',
+        lambda found: found[0] if found[1] in _COLOURED else found[2],
+        html.replace('<span></span>', ''),
+    )
+    return re.sub(
+        r'<span class="(\w+)">([^<]*)</span>(?:<span class="\1">([^<]*)</span>)+', _joined, html
+    )
+
+
+def _joined(found: re.Match) -> str:
+    words = re.findall(r'>([^<]*)</span>', found[0])
+    return f'<span class="{found[1]}">{"".join(words)}</span>'
+
+# %% ../../../nbs/show/page/10_render.ipynb #d875b9ef
+class Setting(NamedTuple):
+    "What surrounds a notebook's cells on their page."
+
+    home: str = '../index.html'  # where the project's name leads, seen from the page
+    reader: Reader = Reader()  # where links and names lead
+    template: str = 'index.html.j2'
+    styles: tuple[str, ...] = ('tables.css',)
+    script: str = ''  # that only this page has
+    code: dict[str, str] | None = None  # what the page is stamped with; None: what `made_by` says
+    tour: Path | None = None  # where the essays are that a report may point at
+    said: dict = {}  # what else the template asks for
+
+
+REPORT = Setting()
+
 # %% ../../../nbs/show/page/10_render.ipynb #85a4ec71
-def _exporter(outline: list[dict], title: str):
+def _exporter(outline: list[dict], title: str, setting: Setting):
     "An HTML exporter with our template, mathematics and figures."
     from jinja2 import pass_context
     from nbconvert.exporters.html import HTMLExporter
@@ -95,7 +138,9 @@ def _exporter(outline: list[dict], title: str):
             context.get('cell', {}).get('attachments', {}),
             context['resources']['metadata']['path'],
         )
-        return to_html(source, outline, attachments=attachments, embed_images=True, path=place)
+        return to_html(
+            source, outline, setting.reader, attachments=attachments, embed_images=True, path=place
+        )
 
     def alt(output, mime):
         said = (
@@ -106,6 +151,7 @@ def _exporter(outline: list[dict], title: str):
 
     exporter = HTMLExporter(
         template_name='report',
+        template_file=setting.template,
         extra_template_basedirs=[str(TEMPLATES)],
         embed_images=True,
         config=Config(NbConvertBase={'display_data_priority': _SHOWN_FIRST}),
@@ -119,11 +165,37 @@ def _exporter(outline: list[dict], title: str):
         size=size_of,
         markdown_line=line_to_html,
         named=lambda html: name_tables(html, title),
+        slim_code=slim_code,
     )
     for name, filter in filters.items():
         exporter.register_filter(name, filter)
     exporter.environment.globals['headings'] = outline
     return exporter
+
+# %% ../../../nbs/show/page/10_render.ipynb #3875cad1
+_EXPLAINED = (
+    'nn.',
+    'training.',
+    'himagenet.',
+    'bench.',
+    'show.tables.',
+)  # what a report is made of
+
+
+def _essays(code: dict[str, str], html: Path, tour: Path | None) -> list[tuple[str, str]]:
+    "Address and title of the essays on the modules that made a report, as far as they have a page."
+    if tour is None:
+        return []
+    pages = {
+        module: tour / f'{module.replace(".", "/")}.html'
+        for module in code
+        if module.startswith(_EXPLAINED)
+    }
+    return [
+        (Path(os.path.relpath(page, html.parent)).as_posix(), head_of(page).get('title', module))
+        for module, page in pages.items()
+        if page.exists()
+    ]
 
 # %% ../../../nbs/show/page/10_render.ipynb #a65cb6a2
 def render(
@@ -132,7 +204,7 @@ def render(
     title: str | None = None,  # None: the notebook's `# Title`, else the file's name
     description: str | None = None,  # for the front page; None: the notebook's `> line`
     profile: str | None = None,  # None: the notebook's parameter of that name
-    home: str = '../index.html',  # where the project's name leads, seen from the page
+    setting: Setting = REPORT,
     pictures: Path | None = None,  # where those lie that it names; None: beside the notebook
 ) -> Path:  # html
     """One offline HTML page; the same notebook gives the same bytes. StudyError if that cannot be
@@ -141,7 +213,9 @@ def render(
     nb, outline = read_notebook(notebook), []
     try:
         sources = notebook_metadata(nb, 'sources')
-        code = made_by(authored(nb.cells), json.loads(sources)['asked'] if sources else ())
+        code = setting.code
+        if code is None:
+            code = made_by(authored(nb.cells), json.loads(sources)['asked'] if sources else ())
         scripts, (its_title, lede) = tidy(nb), map(line_to_html, take_head(nb))
         title_html = escape(title) if title else its_title or escape(html.stem)
         description = description or text_of(lede)
@@ -158,15 +232,19 @@ def render(
         }
         page = page_settings(
             text_of(title_html),
-            home,
+            setting.home,
             scripts,
             meta,
+            setting.styles,
+            setting.script,
             profile=profile,
             title_html=title_html,
             lede=lede or escape(description),
+            essays=_essays(code, html, setting.tour),
+            **setting.said,
         )
         resources = {'page': page, 'metadata': {'name': Path(notebook).stem, 'path': str(pictures)}}
-        text, _ = _exporter(outline, page['title']).from_notebook_node(nb, resources)
+        text, _ = _exporter(outline, page['title'], setting).from_notebook_node(nb, resources)
         return write_page(html, text, _largest_cell(nb))
     except StudyError as error:
         raise StudyError(f'{Path(notebook).name}: {error}') from error

@@ -4,7 +4,8 @@
 
 # %% ../../../nbs/show/page/08_shell.ipynb #8cc1d265
 from __future__ import annotations
-import base64, hashlib
+import base64, hashlib, re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from ...errors import StudyError
@@ -28,19 +29,30 @@ def _policy(ours: list[str], explorers: list[str]) -> str:
     )
 
 # %% ../../../nbs/show/page/08_shell.ipynb #9466745a
+def _part(name: str) -> str:
+    text = (TEMPLATES / 'report' / name).read_text(encoding='utf-8')
+    if not name.endswith('.css'):
+        return text
+    # what a style sheet says to its own readers stays at home
+    return re.sub(r'\s+', ' ', re.sub(r'/\*.*?\*/', '', text, flags=re.DOTALL)).strip()
+
+
 TEMPLATES = Path(str(files('encapnet.show.page') / 'templates'))
 PAGE_LIMIT = 2_000_000  # bytes
 
 
 def page_settings(
-    title: str, home: str, scripts: list[str], meta: dict[str, str], more: str = '', **said
+    title: str,
+    home: str,
+    scripts: list[str],
+    meta: dict[str, str],
+    styles: Sequence[str] = ('tables.css',),  # beside every page's own
+    more: str = '',  # a script that only this page has
+    **said,
 ) -> dict:
-    "What the shell of every page asks for; `more` names a script that only this page has."
-    css, *ours = (
-        (TEMPLATES / 'report' / name).read_text(encoding='utf-8')
-        for name in ('style.css', 'theme.js', 'page.js', more)
-        if name
-    )
+    "What the shell of every page asks for."
+    css = ''.join(map(_part, ['style.css', *styles]))
+    ours = [_part(name) for name in ('theme.js', 'page.js', more) if name]
     return dict(
         title=title,
         project='encapnet',

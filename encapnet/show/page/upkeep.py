@@ -16,7 +16,7 @@ from ...study.ledger import counted
 from ...study.records import Record, changed_code, config_of, seal_of
 
 # %% auto #0
-__all__ = ['WHICH', 'FEWER', 'made_by', 'head_of', 'differences', 'Looked', 'check']
+__all__ = ['WHICH', 'FEWER', 'made_by', 'head_of', 'differences', 'report_pages', 'Looked', 'check']
 
 # %% ../../../nbs/show/page/09_upkeep.ipynb #c8559888
 _BOOKS = (
@@ -238,6 +238,15 @@ def _others(theirs: dict[tuple[str, str], str], records: list[Record]) -> list[s
 _TRIALS = {name for name, profile in PROFILES.items() if not profile.in_ledger}
 
 
+def report_pages(reports: Path) -> list[Path]:
+    "Every page in the folder of reports and in those of its profiles; the tour's are no reports."
+    return [
+        path
+        for path in [*reports.glob('*.html'), *reports.glob('*/*.html')]
+        if path.parent != reports / 'tour'
+    ]
+
+
 class Looked(NamedTuple):
     page: str  # below reports/
     differences: list[str]  # none: it still holds
@@ -251,11 +260,7 @@ def check(
 ) -> list[Looked]:
     "Hold pages against the ledger and the code."
     reports = Path(reports)
-    places = [
-        path
-        for path in [*reports.glob('*.html'), *reports.glob('*/*.html')]
-        if path != reports / 'index.html'
-    ]
+    places = [path for path in report_pages(reports) if path != reports / 'index.html']
     if profile:
         places = [path for path in places if path.parent == reports / profile]
     else:
