@@ -1104,6 +1104,15 @@ ARROWS = {
         'study.machine',
         'study.places',
     ],
+    'cli.doctor': [
+        'cli.options',
+        'errors',
+        'files',
+        'study.ledger',
+        'study.machine',
+        'study.places',
+        'study.provenance',
+    ],
     'show.tour.essay': [
         'show.page.execute',
         'show.page.markdown',

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -449,3 +450,14 @@ def test_rows_that_are_none_here(ends, monkeypatch, arguments, message):
     )
     code, told, said = ends('run', *arguments)
     assert (code, told) == (2, '') and message in said and said.count('\n') == 1, said
+
+
+def test_the_doctor_names_what_is_wrong_and_ends_with_1(tmp_path, capsys):
+    (tmp_path / 'runs').write_text('a file')
+    with pytest.raises(SystemExit) as ended:
+        main(['doctor', '--runs', str(tmp_path / 'runs'), '--reports', str(tmp_path)])
+    told = capsys.readouterr()
+    assert ended.value.code == 1
+    assert told.err.startswith('encapnet: store: nothing works before this is mended')
+    assert re.search(r'^✗ store .*--runs names another folder$', told.out, re.MULTILINE)
+    assert re.search(r'^– ledger .*git checkout reports$', told.out, re.MULTILINE)

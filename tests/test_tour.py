@@ -222,11 +222,11 @@ def test_a_page_of_the_tour_asks_for_nothing_and_keeps_nobody_out(browser, page)
 @pytest.mark.parametrize(
     ('typed', 'first'),
     [
-        ('polarisation defined', 'nn/trace.html'),
+        ('polarisation number', 'nn/trace.html'),
         ('RoutedCapsules', 'nn/layers.html#'),
         ('8,124,224', ''),
         ('routing without votes', 'nn/routing.html'),
-        ('one more seed', ''),
+        ('more seeds', 'guide/running.html'),
     ],
 )
 def test_a_question_is_answered_from_the_search(browser, typed, first):

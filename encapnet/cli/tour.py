@@ -55,7 +55,7 @@ def old_essays(reports: str) -> str:
     tour = survey(clone() / 'nbs', folder)
     told = {page_of(stop, tour): changed(stop, tour) for stop in tour.stops}
     told |= {page: ['its notebook is gone'] for page in left_over(tour)}
-    told = {page.relative_to(folder).as_posix(): texts for page, texts in told.items()}
+    told = {page.relative_to(tour.folder.parent).as_posix(): texts for page, texts in told.items()}
     bad = {page: texts for page, texts in told.items() if texts}
     for page, texts in bad.items():
         typer.echo(f'{page}  {one_line("; ".join(texts))}')

@@ -5,6 +5,7 @@
 # %% ../../../nbs/show/page/10_render.ipynb #e0b44c1c
 from __future__ import annotations
 import json, os, re
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -120,6 +121,7 @@ class Setting(NamedTuple):
     script: str = ''  # that only this page has
     code: dict[str, str] | None = None  # what the page is stamped with; None: what `made_by` says
     tour: Path | None = None  # where the essays are that a report may point at
+    draw: Callable[[str], str] = svg_uri  # from an SVG to its address
     said: dict = {}  # what else the template asks for
 
 
@@ -159,7 +161,7 @@ def _exporter(outline: list[dict], title: str, setting: Setting):
     filters = dict(
         markdown2html=markdown2html,
         alt=alt,
-        svg_uri=svg_uri,
+        svg_uri=setting.draw,
         bitmap_uri=bitmap_uri,
         note=output_metadata,
         size=size_of,

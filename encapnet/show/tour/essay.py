@@ -14,6 +14,7 @@ from ..page.execute import execute
 from ..page.markdown import Reader
 from ..page.notebook import cells_of, read_notebook, tags_of
 from ..page.render import Setting, render
+from ..page.svg import svg_uri, thumbnail
 from .names import anchor
 from .stops import Stop
 from ...study.freshness import code_closure
@@ -167,6 +168,7 @@ def make(
             ('tables.css', 'tour.css') if 'gt_table' in text else ('tour.css',),
             script,
             code,
+            draw=lambda svg: svg_uri(thumbnail(svg)),
             said=dict(around=around, anchors=anchors, tour=f'{up}tour', **said),
         )
         return render(executed, html, None, None, '', setting, stop.notebook.parent)

@@ -82,7 +82,7 @@ def _line(node) -> str:
     if isinstance(node, (ast.Assign, ast.AnnAssign)):
         return ''
     words = ' '.join((ast.get_docstring(node) or '').split())
-    return re.split(r'(?<!Sec)(?<!Eqn)(?<!Fig)(?<=[.:])\s', words, maxsplit=1)[0]
+    return re.split(r'(?<!Sec\.)(?<!Eqn\.)(?<!Fig\.)(?<!al\.)(?<=[.:])\s', words, maxsplit=1)[0]
 
 
 LONGEST_VALUE = 80  # characters of what a constant is

@@ -15,7 +15,9 @@ __all__ = ['LONGEST_TEXT', 'Passage', 'passages', 'search_index']
 # %% ../../../nbs/show/tour/03_passages.ipynb #d06bdef8
 LONGEST_TEXT = 1_500  # characters of a passage
 _HEADINGS = {'h2', 'h3', 'h4'}
-_SKIPPED = {'script', 'style', 'svg', 'math', 'head', 'nav', 'footer'}
+_SKIPPED = {'script', 'style', 'svg', 'math', 'head', 'nav', 'footer', 'summary'}
+# code of cells; what an essay tells its reader to type is text
+_SKIPPED_KINDS = {'hl-ipython3', 'anchor', 'skip', 'series'}
 _EMPTY = {'br', 'img', 'hr', 'input', 'meta', 'link', 'wbr'}
 _BLOCKS = {'p', 'li', 'td', 'th', 'tr', 'div', 'dt', 'dd', 'pre', 'figcaption'}
 
@@ -48,7 +50,7 @@ class _Reading(HTMLParser):
         if tag in _BLOCKS:
             self._text.append(' ')
         if tag not in _EMPTY:
-            self._open.append((tag, given.get('class') or ''))
+            self._open.append((tag, {*(given.get('class') or '').split()}))
 
     def handle_endtag(self, tag):
         while self._open:
@@ -57,9 +59,7 @@ class _Reading(HTMLParser):
 
     def handle_data(self, data):
         tags = {tag for tag, _ in self._open}
-        if tags & _SKIPPED or any(
-            kind in ('highlight', 'anchor', 'skip') for _, kind in self._open
-        ):
+        if tags & _SKIPPED or any(kinds & _SKIPPED_KINDS for _, kinds in self._open):
             return
         if 'h1' in tags:
             self.title += data

@@ -91,9 +91,14 @@ def way(from_page: str, to: str) -> str:
     return Path(os.path.relpath(to, os.path.dirname(from_page) or '.')).as_posix()
 
 
-def lead(link: str, here: Stop, known: dict[Path, Stop], reports: dict[str, str]) -> str:
-    """Where a link of a notebook leads on its page. `known` are the stops by notebook, `reports`
-    the addresses of report pages by name, as seen from reports/tour."""
+def lead(
+    link: str,
+    here: Stop,
+    known: dict[Path, Stop],  # by notebook
+    reports: dict[str, str],  # addresses of report pages by name, as seen from the tour's folder
+    folder: Path,  # the tour's
+) -> str:
+    "Where a link of a notebook leads on its page."
     address, mark, anchor = link.partition('#')
     if not address or re.match(r'\w+:', address):
         return link
@@ -105,11 +110,5 @@ def lead(link: str, here: Stop, known: dict[Path, Stop], reports: dict[str, str]
     elif target.suffix == '.ipynb' and target.parent.name in _ELSEWHERE and target.stem in reports:
         to = reports[target.stem]
     else:
-        to = _file(target, here)
+        to = Path(os.path.relpath(target, folder)).as_posix()
     return way(here.page, to) + mark + anchor
-
-
-def _file(target: Path, here: Stop) -> str:
-    "A file of the repository, as seen from reports/tour."
-    nbs = next(folder for folder in here.notebook.parents if folder.name == 'nbs')
-    return Path('../..', os.path.relpath(target, nbs.parent)).as_posix()

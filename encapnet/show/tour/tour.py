@@ -4,7 +4,7 @@
 
 # %% ../../../nbs/show/tour/04_tour.ipynb #d3094921
 from __future__ import annotations
-import hashlib, json, multiprocessing, re, signal
+import hashlib, json, multiprocessing, os, re, signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -64,7 +64,7 @@ def survey(nbs: Path, reports: Path) -> Tour:
     "Look at notebooks, package and pages. Raises StudyError for a notebook that cannot be read."
     ours = stops(nbs)
     names = public_names(nbs.parent / 'encapnet', ours)
-    return Tour(ours, names, strongest_pages(reports), reports / 'tour')
+    return Tour(ours, names, strongest_pages(reports), reports.absolute() / 'tour')
 
 # %% ../../../nbs/show/tour/04_tour.ipynb #8e56174f
 def reader_of(stop: Stop, tour: Tour) -> Reader:
@@ -77,7 +77,7 @@ def reader_of(stop: Stop, tour: Tour) -> Reader:
         address = where.get(name.removesuffix('()').removeprefix('encapnet.'), '')
         return way(stop.page, address) if address else ''
 
-    return Reader(lambda link: lead(link, stop, known, reports), stands)
+    return Reader(lambda link: lead(link, stop, known, reports, tour.folder), stands)
 
 
 MOST_REPORTS = 8  # that an essay names
@@ -88,8 +88,7 @@ def surroundings(stop: Stop, tour: Tour) -> Surroundings:
     place = tour.stops.index(stop)
     step = lambda other: (way(stop.page, f'{other.page}.html'), other.title)
     measured = [report for report in tour.reports if stop.module in report.modules]
-    nbs = next(folder for folder in stop.notebook.parents if folder.name == 'nbs')
-    source = Path('../..', stop.notebook.relative_to(nbs.parent)).as_posix()
+    source = Path(os.path.relpath(stop.notebook, tour.folder)).as_posix()
     return Surroundings(
         step(tour.stops[place - 1]) if place else None,
         step(tour.stops[place + 1]) if place + 1 < len(tour.stops) else None,
@@ -155,7 +154,7 @@ def write_names(tour: Tour) -> Path:
         dict(
             name=stop.module,
             address=f'{stop.page}.html',
-            line=line_to_html(stop.line),
+            line=stop.line,
             names=[name for name in tour.names if name.module == stop.module],
         )
         for stop in tour.stops
@@ -171,7 +170,7 @@ def write_names(tour: Tour) -> Path:
         lede=lede,
     )
     listed = [module for module in modules if module['names']]
-    text = _template('names.html.j2').render(page=page, modules=listed)
+    text = _template('names.html.j2').render(page=page, modules=listed, line=line_to_html)
     return write_page(tour.folder / 'names.html', text)
 
 

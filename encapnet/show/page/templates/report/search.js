@@ -9,16 +9,19 @@
       title: index.pages[one[0]][1].toLowerCase(), low: (one[1] + " " + one[3] + " " + one[4]).toLowerCase(), lowHeading: one[1].toLowerCase(), lowNames: (" " + one[4] + " ").toLowerCase() };
   });
 
+  /* Words count where they begin: "one" is not found in "alone". */
+  function starts(word) { return new RegExp("(?<![\\p{L}\\p{N}])" + word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "gu"); }
+  function count(text, start) { return (text.match(start) || []).length; }
+
   /* A name that is defined there counts most, then a heading, a title, and how often a word occurs. */
-  function score(passage, words) {
+  function score(passage, words, begin) {
     var sum = 0;
     for (var i = 0; i < words.length; i++) {
-      var word = words[i], inText = passage.low.split(word).length - 1, inTitle = passage.title.includes(word);
+      var inText = count(passage.low, begin[i]), inTitle = count(passage.title, begin[i]);
       if (!inText && !inTitle) return 0;
-      sum += Math.min(inText, 4) + (inTitle ? 3 : 0) + (passage.lowHeading.includes(word) ? 6 : 0) + (passage.lowNames.includes(" " + word + " ") ? 12 : 0);
+      sum += Math.min(inText, 4) + (inTitle ? 3 : 0) + (count(passage.lowHeading, begin[i]) ? 6 : 0) + (passage.lowNames.includes(" " + words[i] + " ") ? 12 : 0);
     }
-    var phrase = words.join(" ");
-    if (words.length > 1 && passage.low.includes(phrase)) sum += 8;
+    if (words.length > 1 && passage.low.includes(words.join(" "))) sum += 8;
     return sum;
   }
 
@@ -47,7 +50,7 @@
     var words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
     list.replaceChildren();
     if (!words.length) { told.textContent = ""; return; }
-    var hits = all.map(function (passage) { return [score(passage, words), passage]; }).filter(function (hit) { return hit[0]; });
+    var begin = words.map(starts), hits = all.map(function (passage) { return [score(passage, words, begin), passage]; }).filter(function (hit) { return hit[0]; });
     hits.sort(function (a, b) { return b[0] - a[0]; });
     hits.slice(0, most).forEach(function (hit) {
       var passage = hit[1], item = document.createElement("li"), link = document.createElement("a"), line = document.createElement("small");
