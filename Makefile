@@ -22,5 +22,5 @@ lab: $(VENV)/.ready ## open the guided tour in JupyterLab
 check: $(VENV)/.ready ## bring package, notebooks and README in step, and check style and types: under a minute
 	@sh .ci/check
 
-$(VENV)/.ready: pyproject.toml .ci/setup
+$(VENV)/.ready: pyproject.toml .ci/setup $(wildcard requirements.lock)
 	@sh .ci/setup

@@ -1118,6 +1118,7 @@ ARROWS = {
         'show.page.markdown',
         'show.page.notebook',
         'show.page.render',
+        'show.page.svg',
         'show.plots.canvas',
         'show.tour.names',
         'show.tour.stops',

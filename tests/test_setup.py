@@ -233,6 +233,54 @@ def test_failed_installation_is_told_in_one_line(clone, log, told):
     assert not ready(clone)
 
 
+def test_locked_versions_are_taken_where_they_can_be_had(clone):
+    (clone / 'requirements.lock').write_text('torch==2.11\n')
+    python(clone, 'python3.12', '3.12')
+    done = make(clone)
+    assert done.returncode == 0 and 'cannot be had here' not in done.stdout
+    assert calls(clone)[1:] == ['-m pip install -c requirements.lock -e .[dev]']
+
+
+def test_where_they_cannot_the_newest_are(clone):
+    (clone / 'requirements.lock').write_text('torch==2.11\n')
+    refused = (
+        "case $* in *requirements.lock*) echo 'ERROR: No matching distribution'; exit 1 ;; esac"
+    )
+    python(clone, 'python3.12', '3.12', installs=refused)
+    done = make(clone)
+    assert done.returncode == 0, done.stderr
+    assert 'the versions of requirements.lock cannot be had here; taking the newest' in done.stdout
+    assert calls(clone)[2:] == ['-m pip install -e .[dev]']
+
+
+def test_without_a_network_nothing_else_is_tried(clone):
+    (clone / 'requirements.lock').write_text('torch==2.11\n')
+    python(clone, 'python3.12', '3.12', installs="echo 'NewConnectionError'; exit 1")
+    assert 'no network' in complaint(make(clone))
+    assert len(calls(clone)) == 1, "pip's own upgrade has failed"
+
+
+def test_the_lock_has_what_the_project_asks_for():
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = (ROOT / 'requirements.lock').read_text().splitlines()
+    locked = {}
+    for line in lines:
+        if not line.startswith('#'):
+            requirement = Requirement(line)
+            locked.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    asked = [*project['dependencies'], *sum(project['optional-dependencies'].values(), [])]
+    for requirement in map(Requirement, asked):
+        if requirement.name != 'encapnet':
+            versions = [
+                next(iter(pin.specifier)).version
+                for pin in locked[canonicalize_name(requirement.name)]
+            ]
+            assert all(version in requirement.specifier for version in versions), requirement
+
+
 def test_unreachable_index_is_told_by_the_real_pip(clone):
     offline = {
         'PIP_INDEX_URL': 'http://127.0.0.1:9/simple',

@@ -18,7 +18,7 @@ from ..study.places import clone, package_clone
 from ..study.provenance import own_versions, processor, revision
 
 # %% auto #0
-__all__ = ['WELL', 'ABSENT', 'WRONG', 'OLDEST', 'MEGABYTES', 'LEAST_GIGABYTES', 'app', 'Found', 'doctor']
+__all__ = ['WELL', 'ABSENT', 'WRONG', 'OLDEST', 'LOCK', 'MEGABYTES', 'LEAST_GIGABYTES', 'app', 'Found', 'doctor']
 
 # %% ../../nbs/cli/14a_doctor.ipynb #e4c2fcfc
 class Found(NamedTuple):
@@ -34,6 +34,7 @@ WELL, ABSENT, WRONG = '✓', '–', '✗'
 
 # %% ../../nbs/cli/14a_doctor.ipynb #8521b1de
 OLDEST = (3, 11)
+LOCK = 'requirements.lock'
 MEGABYTES = dict(study=480, explore=90, cluster=210, bench=190, dev=260)  # as installed
 _FOR = dict(
     study='to train and to render',
@@ -69,6 +70,30 @@ def _extras() -> Iterator[Found]:
             yield Found(extra, ABSENT, f'{", ".join(lacking)} missing, {_FOR[extra]}', remedy)
         else:
             yield Found(extra, WELL, f'here, {_FOR[extra]}')
+
+
+def _locked() -> Iterator[Found]:
+    "Whether what is installed is what the committed numbers were made with."
+    from packaging.requirements import Requirement
+
+    root = package_clone()
+    if root is None or not (root / LOCK).exists():
+        return
+    lines = (root / LOCK).read_text(encoding='utf-8').splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith('#')]
+    other = [
+        f'{pin.name} {importlib.metadata.version(pin.name)}'
+        for pin in pins
+        if (pin.marker is None or pin.marker.evaluate())
+        and _installed(pin.name)
+        and importlib.metadata.version(pin.name) not in pin.specifier
+    ]
+    if other:
+        more = f' and {len(other) - 3} more' if len(other) > 3 else ''
+        text = f'{", ".join(other[:3])}{more}: other versions than {LOCK} has'
+        yield Found('versions', ABSENT, text, f"pip install -c {LOCK} -e '.[dev]'")
+    else:
+        yield Found('versions', WELL, f'as in {LOCK}')
 
 
 def _needs(extra: str) -> list[str]:
@@ -163,6 +188,7 @@ def doctor(runs: RunsOption = 'runs', reports: ReportsOption = 'reports'):
         _python(),
         _code(),
         *_extras(),
+        *_locked(),
         _machine(),
         _browser(),
         _disk(Path(runs).absolute()),
