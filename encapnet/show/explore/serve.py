@@ -7,27 +7,32 @@ from __future__ import annotations
 import contextlib, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, time
 import urllib.error, urllib.request, webbrowser
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from ..page.kernel import allow_open_files, home_instead
+from ..page.notebook import tags_of
 from ..page.parameters import check_parameters, parameters
+from ..page.shell import style_sheet
 from ...errors import StudyError, UsageError
 
 # %% auto #0
-__all__ = ['LOOPBACK', 'EVERYWHERE', 'parameterised', 'base_path', 'free_port', 'serving', 'open_browser']
+__all__ = ['LOOPBACK', 'EVERYWHERE', 'HOSTS', 'parameterised', 'base_path', 'free_port', 'serving', 'open_browser']
 
 # %% ../../../nbs/show/explore/07_serve.ipynb #3f36305c
 def parameterised(notebook: Path, folder: Path, given: dict) -> Path:
-    """A copy of a notebook in a folder, its parameters set as far as it has them. Raises
-    UsageError for values that it cannot take."""
+    """A copy of a notebook in a folder, its parameters set as far as it has them, without the
+    cells that are for a page without a kernel (tag `offline`). Raises UsageError for values that
+    it cannot take."""
     values = check_parameters(
         notebook, {name: value for name, value in given.items() if name in parameters(notebook)}
     )
     content = json.loads(notebook.read_text(encoding='utf-8'))
+    content['cells'] = [cell for cell in content['cells'] if 'offline' not in tags_of(cell)]
     if values:
         place = next(
             number
             for number, cell in enumerate(content['cells'])
-            if 'parameters' in cell['metadata'].get('tags', [])
+            if 'parameters' in tags_of(cell)
         )
         source = '\n'.join(f'{name} = {value!r}' for name, value in values.items())
         content['cells'].insert(
@@ -59,6 +64,9 @@ def base_path(given: str, port: int) -> str:
     return f'/{path.strip("/")}/'.replace('//', '/')
 
 # %% ../../../nbs/show/explore/07_serve.ipynb #931e6117
+HOSTS = Path(str(files('encapnet.show.explore') / 'hosts'))
+
+
 def _house(folder: Path, token: str) -> dict[str, str]:
     """The environment of a server that lives in a folder: this interpreter as its kernel, and
     nobody else's settings."""
@@ -79,6 +87,10 @@ def _house(folder: Path, token: str) -> dict[str, str]:
     (kernel / 'kernel.json').write_text(
         json.dumps(dict(argv=start, display_name='python3', language='python')), encoding='utf-8'
     )
+    theirs, ours = HOSTS / 'voila/templates/encapnet', folder / 'share/voila/templates/encapnet'
+    shutil.copytree(theirs, ours)
+    # the site's face: its style is said once
+    (ours / 'style.css').write_text(style_sheet('style.css'), encoding='utf-8')
     quiet = dict(fetchNews='false', checkForUpdates=False)
     (settings / 'notification.jupyterlab-settings').write_text(json.dumps(quiet), encoding='utf-8')
     package = Path(__file__).resolve().parents[2]
@@ -97,9 +109,7 @@ def _house(folder: Path, token: str) -> dict[str, str]:
             JUPYTER_RUNTIME_DIR=str(folder / 'runtime'),
             JUPYTERLAB_SETTINGS_DIR=str(folder / 'settings'),
             JUPYTERLAB_WORKSPACES_DIR=str(folder / 'workspaces'),
-            JUPYTER_PATH=first(
-                'JUPYTER_PATH', folder / 'share', package / 'show' / 'explore' / 'hosts'
-            ),
+            JUPYTER_PATH=first('JUPYTER_PATH', folder / 'share'),
             PYTHONPATH=first('PYTHONPATH', package.parent),
         )
     )
@@ -121,7 +131,10 @@ def _command(lab: bool, notebooks: Path, name: str, host: str, port: int, base: 
             '--Voila.port_retries=0',
             '--Voila.auto_token=True',
             '--VoilaConfiguration.classic_tree=True',
-            '--VoilaConfiguration.progressive_rendering=True',
+            # One explorer has its kernel made ready before its page is asked for; of a list, each
+            # shows what it has as it comes.
+            f'--VoilaConfiguration.preheat_kernel={bool(name)}',
+            f'--VoilaConfiguration.progressive_rendering={not name}',
         ]
     return [
         sys.executable,

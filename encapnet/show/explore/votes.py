@@ -21,6 +21,7 @@ from ...study.planning import plan
 from ...training.trainer import Trainer
 from ...training.checkpoint import look_back
 from ...study.profiles import PROFILES
+from ...study.run import Run
 
 # %% auto #0
 __all__ = ['RoutingPicture', 'votes_of', 'untrained', 'on_offer', 'tiny']
@@ -94,11 +95,21 @@ def on_offer(runs: str, images: torch.Tensor, data_root: str = '') -> list[Offer
         for title, *options in kinds
     ]
     have, load = list(stored(runs, 'CapNet')), partial(look_back, data_root=data_root or None)
+    # what was trained last comes first: it is what the reader has come to see
+    have.sort(key=lambda run: -_ended(run))
     return [
         *fresh,
         *sorted((offer(run, load) for run in have), key=lambda one: bool(one.why)),
         *missing(['fig2', 'polarisation'], have),
     ]
+
+
+def _ended(run: Run) -> float:
+    "When a run ended, in seconds; 0 where it has not."
+    try:
+        return run.path('DONE').stat().st_mtime
+    except OSError:
+        return 0.0
 
 # %% ../../../nbs/show/explore/03a_votes.ipynb #00cb5b12
 def tiny(

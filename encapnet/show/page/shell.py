@@ -12,7 +12,7 @@ from ...errors import StudyError
 from ...files import write_atomic
 
 # %% auto #0
-__all__ = ['TEMPLATES', 'PAGE_LIMIT', 'page_settings', 'check_ours', 'write_page']
+__all__ = ['TEMPLATES', 'PAGE_LIMIT', 'style_sheet', 'page_settings', 'check_ours', 'write_page']
 
 # %% ../../../nbs/show/page/08_shell.ipynb #e094d660
 def _policy(ours: list[str], explorers: list[str]) -> str:
@@ -29,12 +29,15 @@ def _policy(ours: list[str], explorers: list[str]) -> str:
     )
 
 # %% ../../../nbs/show/page/08_shell.ipynb #9466745a
-def _part(name: str) -> str:
-    text = (TEMPLATES / 'report' / name).read_text(encoding='utf-8')
-    if not name.endswith('.css'):
-        return text
-    # what a style sheet says to its own readers stays at home
-    return re.sub(r'\s+', ' ', re.sub(r'/\*.*?\*/', '', text, flags=re.DOTALL)).strip()
+def style_sheet(name: str) -> str:
+    "A style sheet of the pages, as short as it can be written."
+    # what it says to its own readers stays at home
+    text = re.sub(r'/\*.*?\*/', '', _text(name), flags=re.DOTALL)
+    return re.sub(r'\s+', ' ', text).strip()
+
+
+def _text(name: str) -> str:
+    return (TEMPLATES / 'report' / name).read_text(encoding='utf-8')
 
 
 TEMPLATES = Path(str(files('encapnet.show.page') / 'templates'))
@@ -51,8 +54,8 @@ def page_settings(
     **said,
 ) -> dict:
     "What the shell of every page asks for."
-    css = ''.join(map(_part, ['style.css', *styles]))
-    ours = [_part(name) for name in ('theme.js', 'page.js', more) if name]
+    css = ''.join(map(style_sheet, ['style.css', *styles]))
+    ours = [_text(name) for name in ('theme.js', 'page.js', more) if name]
     return dict(
         title=title,
         project='encapnet',
