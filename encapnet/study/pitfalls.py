@@ -25,9 +25,9 @@ class Pitfall(NamedTuple):
 
 # %% ../../nbs/study/49_pitfalls.ipynb #a367f571
 _ROUTING, _CAPSULES, _LAYERS = (
-    'nbs/nn/03_routing.ipynb',
+    'nbs/nn/06_routing.ipynb',
     'nbs/nn/00_capsules.ipynb',
-    'nbs/nn/04_layers.ipynb',
+    'nbs/nn/18_layers.ipynb',
 )
 
 # %% ../../nbs/study/49_pitfalls.ipynb #bd274209
