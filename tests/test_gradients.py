@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
+from encapnet.nn.dynamic import dynamic_routing
+from encapnet.nn.em import em_routing
 from encapnet.nn.gradients import as_reference
 from encapnet.nn.layers import CapConv, CapDeconv, CapFC, RoutedCapsules
 from encapnet.nn.networks import EncapNet, ResNet, with_feedback
-from encapnet.nn.routing import dynamic_routing, em_routing
 from encapnet.nn.transport import sinkhorn_divergence, sinkhorn_plan
 
 # torch.func.jvp imports what this warns of.

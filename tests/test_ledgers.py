@@ -146,7 +146,7 @@ def test_a_pitfall_whose_test_is_gone_stops_the_page(monkeypatch):
     gone = pitfalls.PITFALLS[0]._replace(test='test_close(nothing)')
     monkeypatch.setattr(pitfalls, 'PITFALLS', (gone,))
     with pytest.raises(
-        StudyError, match='softmax over the wrong capsules: nbs/nn/06_routing.ipynb has no test'
+        StudyError, match='softmax over the wrong capsules: nbs/nn/06_dynamic.ipynb has no test'
     ):
         evidence.evidence()
 

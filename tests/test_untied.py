@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from encapnet.nn.dynamic import dynamic_routing
+from encapnet.nn.em import em_routing
 from encapnet.nn.gradients import as_reference
 from encapnet.nn.layers import UntiedCapsules
-from encapnet.nn.routing import dynamic_routing, em_routing
 from encapnet.nn.untied import dynamic_routing_untied, em_routing_untied
 
 sizes = st.integers(1, 6)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from ..nn import networks
+from ..nn.dynamic import dynamic_routing
 from ..nn.losses import margin_loss
-from ..nn.routing import dynamic_routing
 
 # %% auto #0
 __all__ = ['LiveBytes', 'step_bytes', 'step_line', 'saved_bytes', 'free_bytes', 'model_bytes', 'kept_bytes', 'kept_over_higher',

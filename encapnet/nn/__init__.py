@@ -20,9 +20,10 @@ from encapnet.nn.layers import (
     RoutedCapsules,
     UntiedCapsules,
 )
+from .dynamic import dynamic_routing
+from .em import em_routing
 from .losses import cross_entropy_loss, margin_loss, spread_loss
 from .networks import CapNet, EncapNet, ResNet, SixLayerEncapNet, VanillaCNN
-from .routing import dynamic_routing, em_routing
 from .transport import kl_divergence, sinkhorn_divergence, sinkhorn_plan, transport_loss
 
 _all_ = [

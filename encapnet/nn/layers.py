@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 from .capsules import squash, squash_map
+from .dynamic import dynamic_routing
+from .em import em_routing
 from .gradients import once_differentiable, wants_plain_operations
 from .local import dynamic_routing_local, em_routing_local
-from .routing import dynamic_routing, em_routing
 from .untied import dynamic_routing_untied, em_routing_untied
 from .windows import Windows
 

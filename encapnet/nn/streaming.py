@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from .capsules import squash
 from .gradients import once_differentiable, wants_plain_operations
 from .kernels import check_choice, full_precision
-from .routing import MASS_FLOOR, VARIANCE_FLOOR
+from .moments import MASS_FLOOR, VARIANCE_FLOOR
 from .windows import Band, Windows, bands, gather, scatter, shared
 
 # %% auto #0

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from .dynamic import dynamic_routing
+from .em import em_routing
 from .feedback import AgreementUnit
 from .layers import CapConv, RoutedCapsules
-from .routing import dynamic_routing, em_routing
 from .transport import ground_cost, sinkhorn_plan
 
 # %% auto #0

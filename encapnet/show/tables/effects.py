@@ -30,7 +30,7 @@ class Effect(NamedTuple):
     theirs: str
 
 
-_AXIS, _FEEDBACK, _ROUTING = 'nn/06_routing', 'nn/21_feedback', 'bench_routing'
+_AXIS, _FEEDBACK, _ROUTING = 'nn/06_dynamic', 'nn/21_feedback', 'bench_routing'
 
 # %% ../../../nbs/show/tables/18b_effects.ipynb #410c81c1
 EFFECTS: tuple[Effect, ...] = (
