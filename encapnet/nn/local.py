@@ -7,14 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
-from encapnet.nn.streaming import (
-    NORMALIZE,
-    Costs,
-    check_options,
-    dynamic_over_windows,
-    em_over_windows,
-    inverse_temperatures,
-)
+from .columns import Costs, NORMALIZE, inverse_temperatures
+from .streaming import check_options, dynamic_over_windows, em_over_windows
 from .windows import Windows
 
 # %% auto #0

@@ -8,13 +8,8 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from encapnet.nn.streaming import (
-    Costs,
-    check_options,
-    dynamic_over_windows,
-    em_over_windows,
-    inverse_temperatures,
-)
+from .columns import Costs, inverse_temperatures
+from .streaming import check_options, dynamic_over_windows, em_over_windows
 from .windows import Windows
 
 # %% auto #0
