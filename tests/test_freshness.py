@@ -119,11 +119,11 @@ CHANGES = [
     ('nn.em', '_em_vote_free', those(CAPNET)),
     ('nn.moments', 'VARIANCE_FLOOR', those(CAPNET)),
     ('nn.kernels', 'collect', those(CAPNET)),
-    ('nn.layers', 'RoutedCapsules', those(CAPNET)),
-    ('nn.layers', 'CapConv', those(ENCAPNET)),
+    ('nn.routed', 'RoutedCapsules', those(CAPNET)),
+    ('nn.capconv', 'CapConv', those(ENCAPNET)),
     ('nn.trace', 'agreement', those(CAPNET, measuring=False)),
     ('nn.trace', 'trace', set()),
-    ('nn.layers', 'CapFC', those(ENCAPNET)),
+    ('nn.capfc', 'CapFC', those(ENCAPNET)),
     ('nn.capsules', 'squash', those(CAPNET, ENCAPNET)),
     ('nn.capsules', 'map_capsules', set()),
     ('nn.networks', 'stem', those(CAPNET, ENCAPNET)),
@@ -326,7 +326,8 @@ def _locals(source):
         'nn.moments',
         'nn.kernels',
         'nn.capsules',
-        'nn.layers',
+        'nn.routed',
+        'nn.capconv',
         'nn.losses',
         'nn.transport',
         'training.trainer',
@@ -509,7 +510,7 @@ def test_a_finished_run_turns_stale_and_is_trained_again_when_asked(tmp_path):
         check=True,
     ).stdout.split()
     done = store / 'table1/a_dynamic' / keys[0] / 'DONE'
-    for module in ('nn/dynamic', 'nn/layers', 'nn/networks', 'training/trainer'):
+    for module in ('nn/dynamic', 'nn/routed', 'nn/networks', 'training/trainer'):
         path = copy / f'encapnet/{module}.py'
         path.write_text(other_words(remarks(path.read_text(encoding='utf-8'))), encoding='utf-8')
     path = copy / 'encapnet/nn/dynamic.py'

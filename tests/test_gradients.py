@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
+from encapnet.nn.capconv import CapConv, CapDeconv
+from encapnet.nn.capfc import CapFC
 from encapnet.nn.dynamic import dynamic_routing
 from encapnet.nn.em import em_routing
 from encapnet.nn.gradients import as_reference
-from encapnet.nn.layers import CapConv, CapDeconv, CapFC, RoutedCapsules
 from encapnet.nn.networks import EncapNet, ResNet, with_feedback
+from encapnet.nn.routed import RoutedCapsules
 from encapnet.nn.transport import sinkhorn_divergence, sinkhorn_plan
 
 # torch.func.jvp imports what this warns of.
@@ -163,8 +165,10 @@ def test_a_whole_network_becomes_its_reference():
 
 EXPORTED = """
 import torch
-from encapnet.nn.layers import CapConv, CapFC, RoutedCapsules
+from encapnet.nn.capconv import CapConv
+from encapnet.nn.capfc import CapFC
 from encapnet.nn.networks import CapNet, EncapNet
+from encapnet.nn.routed import RoutedCapsules
 torch.manual_seed(0)
 network = {network}.eval()
 x = torch.rand(3, {shape})

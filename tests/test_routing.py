@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encapnet.nn import dynamic, em
-from encapnet.nn.layers import RoutedCapsules
+from encapnet.nn.routed import RoutedCapsules
 from encapnet.nn.votes import votes as all_votes
 
 sizes = st.integers(1, 6)
@@ -135,7 +135,7 @@ def outcome(layer, inputs):
 
 COMPILED = """
 import torch
-from encapnet.nn.layers import RoutedCapsules
+from encapnet.nn.routed import RoutedCapsules
 for kind in ("dynamic", "em"):
     torch.manual_seed(0)
     layer, inputs = RoutedCapsules(3, 16, 4, 7, 5, routing=kind), (torch.randn(2, 3, 16, 4), torch.rand(2, 3, 16))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from .layers import CapDeconv
+from .capconv import CapDeconv
 from .transport import kl_divergence, sinkhorn_divergence, transport_loss
 
 # %% auto #0

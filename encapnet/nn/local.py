@@ -5,14 +5,17 @@
 # %% ../../nbs/nn/17_local.ipynb #2665c779
 from __future__ import annotations
 from collections.abc import Sequence
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from .columns import Costs, NORMALIZE, inverse_temperatures
 from .streaming import check_options, dynamic_over_windows, em_over_windows
+from .routed import check_activation, check_initialization, deviation_of
+from .sizes import check_shape, check_sizes
 from .windows import Windows
 
 # %% auto #0
-__all__ = ['poses', 'dynamic_routing_local', 'em_routing_local']
+__all__ = ['poses', 'dynamic_routing_local', 'em_routing_local', 'LocalCapsules']
 
 # %% ../../nbs/nn/17_local.ipynb #f6922658
 def poses(
@@ -136,3 +139,77 @@ def em_routing_local(
     )
     found = _as_map(mean, windows, lower.shape[3]), _by_place(active, windows)
     return found if coefficients is None else (*found, _by_place(r, windows))
+
+# %% ../../nbs/nn/17_local.ipynb #ce77d66e
+class LocalCapsules(nn.Module):
+    """Lower capsules in a window vote for the capsules above it (Hinton et al. 2018). Raises
+    ValueError on sizes that do not fit."""
+
+    def __init__(
+        self,
+        groups: int,  # lower capsule channels G
+        dim: int,  # d, length of a pose's row
+        higher: int,  # higher capsule channels
+        higher_dim: int,  # e, length of a higher pose's row
+        kernel: int = 3,  # k
+        stride: int = 1,
+        padding: int = 0,  # of absent capsules, which do not vote
+        rows: int = 1,  # r, of a pose: 1 for a vector; 4 in matrix capsules
+        routing: str = 'dynamic',  # or "em"
+        iterations: int = 3,  # R
+        normalize: str = 'higher',  # at one position, or "everywhere"; or, for dynamic routing, "lower"
+        backend: str = 'chunked',  # "reference" forms all votes at once
+    ):
+        super().__init__()
+        check_initialization(routing, 'scaled')
+        check_sizes(
+            groups=groups,
+            dim=dim,
+            higher=higher,
+            higher_dim=higher_dim,
+            rows=rows,
+            iterations=iterations,
+        )
+        # complains of a window that fits no map
+        Windows(kernel, kernel, kernel, stride, padding)
+        self.channels, self.rows, self.routing = groups * rows * dim, rows, routing
+        self.options = dict(
+            kernel=kernel,
+            stride=stride,
+            padding=padding,
+            iterations=iterations,
+            normalize=normalize,
+            backend=backend,
+        )
+        lower = kernel**2 * groups
+        deviation = deviation_of(routing, 'scaled', normalize, lower, 1, dim, higher, higher_dim)
+        self.transform = nn.Parameter(torch.randn(lower, dim, higher, higher_dim) * deviation)
+        if routing == 'em':
+            self.beta_u, self.beta_a = (
+                nn.Parameter(torch.zeros(higher)),
+                nn.Parameter(torch.zeros(higher)),
+            )
+
+    @property
+    def weight(self) -> Float[Tensor, 'i j d e']:
+        return self.transform.transpose(1, 2)
+
+    def forward(
+        self,
+        x: Float[Tensor, 'b c h w'],  # lower capsules; channel g * r * d + component
+        activation: Float[Tensor, 'b g h w'] | None = None,  # how active each is; EM only
+    ) -> tuple[
+        Float[Tensor, 'b jre y x'], Float[Tensor, 'b j y x']
+    ]:  # higher capsules, and how active each is
+        check_shape('a map', x, self.channels, None, None)
+        if self.routing == 'em':
+            return em_routing_local(
+                x,
+                check_activation(activation),
+                self.weight,
+                self.beta_u,
+                self.beta_a,
+                **self.options,
+            )
+        v = dynamic_routing_local(x, self.weight, **self.options)
+        return v, torch.linalg.vector_norm(v.unflatten(1, (self.transform.shape[2], -1)), dim=2)

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from .baselines import Torchvision  # noqa: F401
+from .capconv import CapConv
+from .capfc import CapFC
 from .capsules import list_capsules, squash
 from .feedback import Feedback
-from .layers import CapConv, CapFC, RoutedCapsules
+from .routed import RoutedCapsules
 
 # %% auto #0
 __all__ = ['STRIDES', 'convolutions', 'stem', 'CapNet', 'VanillaCNN', 'SixLayerEncapNet', 'ModuleMaps', 'ModuleShapes',

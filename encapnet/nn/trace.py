@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from .capconv import CapConv
 from .dynamic import dynamic_routing
 from .em import em_routing
 from .feedback import AgreementUnit
-from .layers import CapConv, RoutedCapsules
+from .routed import RoutedCapsules
 from .transport import ground_cost, sinkhorn_plan
 
 # %% auto #0

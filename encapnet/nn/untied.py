@@ -7,13 +7,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from .columns import Costs, inverse_temperatures
 from .streaming import check_options, dynamic_over_windows, em_over_windows
+from .routed import check_activation, check_initialization, deviation_of
+from .sizes import check_shape, check_sizes
 from .windows import Windows
 
 # %% auto #0
-__all__ = ['dynamic_routing_untied', 'em_routing_untied']
+__all__ = ['dynamic_routing_untied', 'em_routing_untied', 'UntiedCapsules']
 
 # %% ../../nbs/nn/16_untied.ipynb #31a87dc7
 def _with_one(u: Tensor, transform: Tensor) -> Tensor:
@@ -97,3 +99,61 @@ def em_routing_untied(
     )
     found = mean.permute(2, 0, 1), active.t()
     return found if coefficients is None else (*found, r.permute(2, 0, 1))
+
+# %% ../../nbs/nn/16_untied.ipynb #9e99e278
+class UntiedCapsules(nn.Module):
+    """Every lower capsule votes for every higher one by a transform of its own (Sabour et al.
+    2017). Raises ValueError on sizes that do not fit."""
+
+    def __init__(
+        self,
+        lower: int,  # number of lower capsules
+        dim: int,  # d
+        higher: int,  # number of higher capsules
+        higher_dim: int,  # e
+        routing: str = 'dynamic',  # or "em"
+        iterations: int = 3,  # R
+        normalize: str = 'higher',  # softmax axis of dynamic routing; or "lower"
+        backend: str = 'chunked',  # "reference" forms all votes at once
+        bias: bool = False,
+    ):
+        super().__init__()
+        check_initialization(routing, 'scaled')
+        check_sizes(
+            lower=lower, dim=dim, higher=higher, higher_dim=higher_dim, iterations=iterations
+        )
+        self.dim, self.routing, self.options = (
+            dim,
+            routing,
+            dict(iterations=iterations, backend=backend),
+        )
+        if routing == 'dynamic':
+            self.options['normalize'] = normalize
+        self.transform = nn.Parameter(torch.zeros(lower, dim + bias, higher, higher_dim))
+        with torch.no_grad():
+            self.weight.normal_(
+                0, deviation_of(routing, 'scaled', normalize, lower, 1, dim, higher, higher_dim)
+            )
+        if routing == 'em':
+            self.beta_u = nn.Parameter(torch.zeros(higher))
+            self.beta_a = nn.Parameter(torch.zeros(higher))
+
+    @property
+    def weight(self) -> Float[Tensor, 'i j d e']:
+        return self.transform[:, : self.dim].transpose(1, 2)
+
+    def forward(
+        self,
+        u: Float[Tensor, 'b i d'],  # lower capsules
+        activation: Float[Tensor, 'b i'] | None = None,  # how active each is; EM only
+    ) -> tuple[
+        Float[Tensor, 'b j e'], Float[Tensor, 'b j']
+    ]:  # higher capsules, and how active each is
+        check_shape('lower capsules', u, len(self.transform), self.dim)
+        transform = self.transform.transpose(1, 2)
+        if self.routing == 'em':
+            return em_routing_untied(
+                u, check_activation(activation), transform, self.beta_u, self.beta_a, **self.options
+            )
+        v = dynamic_routing_untied(u, transform, **self.options)
+        return v, torch.linalg.vector_norm(v, dim=-1)

@@ -24,11 +24,11 @@ class Pitfall(NamedTuple):
     test: str  # the name of its function, or the line of a notebook
 
 # %% ../../nbs/study/49_pitfalls.ipynb #a367f571
-_DYNAMIC, _EM, _CAPSULES, _LAYERS = (
+_DYNAMIC, _EM, _CAPSULES, _ROUTED = (
     'nbs/nn/06_dynamic.ipynb',
     'nbs/nn/08_em.ipynb',
     'nbs/nn/00_capsules.ipynb',
-    'nbs/nn/18_layers.ipynb',
+    'nbs/nn/10_routed.ipynb',
 )
 
 # %% ../../nbs/study/49_pitfalls.ipynb #bd274209
@@ -86,7 +86,7 @@ PITFALLS = (
     Pitfall(
         "EM's betas created in the forward pass",
         'never trained',
-        _LAYERS,
+        _ROUTED,
         'for name, parameter in layer.named_parameters(): assert parameter.grad.abs().sum() > 0, '
         'name',
     ),

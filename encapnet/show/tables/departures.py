@@ -83,8 +83,14 @@ def _table(text: str, where: str) -> list[list[str]]:
 
 # %% ../../../nbs/show/tables/18a_departures.ipynb #8b3e7e68
 TOPICS: dict[str, tuple[str, ...]] = {
-    'Capsules and routing': ('nn/06_dynamic', 'nn/07_moments', 'nn/08_em', 'nn/01_losses'),
-    'Layers and networks': ('nn/18_layers', 'nn/28_networks', 'nn/27_baselines'),
+    'Capsules and routing': (
+        'nn/06_dynamic',
+        'nn/07_moments',
+        'nn/08_em',
+        'nn/10_routed',
+        'nn/01_losses',
+    ),
+    'Layers and networks': ('nn/18_capconv', 'nn/28_networks', 'nn/27_baselines'),
     'Transport and feedback': ('nn/20_transport', 'nn/21_feedback'),
     'Data': (
         'data/15_augmentation',

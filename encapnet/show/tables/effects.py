@@ -59,28 +59,28 @@ EFFECTS: tuple[Effect, ...] = (
         for name, routing in (('dynamic', 'dynamic'), ('em', 'EM'))
     ),
     Effect(
-        'nn/18_layers',
+        'nn/10_routed',
         "transform's initialisation",
         'as released',
         'softmax_axis/higher_scaled',
         'softmax_axis/higher_released',
     ),
     Effect(
-        'nn/18_layers',
+        'nn/10_routed',
         "transform's initialisation",
         'by the full length',
         'softmax_axis/higher_scaled',
         'softmax_axis/higher_full_length',
     ),
     Effect(
-        'nn/18_layers',
+        'nn/18_capconv',
         'source of $m_1, m_2$',
         'the other branch, as released',
         'table3_left/4_aide_v3',
         'table3_left/3_aide_v2',
     ),
     Effect(
-        'nn/18_layers',
+        'nn/18_capconv',
         'source of $m_1, m_2$',
         'the own branch',
         'table3_left/4_aide_v3',
