@@ -126,8 +126,8 @@ CHANGES = [
     ('nn.capfc', 'CapFC', those(ENCAPNET)),
     ('nn.capsules', 'squash', those(CAPNET, ENCAPNET)),
     ('nn.capsules', 'map_capsules', set()),
-    ('nn.networks', 'stem', those(CAPNET, ENCAPNET)),
-    ('nn.networks', 'convolutions', those()),
+    ('nn.convolutional', 'stem', those(CAPNET, ENCAPNET)),
+    ('nn.convolutional', 'convolutions', those()),
     ('nn.losses', 'margin_loss', those()),  # the step that is measured has a loss, too
     ('nn.losses', 'spread_loss', set()),
     ('data.augmentation', 'augment', those(measuring=False)),
@@ -510,7 +510,7 @@ def test_a_finished_run_turns_stale_and_is_trained_again_when_asked(tmp_path):
         check=True,
     ).stdout.split()
     done = store / 'table1/a_dynamic' / keys[0] / 'DONE'
-    for module in ('nn/dynamic', 'nn/routed', 'nn/networks', 'training/trainer'):
+    for module in ('nn/dynamic', 'nn/routed', 'nn/capnet', 'training/trainer'):
         path = copy / f'encapnet/{module}.py'
         path.write_text(other_words(remarks(path.read_text(encoding='utf-8'))), encoding='utf-8')
     path = copy / 'encapnet/nn/dynamic.py'

@@ -11,8 +11,10 @@ from encapnet.nn.capconv import CapConv, CapDeconv
 from encapnet.nn.capfc import CapFC
 from encapnet.nn.dynamic import dynamic_routing
 from encapnet.nn.em import em_routing
+from encapnet.nn.encapnet import EncapNet
 from encapnet.nn.gradients import as_reference
-from encapnet.nn.networks import EncapNet, ResNet, with_feedback
+from encapnet.nn.networks import with_feedback
+from encapnet.nn.resnet import ResNet
 from encapnet.nn.routed import RoutedCapsules
 from encapnet.nn.transport import sinkhorn_divergence, sinkhorn_plan
 
@@ -167,7 +169,8 @@ EXPORTED = """
 import torch
 from encapnet.nn.capconv import CapConv
 from encapnet.nn.capfc import CapFC
-from encapnet.nn.networks import CapNet, EncapNet
+from encapnet.nn.capnet import CapNet
+from encapnet.nn.encapnet import EncapNet
 from encapnet.nn.routed import RoutedCapsules
 torch.manual_seed(0)
 network = {network}.eval()

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from ..nn import networks
 from ..nn.dynamic import dynamic_routing
+from ..nn.encapnet import SixLayerEncapNet
 from ..nn.losses import margin_loss
 
 # %% auto #0
@@ -169,7 +169,7 @@ def built_sizes() -> dict[str, int]:
     """Weights of row (f) that stand in for CapNet's transform and for its coefficients, at full
     width."""
     with torch.device('meta'):
-        layer = networks.SixLayerEncapNet().capsules
+        layer = SixLayerEncapNet().capsules
     return dict(
         mappings=layer.master.conv.weight.numel() + layer.aide.conv.weight.numel(),
         coefficients=layer.m1.weight.numel() + layer.m2.weight.numel(),

@@ -11,8 +11,8 @@ from .account import free_bytes, step_bytes
 from .clock import timed
 from ..nn.capconv import CapConv
 from ..nn.capsules import squash
+from ..nn.encapnet import EncapNet
 from ..nn.losses import margin_loss
-from ..nn.networks import EncapNet
 from ..study.config import CapConvBenchConfig
 
 # %% auto #0

@@ -11,14 +11,17 @@ __all__ = ['AgreementUnit', 'CapConv', 'CapDeconv', 'CapFC', 'CapNet', 'EncapNet
 # %% ../../nbs/nn/33_face.ipynb #68f312ef
 from .capconv import CapConv, CapDeconv
 from .capfc import CapFC
+from .capnet import CapNet
 from .capsules import list_capsules, map_capsules, squash, squash_map
+from .convolutional import VanillaCNN
 from .dynamic import dynamic_routing
 from .em import em_routing
+from .encapnet import EncapNet, SixLayerEncapNet
 from .feedback import AgreementUnit, Feedback
 from .gradients import as_reference
 from .local import LocalCapsules
 from .losses import cross_entropy_loss, margin_loss, spread_loss
-from .networks import CapNet, EncapNet, ResNet, SixLayerEncapNet, VanillaCNN
+from .resnet import ResNet
 from .routed import RoutedCapsules
 from .transport import kl_divergence, sinkhorn_divergence, sinkhorn_plan, transport_loss
 from .untied import UntiedCapsules

@@ -90,7 +90,13 @@ TOPICS: dict[str, tuple[str, ...]] = {
         'nn/10_routed',
         'nn/01_losses',
     ),
-    'Layers and networks': ('nn/18_capconv', 'nn/28_networks', 'nn/27_baselines'),
+    'Layers and networks': (
+        'nn/18_capconv',
+        'nn/23_capnet',
+        'nn/25_encapnet',
+        'nn/26_resnet',
+        'nn/27_baselines',
+    ),
     'Transport and feedback': ('nn/20_transport', 'nn/21_feedback'),
     'Data': (
         'data/15_augmentation',

@@ -87,22 +87,20 @@ EFFECTS: tuple[Effect, ...] = (
         'table3_left/2_aide_v1',
     ),
     Effect(
-        'nn/28_networks',
+        'nn/25_encapnet',
         'aide branch',
         'none, as released',
         'table3_left/4_aide_v3',
         'table3_left/1_master',
     ),
     Effect(
-        'nn/28_networks',
+        'nn/23_capnet',
         'higher capsules of CapNet',
         '512, dynamic',
         'table1/a_dynamic',
         'table1/a512_dynamic',
     ),
-    Effect(
-        'nn/28_networks', 'higher capsules of CapNet', '512, EM', 'table1/b_em', 'table1/b512_em'
-    ),
+    Effect('nn/23_capnet', 'higher capsules of CapNet', '512, EM', 'table1/b_em', 'table1/b512_em'),
     Effect(
         'nn/20_transport',
         'ground cost',
