@@ -19,6 +19,7 @@ ARROWS = {
     'errors': [],
     'files': ['errors'],
     # the mathematics
+    'nn.agreement': [],
     'nn.baselines': [],
     'nn.capsules': [],
     'nn.convolutional': [],
@@ -46,7 +47,15 @@ ARROWS = {
     'nn.routed': ['nn.dynamic', 'nn.em', 'nn.sizes'],
     'nn.capnet': ['nn.capsules', 'nn.convolutional', 'nn.routed'],
     'nn.clusters': ['nn.blocks', 'nn.columns', 'nn.moments', 'nn.windows'],
-    'nn.trace': ['nn.capconv', 'nn.dynamic', 'nn.em', 'nn.feedback', 'nn.routed', 'nn.transport'],
+    'nn.trace': [
+        'nn.agreement',
+        'nn.capconv',
+        'nn.dynamic',
+        'nn.em',
+        'nn.feedback',
+        'nn.routed',
+        'nn.transport',
+    ],
     'nn.networks': [
         'nn.baselines',
         'nn.capnet',
@@ -712,6 +721,7 @@ ARROWS = {
         'training.diagnostics',
     ],
     'show.explore.routing_page': [
+        'nn.agreement',
         'nn.trace',
         'show.explore.equivariance',
         'show.explore.picture',

@@ -121,7 +121,7 @@ CHANGES = [
     ('nn.kernels', 'collect', those(CAPNET)),
     ('nn.routed', 'RoutedCapsules', those(CAPNET)),
     ('nn.capconv', 'CapConv', those(ENCAPNET)),
-    ('nn.trace', 'agreement', those(CAPNET, measuring=False)),
+    ('nn.agreement', 'agreement', those(CAPNET, measuring=False)),
     ('nn.trace', 'trace', set()),
     ('nn.capfc', 'CapFC', those(ENCAPNET)),
     ('nn.capsules', 'squash', those(CAPNET, ENCAPNET)),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from .agreement import agreement, agreement_histogram, coupling_entropy, ratio_of_sums
 from .capconv import CapConv
 from .dynamic import dynamic_routing
 from .em import em_routing
@@ -18,107 +19,7 @@ from .routed import RoutedCapsules
 from .transport import ground_cost, sinkhorn_plan
 
 # %% auto #0
-__all__ = ['BINS', 'cosines', 'Histogram', 'agreement_histogram', 'agreement', 'coupling_entropy', 'hook_points', 'RoutingTrace',
-           'MixTrace', 'PlanTrace', 'trace', 'routes_classes', 'class_agreement']
-
-# %% ../../nbs/nn/31_trace.ipynb #9675c88b
-def cosines(
-    cast: Float[Tensor, '*b g p e'],  # V_ij, i = (g, p), of one j for each image
-    v: Float[Tensor, '*b e'],  # v_j
-) -> Float[Tensor, '*b g p']:  # in [-1, 1]
-    "Eqn 1: which way each vote points, seen from the capsule that it votes for."
-    lengths = (
-        torch.linalg.vector_norm(cast, dim=-1)
-        * torch.linalg.vector_norm(v, dim=-1)[..., None, None]
-    )
-    return (
-        (cast @ v[..., None, :, None])[..., 0] / lengths.masked_fill(lengths == 0, torch.inf)
-    ).clamp(-1, 1)
-
-# %% ../../nbs/nn/31_trace.ipynb #501cf124
-BINS = 20
-
-
-class Histogram(NamedTuple):
-    "Figure 2: of each bin of cosines, lowest first."
-
-    share: Float[Tensor, '20']  # of lower capsules; sums to 1
-    length: Float[Tensor, '20']  # mean |V_ij|; 0 in an empty bin
-
-
-def _bins(cosine: Tensor) -> Tensor:
-    return ((cosine + 1) * (BINS / 2)).floor().clamp(0, BINS - 1).long()
-
-
-def agreement_histogram(
-    cast: Float[Tensor, 'b g p e'],  # V_ij, of one j for each image
-    v: Float[Tensor, 'b e'],
-) -> Histogram:
-    "Share and mean length of the votes by their cosine. Raises ValueError if there are none."
-    if not cast.shape[:-1].numel():
-        raise ValueError(f'a histogram needs at least one vote, got shape {tuple(cast.shape)}')
-    bins, length = (
-        _bins(cosines(cast, v)).flatten(),
-        torch.linalg.vector_norm(cast, dim=-1).double().flatten(),
-    )
-    count = torch.bincount(bins, minlength=BINS)
-    total = torch.bincount(bins, length, minlength=BINS)
-    return Histogram(count / len(bins), total / count.clamp(min=1))
-
-# %% ../../nbs/nn/31_trace.ipynb #8d7724f8
-def _ratio(numerator: Tensor, denominator: Tensor) -> tuple[float, float]:
-    """Eqn 3: a ratio of sums over images and its standard error; 0 of nothing. The error of a
-    single image is infinite."""
-    total, images = denominator.sum().item(), len(numerator)
-    if total == 0:
-        return 0.0, 0.0
-    ratio = numerator.sum().item() / total
-    if images == 1:
-        return ratio, float('inf')
-    return ratio, (
-        (numerator - ratio * denominator).square().sum() * images / (images - 1)
-    ).sqrt().item() / total
-
-
-def agreement(
-    cast: Float[Tensor, 'b g p e'],  # V_ij, of one j for each image
-    v: Float[Tensor, 'b e'],
-) -> dict[str, tuple[float, float]]:
-    """Polarisation (Eqn 2), the shares of `dissimilar` and `similar` votes and their mean
-    lengths, each with its standard error over images.
-
-    Raises ValueError if there are no votes, or if capsules have one dimension only."""
-    if not cast.shape[:-1].numel():
-        raise ValueError(f'agreement needs at least one vote, got shape {tuple(cast.shape)}')
-    if (dim := cast.shape[-1]) < 2:
-        raise ValueError(f'polarisation needs capsules of at least 2 dimensions, got {dim}')
-    cosine, length = (
-        cosines(cast, v).flatten(1).double(),
-        torch.linalg.vector_norm(cast, dim=-1).flatten(1).double(),
-    )
-    one, bins = torch.ones_like(cosine), _bins(cosine)
-    found = dict(
-        polarisation=_ratio(((cosine.square() - 1 / dim) / (1 - 1 / dim)).sum(1), one.sum(1))
-    )
-    for name, chosen in (('dissimilar', bins == 0), ('similar', bins == BINS - 1)):
-        found[name] = _ratio(chosen.double().sum(1), one.sum(1))
-        found[f'{name}_length'] = _ratio((length * chosen).sum(1), chosen.double().sum(1))
-    return found
-
-# %% ../../nbs/nn/31_trace.ipynb #ef1b0251
-def coupling_entropy(
-    coefficients: Float[Tensor, 'b g p j'], normalize: str = 'higher'
-) -> Tensor:  # per image: (b,)
-    """Mean entropy of the coefficients along the axis on which they sum to 1, over the most that
-    it could be: in [0, 1]."""
-    c = (
-        coefficients.flatten(1, 2).transpose(1, 2)
-        if normalize == 'lower'
-        else coefficients.flatten(1, 2)
-    )
-    return torch.special.entr(c).sum(-1).mean(1) / max(
-        torch.tensor(float(c.shape[-1])).log().item(), torch.finfo(c.dtype).tiny
-    )
+__all__ = ['hook_points', 'RoutingTrace', 'MixTrace', 'PlanTrace', 'trace', 'routes_classes', 'class_agreement']
 
 # %% ../../nbs/nn/31_trace.ipynb #189d4536
 _TRACED = {RoutedCapsules: 'routing', CapConv: 'capConv', AgreementUnit: 'transport'}
@@ -358,6 +259,6 @@ def class_agreement(
         }
     if found.entropy is not None:
         said['true']['entropy'] = list(
-            _ratio(found.entropy.double(), torch.ones_like(found.entropy).double())
+            ratio_of_sums(found.entropy.double(), torch.ones_like(found.entropy).double())
         )
     return said

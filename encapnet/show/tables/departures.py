@@ -113,6 +113,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
         'training/10_distributed',
     ),
     'Measures and figures': (
+        'nn/30_agreement',
         'nn/31_trace',
         'bench/02_costs',
         'show/tables/04_fig1',
