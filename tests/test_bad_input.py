@@ -1044,9 +1044,13 @@ def test_impossible_networks():
     code = """
 import json, sys
 from torch import zeros
+from encapnet.nn.capconv import CapConv
+from encapnet.nn.capfc import CapFC
+from encapnet.nn.capnet import CapNet
 from encapnet.nn.capsules import list_capsules, map_capsules
-from encapnet.nn.layers import CapConv, CapFC, RoutedCapsules
-from encapnet.nn.networks import CapNet, SixLayerEncapNet, VanillaCNN
+from encapnet.nn.convolutional import VanillaCNN
+from encapnet.nn.encapnet import SixLayerEncapNet
+from encapnet.nn.routed import RoutedCapsules
 for expression in json.loads(sys.argv[1]):
     try: print(json.dumps(f"made {eval(expression)}"))
     except ValueError as error: print(json.dumps(str(error)))

@@ -9,7 +9,9 @@ import torch
 from encapnet.data.content import fingerprint
 from encapnet.cli.main import _command
 
-from encapnet.nn import losses, networks
+from encapnet.nn import losses
+from encapnet.nn.encapnet import EncapNet, SixLayerEncapNet
+from encapnet.nn.resnet import ResNet
 from encapnet.study import paper
 from encapnet.study.answers import pack_mistakes
 from encapnet.study.claims import CLAIMS
@@ -128,7 +130,7 @@ def test_a_formula_and_a_network_are_two_findings(claim, built):
 
 def test_factors_as_built_are_those_of_the_network():
     with torch.device('meta'):
-        layer = networks.SixLayerEncapNet().capsules
+        layer = SixLayerEncapNet().capsules
     mappings = layer.master.conv.weight.numel() + layer.aide.conv.weight.numel()
     coefficients = layer.m1.weight.numel() + layer.m2.weight.numel()
     assert paper.built_factors() == pytest.approx(
@@ -155,7 +157,7 @@ def test_the_networks_compared_have_the_sizes_that_the_note_names():
         return f'{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f} million'
 
     with torch.device('meta'):
-        sizes = millions(networks.EncapNet(skip='both')), millions(networks.ResNet())
+        sizes = millions(EncapNet(skip='both')), millions(ResNet())
     assert all(size in CLAIMS['encapnet_over_resnet'].note for size in sizes), sizes
 
 

@@ -8,8 +8,9 @@ import torch
 from browsing import Visit
 
 from encapnet.data.loading import load
-from encapnet.nn.routing import dynamic_routing, em_routing
-from encapnet.nn.trace import agreement_histogram
+from encapnet.nn.agreement import agreement_histogram
+from encapnet.nn.dynamic import dynamic_routing
+from encapnet.nn.em import em_routing
 from encapnet.show.explore.picture import unpacked
 from encapnet.show.explore.routing_page import routing_page
 from encapnet.show.explore.votes import untrained

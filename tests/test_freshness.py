@@ -112,22 +112,22 @@ def one_line_more(definition):
 
 CAPNET, ENCAPNET = CapNetConfig, SixLayerEncapNetConfig
 CHANGES = [
-    ('nn.routing', 'dynamic_routing', those(CAPNET)),
-    ('nn.routing', '_dynamic_vote_free', those(CAPNET)),
-    ('nn.routing', '_dynamic_votes', those(CAPNET)),
-    ('nn.routing', 'em_routing', those(CAPNET)),
-    ('nn.routing', '_em_vote_free', those(CAPNET)),
-    ('nn.routing', 'VARIANCE_FLOOR', those(CAPNET)),
+    ('nn.dynamic', 'dynamic_routing', those(CAPNET)),
+    ('nn.dynamic', '_dynamic_vote_free', those(CAPNET)),
+    ('nn.dynamic', '_dynamic_votes', those(CAPNET)),
+    ('nn.em', 'em_routing', those(CAPNET)),
+    ('nn.em', '_em_vote_free', those(CAPNET)),
+    ('nn.moments', 'VARIANCE_FLOOR', those(CAPNET)),
     ('nn.kernels', 'collect', those(CAPNET)),
-    ('nn.layers', 'RoutedCapsules', those(CAPNET)),
-    ('nn.layers', 'CapConv', those(ENCAPNET)),
-    ('nn.trace', 'agreement', those(CAPNET, measuring=False)),
+    ('nn.routed', 'RoutedCapsules', those(CAPNET)),
+    ('nn.capconv', 'CapConv', those(ENCAPNET)),
+    ('nn.agreement', 'agreement', those(CAPNET, measuring=False)),
     ('nn.trace', 'trace', set()),
-    ('nn.layers', 'CapFC', those(ENCAPNET)),
+    ('nn.capfc', 'CapFC', those(ENCAPNET)),
     ('nn.capsules', 'squash', those(CAPNET, ENCAPNET)),
     ('nn.capsules', 'map_capsules', set()),
-    ('nn.networks', 'stem', those(CAPNET, ENCAPNET)),
-    ('nn.networks', 'convolutions', those()),
+    ('nn.convolutional', 'stem', those(CAPNET, ENCAPNET)),
+    ('nn.convolutional', 'convolutions', those()),
     ('nn.losses', 'margin_loss', those()),  # the step that is measured has a loss, too
     ('nn.losses', 'spread_loss', set()),
     ('data.augmentation', 'augment', those(measuring=False)),
@@ -163,20 +163,23 @@ def test_one_changed_line_makes_stale_exactly_the_rows_that_rest_on_it(
 
 
 @pytest.mark.parametrize(
-    'definition', definitions(MODULES['encapnet.nn.routing'].read_text(encoding='utf-8'))
+    ('module', 'definition'),
+    [
+        (module, definition)
+        for module in (f'encapnet.nn.{name}' for name in ('votes', 'dynamic', 'moments', 'em'))
+        for definition in definitions(MODULES[module].read_text(encoding='utf-8'))
+    ],
 )
-def test_every_definition_of_routing(stale, before, definition):
+def test_every_definition_of_routing(stale, before, module, definition):
     "Whatever is changed there, the rows whose closure holds it turn stale, and no others."
     if definition == '__all__':
-        assert stale({'encapnet.nn.routing': one_line_more(definition)}) == set()
+        assert stale({module: one_line_more(definition)}) == set()
         return
     holding = {
-        row
-        for row, closure in before.items()
-        if f'encapnet.nn.routing:{definition}' in closure.definitions
+        row for row, closure in before.items() if f'{module}:{definition}' in closure.definitions
     }
     assert holding in (those(CAPNET), set())
-    assert stale({'encapnet.nn.routing': one_line_more(definition)}) == holding
+    assert stale({module: one_line_more(definition)}) == holding
 
 
 def test_nothing_rests_on_the_books(stale):
@@ -318,10 +321,13 @@ def _locals(source):
 @pytest.mark.parametrize(
     'module',
     [
-        'nn.routing',
+        'nn.dynamic',
+        'nn.em',
+        'nn.moments',
         'nn.kernels',
         'nn.capsules',
-        'nn.layers',
+        'nn.routed',
+        'nn.capconv',
         'nn.losses',
         'nn.transport',
         'training.trainer',
@@ -451,12 +457,12 @@ def test_a_definition_that_is_gone_or_new_counts(stale):
     on."""
     called = one_line_more('dynamic_routing')
     edits = {
-        'encapnet.nn.routing': lambda text: (
+        'encapnet.nn.dynamic': lambda text: (
             called(text).replace('assert True\n', '_extra()\n') + '\ndef _extra(): pass\n'
         )
     }
     assert stale(edits) == those(CAPNET)
-    assert 'encapnet.nn.routing:_extra' in closures()['table1/a_dynamic'].definitions
+    assert 'encapnet.nn.dynamic:_extra' in closures()['table1/a_dynamic'].definitions
 
 
 # On disk, and through the command line
@@ -504,10 +510,10 @@ def test_a_finished_run_turns_stale_and_is_trained_again_when_asked(tmp_path):
         check=True,
     ).stdout.split()
     done = store / 'table1/a_dynamic' / keys[0] / 'DONE'
-    for module in ('nn/routing', 'nn/layers', 'nn/networks', 'training/trainer'):
+    for module in ('nn/dynamic', 'nn/routed', 'nn/capnet', 'training/trainer'):
         path = copy / f'encapnet/{module}.py'
         path.write_text(other_words(remarks(path.read_text(encoding='utf-8'))), encoding='utf-8')
-    path = copy / 'encapnet/nn/routing.py'
+    path = copy / 'encapnet/nn/dynamic.py'
     path.write_text(
         one_line_more('dynamic_routing')(path.read_text(encoding='utf-8')), encoding='utf-8'
     )
@@ -523,7 +529,7 @@ def test_a_finished_run_turns_stale_and_is_trained_again_when_asked(tmp_path):
     found = lines['table1/a_dynamic']
     assert (found['state'], found['why'], found['command']) == (
         'stale',
-        'changed since: nn.routing.dynamic_routing',
+        'changed since: nn.dynamic.dynamic_routing',
         command,
     )
     assert (lines['table1/c_cnn_shape']['state'], lines['table1/c_cnn_shape']['command']) == (
@@ -547,7 +553,7 @@ def test_a_finished_run_turns_stale_and_is_trained_again_when_asked(tmp_path):
     code, told, said = encapnet(copy, *again, cwd=tmp_path)
     assert (code, told) == (1, '') and said == (
         f'encapnet: table1/a_dynamic ({keys[0]}) is stale, changed since: '
-        'nn.routing.dynamic_routing; '
+        'nn.dynamic.dynamic_routing; '
         '--retrain trains it again\n'
     )
     assert done.read_text(encoding='utf-8') == old, "a stale run is not passed off as today's"

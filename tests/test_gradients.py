@@ -7,10 +7,15 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
+from encapnet.nn.capconv import CapConv, CapDeconv
+from encapnet.nn.capfc import CapFC
+from encapnet.nn.dynamic import dynamic_routing
+from encapnet.nn.em import em_routing
+from encapnet.nn.encapnet import EncapNet
 from encapnet.nn.gradients import as_reference
-from encapnet.nn.layers import CapConv, CapDeconv, CapFC, RoutedCapsules
-from encapnet.nn.networks import EncapNet, ResNet, with_feedback
-from encapnet.nn.routing import dynamic_routing, em_routing
+from encapnet.nn.networks import with_feedback
+from encapnet.nn.resnet import ResNet
+from encapnet.nn.routed import RoutedCapsules
 from encapnet.nn.transport import sinkhorn_divergence, sinkhorn_plan
 
 # torch.func.jvp imports what this warns of.
@@ -162,8 +167,11 @@ def test_a_whole_network_becomes_its_reference():
 
 EXPORTED = """
 import torch
-from encapnet.nn.layers import CapConv, CapFC, RoutedCapsules
-from encapnet.nn.networks import CapNet, EncapNet
+from encapnet.nn.capconv import CapConv
+from encapnet.nn.capfc import CapFC
+from encapnet.nn.capnet import CapNet
+from encapnet.nn.encapnet import EncapNet
+from encapnet.nn.routed import RoutedCapsules
 torch.manual_seed(0)
 network = {network}.eval()
 x = torch.rand(3, {shape})

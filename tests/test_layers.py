@@ -7,7 +7,7 @@ import pytest
 
 COMPARE = """
 import torch
-from encapnet.nn.layers import CapConv, CapDeconv
+from encapnet.nn.capconv import CapConv, CapDeconv
 layer, x = ({}).double(), torch.randn(2, 8, 6, 6, dtype=torch.float64)
 compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
 torch.testing.assert_close(compiled(x), layer(x))

@@ -7,9 +7,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_untied import compare
 
-from encapnet.nn.layers import LocalCapsules
+from encapnet.nn.local import LocalCapsules
 from encapnet.nn.local import dynamic_routing_local, em_routing_local
-from encapnet.nn.routing import MASS_FLOOR, VARIANCE_FLOOR
+from encapnet.nn.moments import MASS_FLOOR, VARIANCE_FLOOR
 from encapnet.nn.windows import Windows
 
 SHAPES = dict(

@@ -89,7 +89,7 @@ def test_a_clone_as_it_was_committed(clone):
 @pytest.mark.parametrize('mark', ['--assume-unchanged', '--skip-worktree'])
 def test_a_file_that_git_shall_not_look_at_is_unknown(clone, mark):
     folder, head = clone
-    file = 'encapnet/nn/routing.py'
+    file = 'encapnet/nn/dynamic.py'
     subprocess.run(['git', '-C', folder, 'update-index', mark, file], check=True)
     with open(folder / file, 'a') as opened:
         opened.write('X = 1\n')
@@ -106,7 +106,7 @@ def test_a_module_that_git_ignores_is_a_change(clone):
 @pytest.mark.parametrize(
     'file',
     [
-        'encapnet/nn/routing.py',
+        'encapnet/nn/dynamic.py',
         'encapnet/training/fit.py',
         'nbs/reports/table1.ipynb',
         'encapnet/study/fig2_authors.csv',

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encapnet.nn import routing
-from encapnet.nn.layers import RoutedCapsules
+from encapnet.nn import dynamic, em
+from encapnet.nn.routed import RoutedCapsules
+from encapnet.nn.votes import votes as all_votes
 
 sizes = st.integers(1, 6)
 SHAPES = dict(
@@ -77,9 +78,9 @@ def compare(route, leaves, degenerate=1e-12):
 @given(normalize=st.sampled_from(['higher', 'lower']), **SHAPES)
 def test_dynamic(normalize, iterations, cache, **shape):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routing, '_cache', lambda device: cache)
+        patch.setattr(dynamic, 'cache_size', lambda device: cache)
         compare(
-            lambda *x, **more: routing.dynamic_routing(*x, iterations, normalize, **more),
+            lambda *x, **more: dynamic.dynamic_routing(*x, iterations, normalize, **more),
             problem(**shape),
         )
 
@@ -96,9 +97,9 @@ def test_em(iterations, cache, seed, **shape):
         for _ in range(2)
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routing, '_cache', lambda device: cache)
+        patch.setattr(em, 'cache_size', lambda device: cache)
         compare(
-            lambda *x, **more: routing.em_routing(*x, iterations=iterations, **more),
+            lambda *x, **more: em.em_routing(*x, iterations=iterations, **more),
             [u, activation, transform, *betas],
             degenerate=1e-9,
         )
@@ -134,7 +135,7 @@ def outcome(layer, inputs):
 
 COMPILED = """
 import torch
-from encapnet.nn.layers import RoutedCapsules
+from encapnet.nn.routed import RoutedCapsules
 for kind in ("dynamic", "em"):
     torch.manual_seed(0)
     layer, inputs = RoutedCapsules(3, 16, 4, 7, 5, routing=kind), (torch.randn(2, 3, 16, 4), torch.rand(2, 3, 16))
@@ -188,7 +189,7 @@ def test_one_transform_for_each_lower_capsule(kind):
         torch.randn(3, 50, 1, 8, dtype=torch.float64),
     )
     votes = torch.einsum('bid,ijde->bije', u[:, :, 0], layer.weight) + layer.bias
-    torch.testing.assert_close(routing.votes(u, layer.transform.transpose(0, 1))[:, :, 0], votes)
+    torch.testing.assert_close(all_votes(u, layer.transform.transpose(0, 1))[:, :, 0], votes)
     if kind == 'dynamic':
         logits = torch.zeros(3, 50, 10, dtype=torch.float64)
         for _ in range(3):

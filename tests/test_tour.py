@@ -222,10 +222,10 @@ def test_a_page_of_the_tour_asks_for_nothing_and_keeps_nobody_out(browser, page)
 @pytest.mark.parametrize(
     ('typed', 'first'),
     [
-        ('polarisation number', 'nn/trace.html'),
-        ('RoutedCapsules', 'nn/layers.html#'),
+        ('polarisation number', 'nn/agreement.html'),
+        ('RoutedCapsules', 'nn/routed.html#'),
         ('8,124,224', ''),
-        ('routing without votes', 'nn/routing.html'),
+        ('routing without votes', 'nn/'),
         ('more seeds', 'guide/running.html'),
     ],
 )

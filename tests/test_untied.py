@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from encapnet.nn.dynamic import dynamic_routing
+from encapnet.nn.em import em_routing
 from encapnet.nn.gradients import as_reference
-from encapnet.nn.layers import UntiedCapsules
-from encapnet.nn.routing import dynamic_routing, em_routing
+from encapnet.nn.untied import UntiedCapsules
 from encapnet.nn.untied import dynamic_routing_untied, em_routing_untied
 
 sizes = st.integers(1, 6)
@@ -225,7 +226,8 @@ def test_a_step_takes_a_fraction_of_the_votes(kind, limit):
 
 COMPILED = """
 import torch
-from encapnet.nn.layers import LocalCapsules, UntiedCapsules
+from encapnet.nn.local import LocalCapsules
+from encapnet.nn.untied import UntiedCapsules
 layers = [
     ("dynamic", lambda kind: UntiedCapsules(30, 8, 10, 16, routing=kind), torch.randn(64, 30, 8), None),
     ("em", lambda kind: LocalCapsules(3, 4, 5, 4, rows=4, padding=1, routing=kind), torch.randn(9, 48, 7, 7),

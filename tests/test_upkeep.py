@@ -625,7 +625,7 @@ def test_stale_results(checked, monkeypatch):
         if config.experiment != 'softmax_axis':
             return code
         return freshness.Code(
-            '0' * 12, code.definitions | {'encapnet.nn.routing:dynamic_routing': '0' * 8}
+            '0' * 12, code.definitions | {'encapnet.nn.dynamic:dynamic_routing': '0' * 8}
         )
 
     monkeypatch.setattr(freshness, 'code_of', changed)

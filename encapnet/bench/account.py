@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from ..nn import networks
+from ..nn.dynamic import dynamic_routing
+from ..nn.encapnet import SixLayerEncapNet
 from ..nn.losses import margin_loss
-from ..nn.routing import dynamic_routing
 
 # %% auto #0
 __all__ = ['LiveBytes', 'step_bytes', 'step_line', 'saved_bytes', 'free_bytes', 'model_bytes', 'kept_bytes', 'kept_over_higher',
@@ -169,7 +169,7 @@ def built_sizes() -> dict[str, int]:
     """Weights of row (f) that stand in for CapNet's transform and for its coefficients, at full
     width."""
     with torch.device('meta'):
-        layer = networks.SixLayerEncapNet().capsules
+        layer = SixLayerEncapNet().capsules
     return dict(
         mappings=layer.master.conv.weight.numel() + layer.aide.conv.weight.numel(),
         coefficients=layer.m1.weight.numel() + layer.m2.weight.numel(),

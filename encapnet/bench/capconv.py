@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from .account import free_bytes, step_bytes
 from .clock import timed
+from ..nn.capconv import CapConv
 from ..nn.capsules import squash
-from ..nn.layers import CapConv
+from ..nn.encapnet import EncapNet
 from ..nn.losses import margin_loss
-from ..nn.networks import EncapNet
 from ..study.config import CapConvBenchConfig
 
 # %% auto #0

@@ -12,7 +12,8 @@ from torch import Tensor
 from .account import LiveBytes, free_bytes
 from .clock import matmul_rate, timed
 from ..nn.capsules import squash
-from ..nn.routing import dynamic_routing, em_routing
+from ..nn.dynamic import dynamic_routing
+from ..nn.em import em_routing
 from ..study.config import RoutingBenchConfig
 
 # %% auto #0

@@ -24,10 +24,11 @@ class Pitfall(NamedTuple):
     test: str  # the name of its function, or the line of a notebook
 
 # %% ../../nbs/study/49_pitfalls.ipynb #a367f571
-_ROUTING, _CAPSULES, _LAYERS = (
-    'nbs/nn/03_routing.ipynb',
+_DYNAMIC, _EM, _CAPSULES, _ROUTED = (
+    'nbs/nn/06_dynamic.ipynb',
+    'nbs/nn/08_em.ipynb',
     'nbs/nn/00_capsules.ipynb',
-    'nbs/nn/04_layers.ipynb',
+    'nbs/nn/10_routed.ipynb',
 )
 
 # %% ../../nbs/study/49_pitfalls.ipynb #bd274209
@@ -35,7 +36,7 @@ PITFALLS = (
     Pitfall(
         'softmax over the wrong capsules',
         'trains, to another result',
-        _ROUTING,
+        _DYNAMIC,
         'test_close(dynamic_routing(u, transform, iterations=1), squash(votes(u, '
         'transform).sum((1, 2)) / 5), eps=1e-12)',
     ),
@@ -54,7 +55,7 @@ PITFALLS = (
     Pitfall(
         'coefficients averaged over the batch',
         "an image's answer depends on its neighbours",
-        _ROUTING,
+        _DYNAMIC,
         'test_close(dynamic_routing(u[1:2], transform), v[1:2], eps=1e-12)',
     ),
     Pitfall(
@@ -66,7 +67,7 @@ PITFALLS = (
     Pitfall(
         'an epsilon of float64 used in float32',
         'division by zero',
-        _ROUTING,
+        _EM,
         'finite(*map(single, em_problem(g=1, p=1)))',
     ),
     Pitfall(
@@ -78,27 +79,27 @@ PITFALLS = (
     Pitfall(
         "EM's input activations cancel out",
         'activations without effect',
-        _ROUTING,
+        _EM,
         'test_close(em_routing(u, a, transform, beta_u, beta_a, iterations=1)[0], average, '
         'eps=1e-6)',
     ),
     Pitfall(
         "EM's betas created in the forward pass",
         'never trained',
-        _LAYERS,
+        _ROUTED,
         'for name, parameter in layer.named_parameters(): assert parameter.grad.abs().sum() > 0, '
         'name',
     ),
     Pitfall(
         'coefficients computed by way of NumPy',
         'no gradient through them',
-        _ROUTING,
+        _DYNAMIC,
         'assert torch.autograd.gradcheck(partial(dynamic_routing, normalize=normalize)',
     ),
     Pitfall(
         'squeeze without an axis',
         'fails at batch 1, or worse does not',
-        _ROUTING,
+        _DYNAMIC,
         'for corner in (dict(b=1), dict(g=1), dict(p=1), dict(d=1), dict(j=1), dict(e=1), '
         'dict(b=0), dict(p=64)',
     ),

@@ -6,7 +6,8 @@
 from __future__ import annotations
 import torch
 from torch import nn
-from ...nn.trace import agreement_histogram, trace
+from ...nn.agreement import agreement_histogram
+from ...nn.trace import trace
 from .equivariance import capsules_of, equivariance, moved
 from .picture import Page
 from .votes import on_offer, votes_of

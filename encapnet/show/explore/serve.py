@@ -30,9 +30,7 @@ def parameterised(notebook: Path, folder: Path, given: dict) -> Path:
     content['cells'] = [cell for cell in content['cells'] if 'offline' not in tags_of(cell)]
     if values:
         place = next(
-            number
-            for number, cell in enumerate(content['cells'])
-            if 'parameters' in tags_of(cell)
+            number for number, cell in enumerate(content['cells']) if 'parameters' in tags_of(cell)
         )
         source = '\n'.join(f'{name} = {value!r}' for name, value in values.items())
         content['cells'].insert(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from ...data.loading import load as load_images
 from ...errors import OutOfTime
-from ...nn.networks import CapNet
+from ...nn.capnet import CapNet
 from ...nn.trace import trace
 from .offers import Offer, missing, offer, settled, stored
 from .picture import Picture, packed

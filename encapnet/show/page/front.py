@@ -157,12 +157,12 @@ READING = (
     (5, 'tour/nn/capsules.html', 'Capsules', 'a vector whose length is a probability'),
     (
         12,
-        'tour/nn/routing.html',
+        'tour/nn/dynamic.html',
         'Routing',
         'who agrees with whom, and how to find out without votes',
     ),
     (4, 'quick/explore_routing.html', 'The routing explorer', 'turn the iterations by hand'),
-    (8, 'tour/nn/layers.html', 'Layers', 'master and aide: the approximation'),
+    (8, 'tour/nn/capconv.html', 'capConv', 'master and aide: the approximation'),
     (
         8,
         'tour/nn/transport.html',

@@ -83,9 +83,21 @@ def _table(text: str, where: str) -> list[list[str]]:
 
 # %% ../../../nbs/show/tables/18a_departures.ipynb #8b3e7e68
 TOPICS: dict[str, tuple[str, ...]] = {
-    'Capsules and routing': ('nn/03_routing', 'nn/01_losses'),
-    'Layers and networks': ('nn/04_layers', 'nn/07_networks', 'nn/06b_baselines'),
-    'Transport and feedback': ('nn/05_transport', 'nn/06_feedback'),
+    'Capsules and routing': (
+        'nn/06_dynamic',
+        'nn/07_moments',
+        'nn/08_em',
+        'nn/10_routed',
+        'nn/01_losses',
+    ),
+    'Layers and networks': (
+        'nn/18_capconv',
+        'nn/23_capnet',
+        'nn/25_encapnet',
+        'nn/26_resnet',
+        'nn/27_baselines',
+    ),
+    'Transport and feedback': ('nn/20_transport', 'nn/21_feedback'),
     'Data': (
         'data/15_augmentation',
         'data/11_loading',
@@ -101,7 +113,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         'training/10_distributed',
     ),
     'Measures and figures': (
-        'nn/08_trace',
+        'nn/30_agreement',
+        'nn/31_trace',
         'bench/02_costs',
         'show/tables/04_fig1',
         'show/tables/05_fig3',

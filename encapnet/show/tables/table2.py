@@ -10,7 +10,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 from great_tables import GT, loc, style
-from ...nn.networks import EncapNet, LayerSummary, ResNet, summary
+from ...nn.encapnet import EncapNet
+from ...nn.resnet import ResNet
+from ...nn.summary import LayerSummary, summary
 from ..report import twins
 from ..plots.canvas import Figure
 from ..plots.costs import layer_profile

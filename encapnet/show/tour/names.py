@@ -132,7 +132,7 @@ def public_names(package: Path, stops: Iterable[Stop]) -> list[Name]:
 
 def addresses(names: Iterable[Name]) -> dict[str, str]:
     """Where each name stands that can mean but one thing: `squash`, and for all of them
-    `routing.em_routing` and `nn.routing.em_routing`."""
+    `em.em_routing` and `nn.em.em_routing`."""
     names = list(names)
     often = Counter(name.name for name in names)
     found = {name.name: name.address for name in names if often[name.name] == 1}
