@@ -1049,7 +1049,7 @@ from encapnet.nn.capfc import CapFC
 from encapnet.nn.capnet import CapNet
 from encapnet.nn.capsules import list_capsules, map_capsules
 from encapnet.nn.convolutional import VanillaCNN
-from encapnet.nn.encapnet import SixLayerEncapNet
+from encapnet.nn.encapnets import SixLayerEncapNet
 from encapnet.nn.routed import RoutedCapsules
 for expression in json.loads(sys.argv[1]):
     try: print(json.dumps(f"made {eval(expression)}"))

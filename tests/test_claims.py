@@ -10,7 +10,7 @@ from encapnet.data.content import fingerprint
 from encapnet.cli.main import _command
 
 from encapnet.nn import losses
-from encapnet.nn.encapnet import EncapNet, SixLayerEncapNet
+from encapnet.nn.encapnets import EncapNet, SixLayerEncapNet
 from encapnet.nn.resnet import ResNet
 from encapnet.study import paper
 from encapnet.study.answers import pack_mistakes

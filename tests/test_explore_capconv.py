@@ -7,7 +7,7 @@ import pytest
 import torch
 from browsing import Visit
 
-from encapnet.nn.encapnet import SixLayerEncapNet
+from encapnet.nn.encapnets import SixLayerEncapNet
 from encapnet.show.explore import capconv as explore_capconv
 from encapnet.show.explore.picture import Page
 

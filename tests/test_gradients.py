@@ -11,7 +11,7 @@ from encapnet.nn.capconv import CapConv, CapDeconv
 from encapnet.nn.capfc import CapFC
 from encapnet.nn.dynamic import dynamic_routing
 from encapnet.nn.em import em_routing
-from encapnet.nn.encapnet import EncapNet
+from encapnet.nn.encapnets import EncapNet
 from encapnet.nn.gradients import as_reference
 from encapnet.nn.networks import with_feedback
 from encapnet.nn.resnet import ResNet
@@ -170,7 +170,7 @@ import torch
 from encapnet.nn.capconv import CapConv
 from encapnet.nn.capfc import CapFC
 from encapnet.nn.capnet import CapNet
-from encapnet.nn.encapnet import EncapNet
+from encapnet.nn.encapnets import EncapNet
 from encapnet.nn.routed import RoutedCapsules
 torch.manual_seed(0)
 network = {network}.eval()

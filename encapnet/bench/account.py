@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from ..nn.dynamic import dynamic_routing
-from ..nn.encapnet import SixLayerEncapNet
+from ..nn.encapnets import SixLayerEncapNet
 from ..nn.losses import margin_loss
 
 # %% auto #0

@@ -11,7 +11,7 @@ from .account import free_bytes, step_bytes
 from .clock import timed
 from ..nn.capconv import CapConv
 from ..nn.capsules import squash
-from ..nn.encapnet import EncapNet
+from ..nn.encapnets import EncapNet
 from ..nn.losses import margin_loss
 from ..study.config import CapConvBenchConfig
 

@@ -16,7 +16,7 @@ from .capsules import list_capsules, map_capsules, squash, squash_map
 from .convolutional import VanillaCNN
 from .dynamic import dynamic_routing
 from .em import em_routing
-from .encapnet import EncapNet, SixLayerEncapNet
+from .encapnets import EncapNet, SixLayerEncapNet
 from .feedback import AgreementUnit, Feedback
 from .gradients import as_reference
 from .local import LocalCapsules

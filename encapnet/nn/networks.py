@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .baselines import Torchvision  # noqa: F401
 from .capnet import CapNet  # noqa: F401
 from .convolutional import VanillaCNN  # noqa: F401
-from .encapnet import EncapNet, SixLayerEncapNet  # noqa: F401
+from .encapnets import EncapNet, SixLayerEncapNet  # noqa: F401
 from .feedback import Feedback
 from .resnet import ResNet  # noqa: F401
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from .capconv import CapConv
-from .encapnet import EncapModule, EncapNet
+from .encapnets import EncapModule, EncapNet
 from .modules import STRIDES
 
 # %% auto #0

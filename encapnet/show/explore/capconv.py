@@ -11,7 +11,7 @@ import ipywidgets
 import torch
 from torch import Tensor, nn
 from ...data.loading import test_images
-from ...nn.encapnet import EncapNet, SixLayerEncapNet
+from ...nn.encapnets import EncapNet, SixLayerEncapNet
 from ...nn.trace import MixTrace, hook_points, trace
 from .offers import Offer, missing, offer, settled, stored
 from .picture import Picture, packed, said

@@ -93,7 +93,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     'Layers and networks': (
         'nn/18_capconv',
         'nn/23_capnet',
-        'nn/25_encapnet',
+        'nn/25_encapnets',
         'nn/26_resnet',
         'nn/27_baselines',
     ),

@@ -87,7 +87,7 @@ EFFECTS: tuple[Effect, ...] = (
         'table3_left/2_aide_v1',
     ),
     Effect(
-        'nn/25_encapnet',
+        'nn/25_encapnets',
         'aide branch',
         'none, as released',
         'table3_left/4_aide_v3',

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from great_tables import GT, loc, style
-from ...nn.encapnet import EncapNet
+from ...nn.encapnets import EncapNet
 from ...nn.resnet import ResNet
 from ...nn.summary import LayerSummary, summary
 from ..report import twins
