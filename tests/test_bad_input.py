@@ -207,6 +207,18 @@ WORDS = [
         'is; rename its folder, e.g. to my-row',
     ),
 ]
+    # as a text program hands them on
+    (
+        'reproduce —seeds 3',
+        "'—seeds' begins with an em dash; --seeds was meant: no report '—seeds'",
+    ),
+    ('status –profile quick', "'–profile' begins with an en dash; --profile was meant: "),
+    ('run table1/e_master -—seed 1', "'-—seed' begins with an em dash; --seed was meant: "),
+    (
+        'reproduce --data “digits”',
+        "'“digits”' has curly quotes, which no shell takes away; expected straight ones: unknown",
+    ),
+    ('reproduce --seeds=“3”', "'--seeds=“3”' has curly quotes, which no shell takes away"),
 
 
 @pytest.mark.parametrize('words, message', WORDS)
