@@ -56,15 +56,16 @@ def ends(capsys, monkeypatch):
             main([str(argument) for argument in arguments])
         return stopped.value.code, *capsys.readouterr()
 
-    def call(*arguments, tell=lambda event: None):
+    def call(*arguments, tell=lambda event: None, said=lambda text: None):
         # asked beside another question, by a thread: two cannot share what is captured
         if arguments == ('device',):
             return [dict(device='a machine', training='a machine', type='cpu')]
-        code, told, said = run(*arguments)
+        code, told, words = run(*arguments)
         if code:
             raise {2: UsageError, 75: OutOfTime}.get(code, StudyError)(
-                said.strip().removeprefix('encapnet: ')
+                words.strip().removeprefix('encapnet: ')
             )
+        said(words)
         return [json.loads(line) for line in told.splitlines()]
 
     for module in (child, launch, needs):
@@ -927,7 +928,19 @@ def test_links_in_a_circle_are_named(refused, tree):
 
 @pytest.mark.parametrize(
     'folder',
-    ['@eaDir', 'lost+found', '$RECYCLE.BIN', '__pycache__', '__MACOSX', '.ipynb_checkpoints'],
+    [
+        '@eaDir',
+        'lost+found',
+        '$RECYCLE.BIN',
+        '__pycache__',
+        '__MACOSX',
+        '.ipynb_checkpoints',
+        'System Volume Information',
+        '#recycle',
+        '@Recycle',
+        '@Recently-Snapshot',
+        '~snapshot',
+    ],
 )
 def test_housekeeping_folders_are_no_classes(ends, counted, tree, folder):
     before = ends('data', 'verify', 'cifar10', '--data-root', tree)
@@ -946,6 +959,15 @@ def test_images_that_nobody_reads_are_named_once(ends, counted, tree):
         f'{tree / "cifar10"}: passed over 2 .heic, 1 .jxl: images are read from .jpg, .jpeg, '
         '.jpe, .jfif' in said
     )
+
+
+def test_a_training_names_them_once_too(ends, tree):
+    "They are found by a child process, in a tree that is listed, hashed and read."
+    (tree / 'cifar10').rename(tree / 'pets')
+    write(tree / 'pets/train/dog/a.heic', b'...')
+    options = ('--profile', 'smoke', '--data', 'pets', '--data-root', tree)
+    code, _, said = ends('run', 'table1/c_cnn_shape', *options)
+    assert code == 0 and said.count(f'{tree / "pets"}: passed over 1 .heic: ') == 1, said
 
 
 def test_links_within_the_data_root_are_followed(ends, counted, tree, tmp_path):
