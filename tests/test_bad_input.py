@@ -207,7 +207,6 @@ WORDS = [
         "no data set can be called 'row', as a column of the tables "
         'is; rename its folder, e.g. to my-row',
     ),
-]
     # as a text program hands them on
     (
         'reproduce —seeds 3',
@@ -220,6 +219,7 @@ WORDS = [
         "'“digits”' has curly quotes, which no shell takes away; expected straight ones: unknown",
     ),
     ('reproduce --seeds=“3”', "'--seeds=“3”' has curly quotes, which no shell takes away"),
+]
 
 
 @pytest.mark.parametrize('words, message', WORDS)
@@ -1040,6 +1040,8 @@ IMPOSSIBLE = [
         'CapNet(groups=2)(zeros(1, 1, 32, 32))',
         'expected images of shape (batch, 3, 32, 32), got (1, 1, 32, 32)',
     ),
+    ('EncapNet(groups=2, size=48)', 'size must be 32 or 64, got 48: the nearest is 64'),
+    ('ResNet(groups=2, size=28)', 'size must be 32 or 64, got 28: the nearest is 32'),
     ('VanillaCNN(groups=0)', 'every layer needs at least 1 channel, got [3, 0, 0, 0, 0, 0]'),
     (
         'VanillaCNN(groups=2)(zeros(3, 32, 32))',
@@ -1080,7 +1082,7 @@ import json, sys
 from torch import zeros
 from encapnet.nn.capsules import list_capsules, map_capsules
 from encapnet.nn.layers import CapConv, CapFC, RoutedCapsules
-from encapnet.nn.networks import CapNet, SixLayerEncapNet, VanillaCNN
+from encapnet.nn.networks import CapNet, EncapNet, ResNet, SixLayerEncapNet, VanillaCNN
 for expression in json.loads(sys.argv[1]):
     try: print(json.dumps(f"made {eval(expression)}"))
     except ValueError as error: print(json.dumps(str(error)))
