@@ -328,7 +328,7 @@ ARROWS = {
         'himagenet.source',
     ],
     'data.archives': ['data.decoding', 'data.registry', 'data.trees', 'errors'],
-    'data.cache': ['data.decoding', 'data.registry', 'data.sources', 'data.trees'],
+    'data.cache': ['data.decoding', 'data.registry', 'data.sources', 'data.trees', 'study.places'],
     'data.arrays': [
         'data.archives',
         'data.cache',

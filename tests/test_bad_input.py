@@ -56,15 +56,16 @@ def ends(capsys, monkeypatch):
             main([str(argument) for argument in arguments])
         return stopped.value.code, *capsys.readouterr()
 
-    def call(*arguments, tell=lambda event: None):
+    def call(*arguments, tell=lambda event: None, said=lambda text: None):
         # asked beside another question, by a thread: two cannot share what is captured
         if arguments == ('device',):
             return [dict(device='a machine', training='a machine', type='cpu')]
-        code, told, said = run(*arguments)
+        code, told, words = run(*arguments)
         if code:
             raise {2: UsageError, 75: OutOfTime}.get(code, StudyError)(
-                said.strip().removeprefix('encapnet: ')
+                words.strip().removeprefix('encapnet: ')
             )
+        said(words)
         return [json.loads(line) for line in told.splitlines()]
 
     for module in (child, launch, needs):
@@ -206,6 +207,18 @@ WORDS = [
         "no data set can be called 'row', as a column of the tables "
         'is; rename its folder, e.g. to my-row',
     ),
+    # as a text program hands them on
+    (
+        'reproduce —seeds 3',
+        "'—seeds' begins with an em dash; --seeds was meant: no report '—seeds'",
+    ),
+    ('status –profile quick', "'–profile' begins with an en dash; --profile was meant: "),
+    ('run table1/e_master -—seed 1', "'-—seed' begins with an em dash; --seed was meant: "),
+    (
+        'reproduce --data “digits”',
+        "'“digits”' has curly quotes, which no shell takes away; expected straight ones: unknown",
+    ),
+    ('reproduce --seeds=“3”', "'--seeds=“3”' has curly quotes, which no shell takes away"),
 ]
 
 
@@ -915,7 +928,19 @@ def test_links_in_a_circle_are_named(refused, tree):
 
 @pytest.mark.parametrize(
     'folder',
-    ['@eaDir', 'lost+found', '$RECYCLE.BIN', '__pycache__', '__MACOSX', '.ipynb_checkpoints'],
+    [
+        '@eaDir',
+        'lost+found',
+        '$RECYCLE.BIN',
+        '__pycache__',
+        '__MACOSX',
+        '.ipynb_checkpoints',
+        'System Volume Information',
+        '#recycle',
+        '@Recycle',
+        '@Recently-Snapshot',
+        '~snapshot',
+    ],
 )
 def test_housekeeping_folders_are_no_classes(ends, counted, tree, folder):
     before = ends('data', 'verify', 'cifar10', '--data-root', tree)
@@ -934,6 +959,15 @@ def test_images_that_nobody_reads_are_named_once(ends, counted, tree):
         f'{tree / "cifar10"}: passed over 2 .heic, 1 .jxl: images are read from .jpg, .jpeg, '
         '.jpe, .jfif' in said
     )
+
+
+def test_a_training_names_them_once_too(ends, tree):
+    "They are found by a child process, in a tree that is listed, hashed and read."
+    (tree / 'cifar10').rename(tree / 'pets')
+    write(tree / 'pets/train/dog/a.heic', b'...')
+    options = ('--profile', 'smoke', '--data', 'pets', '--data-root', tree)
+    code, _, said = ends('run', 'table1/c_cnn_shape', *options)
+    assert code == 0 and said.count(f'{tree / "pets"}: passed over 1 .heic: ') == 1, said
 
 
 def test_links_within_the_data_root_are_followed(ends, counted, tree, tmp_path):
@@ -1006,6 +1040,8 @@ IMPOSSIBLE = [
         'CapNet(groups=2)(zeros(1, 1, 32, 32))',
         'expected images of shape (batch, 3, 32, 32), got (1, 1, 32, 32)',
     ),
+    ('EncapNet(groups=2, size=48)', 'size must be 32 or 64, got 48: the nearest is 64'),
+    ('ResNet(groups=2, size=28)', 'size must be 32 or 64, got 28: the nearest is 32'),
     ('VanillaCNN(groups=0)', 'every layer needs at least 1 channel, got [3, 0, 0, 0, 0, 0]'),
     (
         'VanillaCNN(groups=2)(zeros(3, 32, 32))',
@@ -1049,7 +1085,8 @@ from encapnet.nn.capfc import CapFC
 from encapnet.nn.capnet import CapNet
 from encapnet.nn.capsules import list_capsules, map_capsules
 from encapnet.nn.convolutional import VanillaCNN
-from encapnet.nn.encapnets import SixLayerEncapNet
+from encapnet.nn.encapnets import EncapNet, SixLayerEncapNet
+from encapnet.nn.resnet import ResNet
 from encapnet.nn.routed import RoutedCapsules
 for expression in json.loads(sys.argv[1]):
     try: print(json.dumps(f"made {eval(expression)}"))

@@ -43,11 +43,11 @@ def ends(tmp_path, monkeypatch, capsys):
             main([str(argument) for argument in arguments])
         return stopped.value.code, *capsys.readouterr()
 
-    def call(*arguments, tell=lambda event: None):
+    def call(*arguments, tell=lambda event: None, said=lambda text: None):
         if arguments == ('device',):
             return [dict(device=DEVICE, training=TRAINING)]
-        code, told, said = run(*arguments)
-        assert code == 0, said
+        code, told, words = run(*arguments)
+        assert code == 0, words
         return [json.loads(line) for line in told.splitlines()]
 
     for module in (child, launch, needs):

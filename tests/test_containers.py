@@ -118,6 +118,8 @@ def test_a_long_temporary_folder_in_any_script(tmp_path, monkeypatch, letter):
     monkeypatch.setenv('HOME', str(deep))
     monkeypatch.setattr('tempfile.tempdir', str(deep))
     assert not kernel.has_room_for_sockets(deep / 'encapnet-12345678/runtime')
+    # as many letters, and not as many bytes
+    assert kernel.has_room_for_sockets('/' + letter * 35) == (letter != '家')
     notebook = tmp_path / 'one.ipynb'
     notebook.write_text(ONE_CELL)
     assert 'two' in execute.execute(notebook, tmp_path / 'out.ipynb', {}).read_text()

@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -312,7 +313,10 @@ def test_tree_must_be_whole(root):
     with pytest.raises(UsageError, match="class 'yak' is in test and missing from train"):
         load('cifar10', 'train', root)
     (root / 'cifar10/test').rename(root / 'cifar10/validation')
-    with pytest.raises(UsageError, match='no classes in test'):
+    told = (
+        'no classes in test; expected test/<class>/<image>; validation is there: rename it to test'
+    )
+    with pytest.raises(UsageError, match=told):
         load('cifar10', 'train', root)
 
 
@@ -660,6 +664,16 @@ def test_own_images_need_the_same_classes_in_both_splits(tmp_path):
     refused_everywhere("pets: class 'dog' is in train and missing from test", 'pets', tmp_path)
     plant(tmp_path, 'one', ['cat'])
     refused_everywhere('has 1 class; expected at least two, as folders in train', 'one', tmp_path)
+
+
+@pytest.mark.parametrize('name, part', [('val', 'test'), ('training', 'train')])
+def test_a_split_under_another_name_is_told(tmp_path, name, part):
+    plant(tmp_path, 'pets', 'ab')
+    (tmp_path / 'pets' / part).rename(tmp_path / 'pets' / name)
+    expected = f'no classes in {part}; expected {part}/<class>/<image>'
+    refused_everywhere(f'{expected}; {name} is there: rename it to {part}$', 'pets', tmp_path)
+    shutil.rmtree(tmp_path / 'pets' / name)
+    refused_everywhere(f'{expected}$', 'pets', tmp_path)
 
 
 def test_an_archive_of_own_images_has_to_be_unpacked(tmp_path):

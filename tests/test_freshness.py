@@ -2,6 +2,7 @@
 now."""
 
 import ast
+import glob
 import json
 import os
 import re
@@ -661,8 +662,10 @@ def test_an_fstrings_pieces_do_not_count(source, cut):
 
 
 def others():
-    "The Pythons that are installed here and run: version managers leave stubs."
+    "The Pythons that are installed here and run: version managers leave stubs, and others aside."
     named = [shutil.which(f'python3.{minor}') for minor in range(11, 16)]
+    for store in ('~/.pyenv/versions/3.1[1-9]*', '~/.local/share/uv/python/cpython-3.1[1-9]*'):
+        named += sorted(glob.glob(os.path.expanduser(f'{store}/bin/python3')))
     return [
         python
         for python in named

@@ -210,6 +210,7 @@ def test_home_is_read_where_the_shell_has_not(tmp_path, clone):
 
 
 def test_notebooks_and_explorers_read_home_alike(tmp_path, monkeypatch):
+    from encapnet.data.cache import cache_folder
     from encapnet.show.report import twins
     from encapnet.show.explore.offers import stored
     from encapnet.study.ledger import counted
@@ -222,3 +223,6 @@ def test_notebooks_and_explorers_read_home_alike(tmp_path, monkeypatch):
     assert list(stored('~/runs')) == []
     twins.save('~/reports', '', {}, {}, {})
     assert not (tmp_path / '~').exists()
+    monkeypatch.setenv('ENCAPNET_CACHE', '~nosuchuser/cache')
+    with pytest.raises(UsageError, match='the home folder that ~nosuchuser stands for'):
+        cache_folder()

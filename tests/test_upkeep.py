@@ -1,6 +1,7 @@
 """What pages rest on and whether they still hold: mutilated ledgers, one rule of what counts,
 tables' and figures' twins, equal bytes, and `encapnet reproduce --check`."""
 
+import csv
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from encapnet.cli import check as checking
 from encapnet.cli.main import main
 from encapnet.cli.notebooks import notebooks as known_notebooks
 from encapnet.study.experiments import EXPERIMENTS
+from encapnet.study.findings import VERDICTS
 from encapnet.study.ledger import _sealed, counted, read_ledger
 from encapnet.study.records import config_of
 from encapnet.study.request import Request
@@ -368,10 +370,23 @@ def strict(text):
     return width
 
 
+def test_no_cell_is_a_formula_to_a_spreadsheet():
+    "A heading with every verdict's sign, of which one is =."
+    from types import SimpleNamespace
+
+    from encapnet.show.report.seen import Table
+    from encapnet.show.report.twins import as_csv
+    from encapnet.show.tables.claims import _rollup
+
+    judged = [SimpleNamespace(verdict=word, group='Text') for word in VERDICTS]
+    written = as_csv(Table(_rollup(judged).as_raw_html()))
+    head, *lines = csv.reader(written.splitlines())
+    assert 'exact =' in head and len(lines) == 2
+    assert not [cell for line in (head, *lines) for cell in line if cell.startswith(('=', '@'))]
+
+
 @pytest.mark.parametrize('name', [name for name in STUDIES if name not in ('claims', 'deviations')])
 def test_twins_say_what_the_page_says(clean, tmp_path, name):
-    import csv
-
     from encapnet.show.report.seen import Table, plain
     from encapnet.show.report.twins import save
 
@@ -605,6 +620,15 @@ def test_what_a_trial_leaves_is_nobodys_to_keep(checked, tmp_path):
     code, found, said = check('softmax_axis', '--profile', 'smoke')
     assert code == 1 and list(found) == ['smoke/softmax_axis.html']
     assert '`encapnet reproduce softmax_axis --profile smoke` renders' in said
+    # its runs have entered no ledger
+    shutil.copy(reports / AXIS, reports / 'smoke')
+    shutil.rmtree(reports / 'ledger')
+    assert check('softmax_axis', '--profile', 'smoke') == (
+        0,
+        {'smoke/softmax_axis.html': ['ok']},
+        '',
+    )
+    assert check('softmax_axis', '--profile', 'quick')[0] == 1
     ignored = [
         'reports/smoke/table1.html',
         'reports/figures/smoke/table1.svg',

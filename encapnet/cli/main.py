@@ -30,6 +30,22 @@ def _trouble(error: OSError) -> str:
     raise error
 
 
+# what text programs make of two hyphens, and of quotes
+_DASHES = {'—': 'an em dash', '–': 'an en dash', '−': 'a minus sign', '‑': 'a hyphen of texts'}
+_QUOTES = set('“”„‟‘’‚‛')
+
+
+def _pasted(words: list[str]) -> str:
+    "What a command was probably meant to say before a text program changed it; '' if nothing."
+    for word in words:
+        if kind := _DASHES.get(word.lstrip('-')[:1]):
+            meant = '--' + word.lstrip('-' + ''.join(_DASHES))
+            return f'{word!r} begins with {kind}; {meant} was meant: '
+        if {word[:1], word[-1:], word.partition('=')[2][:1]} & _QUOTES:
+            return f'{word!r} has curly quotes, which no shell takes away; expected straight ones: '
+    return ''
+
+
 def _end(message, code: int) -> int:
     # none where the help was the answer
     if str(message):
@@ -47,12 +63,13 @@ def _command(arguments: list[str] | None) -> int:  # exit code
     stopped = (
         'stopped; what was finished is kept, and the same command goes on from the last checkpoint'
     )
+    words = sys.argv[1:] if arguments is None else [str(word) for word in arguments]
     try:
         code = command_line()(args=arguments, standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         code = _end(stopped, 130)
     except UsageError as error:
-        code = _end(error, 2)
+        code = _end(f'{_pasted(words)}{error}', 2)
     except OutOfTime as error:
         code = _end(error, 75)
     except StudyError as error:
@@ -62,7 +79,9 @@ def _command(arguments: list[str] | None) -> int:  # exit code
     except Exception as error:
         if not hasattr(error, 'exit_code') or not hasattr(error, 'format_message'):
             raise
-        code = _end(error.format_message(), error.exit_code)  # the option parser's own
+        # the option parser's own
+        said = error.format_message()
+        code = _end(said and f'{_pasted(words)}{said}', error.exit_code)
     else:
         # newer versions of typer make Ctrl-C an exit code of its own
         if code == 130:

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 import numpy as np
 from .archives import archive_members
@@ -52,6 +53,16 @@ def _collect(members: Iterator[Member], where: str, sides: tuple[int, ...]) -> t
     return found, ', '.join(sorted(formats - {''})) or 'lossless'
 
 
+# what others call the folders of a tree
+_OTHERWISE = dict(train=('training',), test=('val', 'valid', 'validation', 'testing', 'eval'))
+
+
+def _called_otherwise(where: str, part: str) -> str:
+    "A phrase about the folder that should probably have this name; '' if there is none."
+    found = [name for name in _OTHERWISE.get(part, ()) if Path(where, name).is_dir()]
+    return ''.join(f'; {name} is there: rename it to {part}' for name in found[:1])
+
+
 def check_classes(
     found: Mapping[str, Mapping[str, Any]],  # split -> class -> images, or how many
     where: str,
@@ -60,7 +71,10 @@ def check_classes(
     "Raise UsageError for a class without images, or one that a split lacks."
     for split, part in zip(SPLITS, folders):
         if not found[split]:
-            raise UsageError(f'{where}: no classes in {part}; expected {part}/<class>/<image>')
+            raise UsageError(
+                f'{where}: no classes in {part}; expected {part}/<class>/<image>'
+                + _called_otherwise(where, part)
+            )
         for label, images in sorted(found[split].items()):
             if not images:
                 raise UsageError(

@@ -15,12 +15,13 @@ from .decoding import unreadable
 from .registry import entry_of
 from .sources import Source
 from .trees import is_visible
+from ..study.places import resolve
 
 # %% ../../nbs/data/08_cache.ipynb #14ced80e
 def cache_folder() -> Path:
     "Where decoded images and hashes are kept; safe to delete at any time."
     if chosen := os.environ.get('ENCAPNET_CACHE'):
-        return Path(os.path.expanduser(chosen))
+        return resolve(chosen)
     # what is not absolute is to be ignored, says the XDG specification
     if os.path.isabs(caches := os.path.expanduser(os.environ.get('XDG_CACHE_HOME', ''))):
         return Path(caches) / 'encapnet'

@@ -10,6 +10,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -23,8 +24,8 @@ from ..errors import UsageError
 Member = tuple[str, str, str | None, Any]
 Tree = dict[str, dict[str, dict[str, np.ndarray]]]  # split -> class -> file -> pixels
 
-# What systems and tools leave beside classes and images, in lower case: macOS, Synology, ext4,
-# Windows, Python.
+# What systems and tools leave beside classes and images, in lower case: macOS, ext4, Windows,
+# Python, and network storage of Synology, QNAP and NetApp.
 _HOUSEKEEPING = {
     '__macosx',
     '@eadir',
@@ -34,6 +35,11 @@ _HOUSEKEEPING = {
     '__pycache__',
     'thumbs.db',
     'desktop.ini',
+    '#recycle',
+    '@tmp',
+    '@recycle',
+    '@recently-snapshot',
+    '~snapshot',
 }
 
 
@@ -73,10 +79,16 @@ def tell_passed_over(folder: Path, passed_over: Counter):
         if suffix not in _SIDECARS
     ]
     if kinds:
-        tqdm.write(
-            f'{folder}: passed over {", ".join(kinds)}: images are read from {", ".join(SUFFIXES)}',
-            file=sys.stderr,
+        _tell(
+            f'{folder}: passed over {", ".join(kinds)}: images are read from {", ".join(SUFFIXES)}'
         )
+
+
+# of a tree that is listed, hashed and loaded
+@lru_cache
+def _tell(line: str):
+    "Say on stderr what has not been said yet."
+    tqdm.write(line, file=sys.stderr)
 
 # %% ../../nbs/data/06_trees.ipynb #b03dbec7
 def tree_files(

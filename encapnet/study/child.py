@@ -77,6 +77,7 @@ def call(
     begun: Callable[[subprocess.Popen], None] = lambda child: None,
     entry: str = '',  # Python code that begins the process; "": the command line
     variables: dict[str, str] | None = None,  # of its environment, beside ours
+    said: Callable[[str], None] = lambda text: None,  # what it said on stderr, and ended well
 ) -> list[Any]:  # the JSON values that it printed, line by line
     """Run `encapnet ARGUMENTS` in a process of its own. Raises UsageError, OutOfTime, Killed or
     StudyError with its last line."""
@@ -93,6 +94,7 @@ def call(
         errors.seek(0)
         error_text = errors.read()
     if code == 0:
+        said(error_text)
         return events
     raise failure_of(code, error_text)
 

@@ -126,6 +126,10 @@ class _Head(HTMLParser):
             self.found[given['name'].removeprefix('encapnet:')] = given.get('content', '')
 
 # %% ../../../nbs/show/page/09_upkeep.ipynb #f8d468d0
+# what they make is nobody's to keep
+_TRIALS = {name for name, profile in PROFILES.items() if not profile.in_ledger}
+
+
 def differences(page: Path, notebook: Path | None, reports: str | Path) -> list[str]:
     "What of a page no longer holds, each in a sentence; nothing where all does."
     head = head_of(page)
@@ -159,7 +163,8 @@ def differences(page: Path, notebook: Path | None, reports: str | Path) -> list[
     ]
     return [
         *_stale(records),
-        *_others(theirs, records),
+        # what a trial was made from has entered no ledger
+        *([] if page.parent.name in _TRIALS else _others(theirs, records)),
         *[f'code of the page changed since: {", ".join(changed)}'] * bool(changed),
     ]
 
@@ -234,10 +239,6 @@ def _others(theirs: dict[tuple[str, str], str], records: list[Record]) -> list[s
     return said
 
 # %% ../../../nbs/show/page/09_upkeep.ipynb #dca6020d
-# what they make is nobody's to keep
-_TRIALS = {name for name, profile in PROFILES.items() if not profile.in_ledger}
-
-
 def report_pages(reports: Path) -> list[Path]:
     "Every page in the folder of reports and in those of its profiles; the tour's are no reports."
     return [

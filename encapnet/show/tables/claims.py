@@ -104,8 +104,9 @@ def _rollup(judged: list[Judgement]) -> Verdict:
         | dict(all=str(counted.total()))
         for group, counted in (groups | {'all': counts}).items()
     ]
+    # the word first: a cell that begins with = is a formula to a spreadsheet
     table = GT(pd.DataFrame(lines), id='claims-rollup').cols_label(
-        group='', all='claims', **{word: f'{VERDICTS[word]} {word}' for word in words}
+        group='', all='claims', **{word: f'{word} {VERDICTS[word]}' for word in words}
     )
     table = themed(
         table.cols_align('right', [*words, 'all']).tab_source_note(
