@@ -13,7 +13,7 @@ from typing import NamedTuple
 __all__ = ['LONGEST_TEXT', 'Passage', 'passages', 'search_index']
 
 # %% ../../../nbs/show/tour/03_passages.ipynb #d06bdef8
-LONGEST_TEXT = 1_500  # characters of a passage
+LONGEST_TEXT = 800  # characters of a passage
 _HEADINGS = {'h2', 'h3', 'h4'}
 _SKIPPED = {'script', 'style', 'svg', 'math', 'head', 'nav', 'footer', 'summary'}
 # code of cells; what an essay tells its reader to type is text
