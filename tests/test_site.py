@@ -274,6 +274,7 @@ def test_cards_come_in_order_with_what_made_them(browser, front):
             for text in visit.page.locator('.front section h2').all_text_contents()
         ] == [
             '7 claims, judged',
+            "An hour's reading 8 minutes",  # of the pages that are there
             'The ledgers',
             'Claim by claim',
             'profile paper 1 report',
