@@ -246,12 +246,8 @@ def test_a_report_without_a_profile_lies_beside_the_front_page(notebook, tmp_pat
 
 
 def test_importing_pages_is_light():
-    code = (
-        'import sys, encapnet.study.ledger, time; t = time.perf_counter(); import '
-        'encapnet.show.page.front, encapnet.show.page.publish; '
-    )
-    code += 'print(time.perf_counter() - t, *sys.modules)'
-    seconds, *modules = subprocess.run(
+    code = 'import sys, encapnet.show.page.front, encapnet.show.page.publish; print(*sys.modules)'
+    modules = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, check=True
     ).stdout.split()
     heavy = {
@@ -265,7 +261,6 @@ def test_importing_pages_is_light():
         'matplotlib',
     }
     assert not heavy & set(modules)
-    assert float(seconds) < 0.1
 
 
 # In a browser
