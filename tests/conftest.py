@@ -16,6 +16,7 @@ os.environ |= {
     'MPLBACKEND': 'agg',
     'ENCAPNET_CACHE': str(scratch / 'cache'),
     'IPYTHONDIR': str(scratch / 'ipython'),
+    'HYPOTHESIS_STORAGE_DIRECTORY': str(scratch / 'hypothesis'),  # a tree may be read-only
     'JUPYTER_CONFIG_DIR': str(scratch / 'jupyter'),
 }
 
