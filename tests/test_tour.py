@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / 'reports'
 TOUR = REPORTS / 'tour'
 MOST_BYTES = 12_000_000
+SHEET = TOUR / 'style.css'
 LOOKED_AT = ('index', 'names', 'guide/own_network', 'nn/capsules', 'show/tables/table3')
 
 
@@ -170,7 +171,12 @@ def test_every_stop_has_its_page_and_every_page_its_stop(pages):
 
 
 def test_the_tour_is_small(pages):
-    assert sum(page.stat().st_size for page in pages) < MOST_BYTES
+    assert sum(page.stat().st_size for page in [*pages, SHEET]) < MOST_BYTES
+
+
+def test_the_tours_style_is_the_one_in_the_package(tmp_path):
+    here = tour.Tour([], [], [], tmp_path)
+    assert tour.write_sheet(here).read_bytes() == SHEET.read_bytes()
 
 
 def addresses(text):
@@ -215,7 +221,7 @@ def test_pages_keep_nothing_of_the_machine_that_made_them(pages):
 @pytest.mark.browser
 @pytest.mark.parametrize('page', LOOKED_AT)
 def test_a_page_of_the_tour_asks_for_nothing_and_keeps_nobody_out(browser, page):
-    asks_for_nothing_and_keeps_nobody_out(browser, TOUR / f'{page}.html')
+    asks_for_nothing_and_keeps_nobody_out(browser, TOUR / f'{page}.html', [SHEET])
 
 
 @pytest.mark.browser

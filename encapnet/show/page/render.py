@@ -119,6 +119,7 @@ class Setting(NamedTuple):
     template: str = 'index.html.j2'
     styles: tuple[str, ...] = ('tables.css',)
     script: str = ''  # that only this page has
+    sheet: str = ''  # where its style sheet is, if that is a file
     code: dict[str, str] | None = None  # what the page is stamped with; None: what `made_by` says
     tour: Path | None = None  # where the essays are that a report may point at
     draw: Callable[[str], str] = svg_uri  # from an SVG to its address
@@ -239,6 +240,7 @@ def render(
             meta,
             setting.styles,
             setting.script,
+            setting.sheet,
             profile=profile,
             title_html=title_html,
             lede=lede or escape(description),

@@ -15,15 +15,17 @@ from ...files import write_atomic
 __all__ = ['TEMPLATES', 'PAGE_LIMIT', 'style_sheet', 'page_settings', 'check_ours', 'write_page']
 
 # %% ../../../nbs/show/page/08_shell.ipynb #e094d660
-def _policy(ours: list[str], explorers: list[str]) -> str:
-    "The content security policy of a page with these inline scripts."
+def _policy(ours: list[str], explorers: list[str], sheet: str) -> str:
+    "The content security policy of a page with these inline scripts, and a style sheet beside it."
     hashes = [
         base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         for script in [*ours, *explorers]
     ]
     allowed = [f"'sha256-{value}'" for value in dict.fromkeys(hashes)] + ['data:'] * bool(explorers)
+    # a page opened from a disk has no origin that 'self' could mean
+    styles = "'unsafe-inline' 'self' file:" if sheet else "'unsafe-inline'"
     return (
-        "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; "
+        f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src {styles}; "
         'img-src data:; '
         f'font-src data:; script-src {" ".join(allowed)}'
     )
@@ -51,18 +53,20 @@ def page_settings(
     meta: dict[str, str],
     styles: Sequence[str] = ('tables.css',),  # beside every page's own
     more: str = '',  # a script that only this page has
+    sheet: str = '',  # where its style sheet is, if that is a file; the page then carries none
     **said,
 ) -> dict:
     "What the shell of every page asks for."
-    css = ''.join(map(style_sheet, ['style.css', *styles]))
+    css = '' if sheet else ''.join(map(style_sheet, ['style.css', *styles]))
     ours = [_text(name) for name in ('theme.js', 'page.js', more) if name]
     return dict(
         title=title,
         project='encapnet',
         home=home,
-        policy=_policy(ours, scripts),
+        policy=_policy(ours, scripts, sheet),
         meta={name: content for name, content in meta.items() if content},
         css=css,
+        sheet=sheet,
         theme_js=ours[0],
         page_js=ours[1:],
         **said,

@@ -20,7 +20,7 @@ from .stops import Stop
 from ...study.freshness import code_closure
 
 # %% auto #0
-__all__ = ['NOT_RUN', 'directives', 'prepare', 'anchors', 'stamp', 'Surroundings', 'own_figures', 'make']
+__all__ = ['NOT_RUN', 'SHEET', 'directives', 'prepare', 'anchors', 'stamp', 'Surroundings', 'own_figures', 'make']
 
 # %% ../../../nbs/show/tour/02_essay.ipynb #0f7ce76e
 _DIRECTIVE = re.compile(r'^#[ ]*\|[ ]*([\w-]+)[: ]*(.*)\n?', re.MULTILINE)
@@ -104,6 +104,9 @@ def stamp(stop: Stop) -> dict[str, str]:
     }
 
 # %% ../../../nbs/show/tour/02_essay.ipynb #64114559
+SHEET = 'style.css'  # in the tour's folder, for all its pages: two hundred copies weighed 4 MB
+
+
 class Surroundings(NamedTuple):
     "What an essay's page says beside its cells; addresses as seen from the page."
 
@@ -165,9 +168,9 @@ def make(
             f'{up}index.html',
             reader,
             template,
-            ('tables.css', 'tour.css') if 'gt_table' in text else ('tour.css',),
-            script,
-            code,
+            script=script,
+            sheet=f'{up}tour/{SHEET}',
+            code=code,
             draw=lambda svg: svg_uri(thumbnail(svg)),
             said=dict(around=around, anchors=anchors, tour=f'{up}tour', **said),
         )

@@ -11,9 +11,10 @@ from typing import NamedTuple
 from ..page.kernel import own_folders
 from ..page.markdown import Reader, line_to_html
 from ..page.notebook import cells_of
-from ..page.shell import TEMPLATES, check_ours, page_settings, write_page
+from ..page.shell import TEMPLATES, check_ours, page_settings, style_sheet, write_page
 from ..page.upkeep import head_of, report_pages
-from .essay import Surroundings, make, stamp
+from ...files import write_atomic
+from .essay import SHEET, Surroundings, make, stamp
 from .names import Name, addresses, public_names
 from .passages import search_index
 from .stops import TOUR, Stop, lead, look_at, parts, stops, way
@@ -21,7 +22,8 @@ from ...study.profiles import PROFILES
 
 # %% auto #0
 __all__ = ['MOST_REPORTS', 'SIDE_BY_SIDE', 'Report', 'strongest_pages', 'Tour', 'survey', 'reader_of', 'surroundings',
-           'full_stamp', 'page_of', 'changed', 'left_over', 'write_names', 'write_contents', 'publish_tour']
+           'full_stamp', 'page_of', 'changed', 'left_over', 'write_sheet', 'write_names', 'write_contents',
+           'publish_tour']
 
 # %% ../../../nbs/show/tour/04_tour.ipynb #2a338fab
 class Report(NamedTuple):
@@ -148,6 +150,12 @@ def _template(name: str):
     return Environment(loader=FileSystemLoader(TEMPLATES / 'report')).get_template(name)
 
 
+def write_sheet(tour: Tour) -> Path:
+    "The style sheet of the tour's pages."
+    text = ' '.join(map(style_sheet, ['style.css', 'tables.css', 'tour.css']))
+    return write_atomic(tour.folder / SHEET, f'{text}\n')
+
+
 def write_names(tour: Tour) -> Path:
     "The page of all public names, by module."
     modules = [
@@ -166,7 +174,7 @@ def write_names(tour: Tour) -> Path:
         '../index.html',
         [],
         {'description': lede, 'encapnet:name': 'names', 'encapnet:title': 'Public names'},
-        styles=['tour.css'],
+        sheet=SHEET,
         lede=lede,
     )
     listed = [module for module in modules if module['names']]
@@ -187,8 +195,8 @@ def write_contents(tour: Tour) -> Path:
         '../index.html',
         [],
         said,
-        styles=['tour.css'],
         more='search.js',
+        sheet=SHEET,
         lede=itself.line,
         # what ends a script must not stand in it
         index=index.replace('</', '<\\/').replace('<!--', '<\\!--'),
@@ -224,6 +232,7 @@ def publish_tour(
             ) as pool,
         ):
             yield from pool.imap(_published, work)
+    write_sheet(tour)
     yield write_names(tour)
     yield write_contents(tour)
 
