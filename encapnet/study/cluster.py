@@ -130,7 +130,8 @@ def connected(address: str) -> Iterator[Any]:
         stack.callback(ray.shutdown)
         try:
             ray.init(**quiet, **(dict(address=address) if address else {}))
-        except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+        # a plain Exception where its processes are not up within half a minute: a busy machine
+        except Exception as error:
             raise StudyError(
                 'Ray did not begin: '
                 f'{(str(error).strip().splitlines() or [type(error).__name__])[-1]}'
