@@ -1178,6 +1178,7 @@ ARROWS = {
     'show.tour.passages': [],
     'show.tour.stops': ['show.page.notebook'],
     'show.tour.tour': [
+        'files',
         'show.page.kernel',
         'show.page.markdown',
         'show.page.notebook',

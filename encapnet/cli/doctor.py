@@ -66,7 +66,8 @@ def _extras() -> Iterator[Found]:
     for extra, megabytes in MEGABYTES.items():
         lacking = [name for name in _needs(extra) if not _installed(name)]
         if lacking:
-            remedy = f"pip install -e '.[{extra}]' (about {megabytes} MB)"
+            wanted = f"-e '.[{extra}]'" if package_clone() else f"'encapnet[{extra}]'"
+            remedy = f'pip install {wanted} (about {megabytes} MB)'
             yield Found(extra, ABSENT, f'{", ".join(lacking)} missing, {_FOR[extra]}', remedy)
         else:
             yield Found(extra, WELL, f'here, {_FOR[extra]}')
@@ -151,13 +152,14 @@ def _store(runs: Path) -> Found:
         return Found('store', WRONG, str(error), '--runs names another folder')
     ended = len([*runs.glob('*/*/*/DONE')])
     begun = len([*runs.glob('*/*/*/config.json')])
-    return Found('store', WELL, f'{runs}: {begun} runs, {ended} of them ended')
+    return Found('store', WELL, f'{runs}: {begun} run{"" if begun == 1 else "s"}, {ended} ended')
 
 
 def _ledger(reports: Path) -> Found:
     paths = sorted((reports / 'ledger').glob('*.jsonl'))
     if not paths:
-        return Found('ledger', ABSENT, f'no records in {reports}', 'git checkout reports')
+        remedy = 'git checkout reports' if package_clone() else 'a clone of the repository has some'
+        return Found('ledger', ABSENT, f'no records in {reports}', remedy)
     records, problems = 0, []
     for path in paths:
         read, wrong = read_ledger(path)
