@@ -6,6 +6,7 @@
 from __future__ import annotations
 import json, os, signal, sys, traceback
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 import typer
@@ -33,8 +34,9 @@ app = typer.Typer(
 def _bench(bench: str, request: Request, as_json: bool):
     "Take all turns of a bench anew, and say what came of them."
     candidates = needs.benched(bench, request)
-    every = {config.backend for config in BENCHES[bench][1]('')}
-    if absent := sorted(every - {run.config.backend for run in candidates} - {'triton'}):
+    needed = {config.package: config.backend for config in BENCHES[bench][1]('') if config.package}
+    absent = sorted(name for package, name in needed.items() if find_spec(package) is None)
+    if absent:
         say(
             f"left out, not installed: {', '.join(absent)}; pip install 'encapnet[bench]' brings "
             'them'
