@@ -15,7 +15,7 @@ from .options import JsonOption, MinutesOption, ProfileOption, ReportsOption, Ru
 from .rows import config_from
 from ..errors import StudyError, UsageError
 from ..study import needs, turns
-from ..study.config import BenchConfig
+from ..study.config import BenchConfig, RoutingBenchConfig
 from ..study.freshness import roots
 from ..study.planning import BENCHES
 from ..study.run import finished, state
@@ -140,6 +140,10 @@ def _measured(config: Path) -> dict:
         raise StudyError(f'this timing is for {chosen.hardware}, this is {here}')
     module, function = roots(chosen)[0].split(':')
     try:
+        if isinstance(chosen, RoutingBenchConfig):
+            from encapnet.bench.routing import make_ready
+
+            make_ready(chosen)
         return getattr(import_module(module), function)(chosen, device)
     except (RuntimeError, ImportError) as error:
         raise StudyError(str(error)) from error  # no memory, no such device, no such package
