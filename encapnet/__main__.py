@@ -22,6 +22,7 @@ EXTRAS = dict(
     ray='cluster',
     ot='bench',
     geomloss='bench',
+    numba='fast',
 )
 
 

@@ -17,7 +17,7 @@ import pytest
 from encapnet.study import freshness, needs, scopes
 from encapnet.study import definitions as definitions_module
 from encapnet.study.architectures import CapNetConfig, SixLayerEncapNetConfig
-from encapnet.study.config import MeasureConfig
+from encapnet.study.config import MeasureConfig, RoutingBenchConfig
 from encapnet.study.planning import measurements, plan
 from encapnet.study.profiles import PROFILES
 
@@ -183,18 +183,54 @@ def test_every_definition_of_routing(stale, before, module, definition):
     assert stale({module: one_line_more(definition)}) == holding
 
 
+FURTHER = ('backends', 'lanes', 'em_formulas', 'em_kernels', 'em_samples', 'em_compiled')
+
+
+def every_definition(source):
+    for definition in definitions(source):
+        source = one_line_more(definition)(source)
+    return source
+
+
 def test_nothing_rests_on_the_books(stale):
     """The books decide what is run, and that is in the configuration; a change there makes no
     result another one."""
     books = [module for module in MODULES if module.startswith('encapnet.study.')]
     assert len(books) >= 5
 
-    def every_definition(source):
-        for definition in definitions(source):
-            source = one_line_more(definition)(source)
-        return source
-
     assert stale(dict.fromkeys(books, every_definition)) == set()
+
+
+def decorated_by(other):
+    "Puts another decorator where the one for a further backend is."
+    return lambda source: re.sub(r'@further_backend\(.*\)\n', other, source)
+
+
+@pytest.mark.parametrize(
+    ('edits', 'expected'),
+    [
+        ({f'encapnet.nn.{name}': every_definition for name in FURTHER}, set()),
+        ({'encapnet.nn.em': decorated_by('')}, set()),
+        ({'encapnet.nn.em': decorated_by('@torch.no_grad()\n')}, those(CAPNET)),
+    ],
+    ids=['changed', 'taken away', 'another decorator'],
+)
+def test_a_further_backend_makes_nothing_stale(stale, edits, expected):
+    "It is asked for by name, and nothing else can reach it."
+    assert '@further_backend(' in MODULES['encapnet.nn.em'].read_text(encoding='utf-8')
+    assert stale(edits) == expected
+
+
+def test_who_asks_for_a_further_backend_rests_on_it():
+    layer = dict(
+        row='one', hardware='', batch=1, groups=1, positions=1, dim=1, higher=1, higher_dim=1
+    )
+    chunked, numba = (
+        freshness.code_of(RoutingBenchConfig(routing='em', backend=backend, **layer)).definitions
+        for backend in ('chunked', 'numba')
+    )
+    assert {'encapnet.nn.lanes:exp', 'encapnet.nn.em_formulas:store_key'} <= numba.keys()
+    assert chunked.keys() < numba.keys() and 'encapnet.nn.lanes:exp' not in chunked
 
 
 def remarks(source):

@@ -38,8 +38,9 @@ def problem(b, g, p, d, j, e, bias, seed):
     ]
 
 
-def compare(route, leaves, degenerate=1e-12):
-    """Values, coefficients and gradients by both ways agree to 1e-12 of the largest entry.
+def compare(route, leaves, degenerate=1e-12, backend='chunked', exact=1e-12):
+    """Values, coefficients and gradients by both ways agree to 1e-12 of the largest entry, or to
+    what is `exact`.
 
     A cluster of one or two votes has next to no variance, and its gradient divides by it: where
     the textbook itself moves by a hundredth of that or more when its inputs change in their last
@@ -59,9 +60,7 @@ def compare(route, leaves, degenerate=1e-12):
         for leaf in leaves
     ]
     moved = outcome([leaf.detach().requires_grad_() for leaf in nudged], 'reference')
-    for ours, oracle, nearby in zip(
-        outcome(leaves, 'chunked'), outcome(leaves, 'reference'), moved
-    ):
+    for ours, oracle, nearby in zip(outcome(leaves, backend), outcome(leaves, 'reference'), moved):
         assert ours.shape == oracle.shape
         if not oracle.numel():
             continue
@@ -70,7 +69,7 @@ def compare(route, leaves, degenerate=1e-12):
             (nearby - oracle).abs().max().item(),
         )
         assert (ours - oracle).abs().max().item() <= max(
-            1e-12 * scale, min(100 * resolution, degenerate * scale)
+            exact * scale, min(100 * resolution, degenerate * scale)
         )
 
 
@@ -105,9 +104,40 @@ def test_em(iterations, cache, seed, **shape):
         )
 
 
+# machine code is made for each triple of sizes, and that takes seconds
+@settings(max_examples=60)
+@given(
+    **{key: SHAPES[key] for key in ('b', 'g', 'p', 'j', 'iterations', 'seed')},
+    sizes=st.sampled_from([(1, 1, True), (2, 4, True), (3, 6, False)]),
+    party=st.integers(1, 5),
+)
+def test_em_by_numba(iterations, party, seed, sizes, **shape):
+    em_compiled = pytest.importorskip('encapnet.nn.em_compiled', exc_type=ImportError)
+    d, e, bias = sizes
+    u, transform = problem(**shape, d=d, e=e, bias=bias, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    activation = torch.rand(u.shape[:3], generator=generator, dtype=u.dtype).requires_grad_()
+    betas = [
+        torch.randn(transform.shape[1], generator=generator, dtype=u.dtype).requires_grad_()
+        for _ in range(2)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(em_compiled, '_PARTY', party)
+        compare(
+            lambda *x, **more: em.em_routing(*x, iterations=iterations, **more),
+            [u, activation, transform, *betas],
+            degenerate=1e-9,
+            backend='numba',
+            exact=1e-10,
+        )
+
+
+@pytest.mark.parametrize('backend', ['chunked', 'numba'])
 @pytest.mark.parametrize('scale', [1e-4, 1e-2, 1.0, 1e2, 1e4])
-def test_em_is_finite_at_every_scale_of_votes(scale):
-    layer = RoutedCapsules(8, 64, 8, 40, 16, routing='em')
+def test_em_is_finite_at_every_scale_of_votes(scale, backend):
+    if backend == 'numba':
+        pytest.importorskip('numba')
+    layer = RoutedCapsules(8, 64, 8, 40, 16, routing='em', backend=backend)
     generator = torch.Generator().manual_seed(0)
     u = (scale * torch.randn(2, 8, 64, 8, generator=generator)).requires_grad_()
     mean, active = layer(u, torch.rand(2, 8, 64, generator=generator))

@@ -17,8 +17,8 @@ from ..nn.em import em_routing
 from ..study.config import RoutingBenchConfig
 
 # %% auto #0
-__all__ = ['textbook_routing', 'routing_call', 'routing_bytes', 'routing_operations', 'largest_batch', 'largest_batches',
-           'bench_routing']
+__all__ = ['textbook_routing', 'routing_call', 'make_ready', 'routing_bytes', 'routing_operations', 'largest_batch',
+           'largest_batches', 'bench_routing']
 
 # %% ../../nbs/bench/03_routing.ipynb #d3c54f44
 def textbook_routing(
@@ -62,6 +62,14 @@ def routing_call(config: RoutingBenchConfig) -> tuple[Callable[..., Tensor], lis
         *torch.zeros(2, c.higher).requires_grad_(),
     ]
     return lambda *leaves: em_routing(*leaves, **options)[0], leaves
+
+# %% ../../nbs/bench/03_routing.ipynb #21d9b468
+def make_ready(config: RoutingBenchConfig):
+    "Compile, or load, what a candidate needs: nothing of what is timed."
+    if config.backend != 'numba':
+        return
+    call, leaves = routing_call(config.model_copy(update=dict(batch=1, groups=1, higher=1)))
+    call(*leaves).square().sum().backward()
 
 # %% ../../nbs/bench/03_routing.ipynb #ea50075f
 def routing_bytes(config: RoutingBenchConfig) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import json, os, signal, sys, traceback
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 import typer
@@ -14,7 +15,7 @@ from .options import JsonOption, MinutesOption, ProfileOption, ReportsOption, Ru
 from .rows import config_from
 from ..errors import StudyError, UsageError
 from ..study import needs, turns
-from ..study.config import BenchConfig
+from ..study.config import BenchConfig, RoutingBenchConfig
 from ..study.freshness import roots
 from ..study.planning import BENCHES
 from ..study.run import finished, state
@@ -33,8 +34,9 @@ app = typer.Typer(
 def _bench(bench: str, request: Request, as_json: bool):
     "Take all turns of a bench anew, and say what came of them."
     candidates = needs.benched(bench, request)
-    every = {config.backend for config in BENCHES[bench][1]('')}
-    if absent := sorted(every - {run.config.backend for run in candidates} - {'triton'}):
+    needed = {config.package: config.backend for config in BENCHES[bench][1]('') if config.package}
+    absent = sorted(name for package, name in needed.items() if find_spec(package) is None)
+    if absent:
         say(
             f"left out, not installed: {', '.join(absent)}; pip install 'encapnet[bench]' brings "
             'them'
@@ -138,6 +140,10 @@ def _measured(config: Path) -> dict:
         raise StudyError(f'this timing is for {chosen.hardware}, this is {here}')
     module, function = roots(chosen)[0].split(':')
     try:
+        if isinstance(chosen, RoutingBenchConfig):
+            from encapnet.bench.routing import make_ready
+
+            make_ready(chosen)
         return getattr(import_module(module), function)(chosen, device)
     except (RuntimeError, ImportError) as error:
         raise StudyError(str(error)) from error  # no memory, no such device, no such package

@@ -35,8 +35,9 @@ WELL, ABSENT, WRONG = '✓', '–', '✗'
 # %% ../../nbs/cli/14a_doctor.ipynb #8521b1de
 OLDEST = (3, 11)
 LOCK = 'requirements.lock'
-MEGABYTES = dict(study=480, explore=90, cluster=210, bench=190, dev=260)  # as installed
+MEGABYTES = dict(fast=210, study=480, explore=90, cluster=210, bench=190, dev=260)  # as installed
 _FOR = dict(
+    fast="for EM routing's backend 'numba'",
     study='to train and to render',
     explore='for `encapnet explore` and JupyterLab',
     cluster='for `--on ray`',

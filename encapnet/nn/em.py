@@ -4,11 +4,12 @@
 
 # %% ../../nbs/nn/08_em.ipynb #d5ce94a4
 from __future__ import annotations
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from .backends import further_backend
 from .gradients import once_differentiable, wants_plain_operations
 from .kernels import coefficients as coefficients_of
 from .kernels import full_precision, vote_free
@@ -221,6 +222,13 @@ def _em_vote_free(
     return tuple(torch.cat(parts) if parts[0] is not None else None for parts in zip(*routed))
 
 # %% ../../nbs/nn/08_em.ipynb #bba3e239
+def _compiled() -> Callable:
+    from encapnet.nn.em_compiled import em_compiled
+
+    return em_compiled
+
+
+@further_backend('numba', _compiled, extra='fast')
 def em_routing(
     u: Float[Tensor, 'b g p d'],  # lower capsules
     activation: Float[Tensor, 'b g p'],  # how active each is, in [0, 1]
@@ -229,7 +237,7 @@ def em_routing(
     beta_a: Float[Tensor, 'j'],  # cost of a cluster
     iterations: int = 3,  # R
     temperature: float = 1.0,  # of the schedule, see above
-    backend: str = 'chunked',  # "triton": fused, on CUDA; "reference" forms the votes
+    backend: str = 'chunked',  # "numba": compiled, on a CPU; "triton": fused, on CUDA; "reference"
     coefficients: Sequence[int]
     | None = None,  # also return the responsibilities of these j, as (b, g, p, k), without gradient
 ) -> tuple[Tensor, ...]:  # means (b, j, e): the higher capsules; their activations (b, j)

@@ -97,7 +97,8 @@ class RoutedCapsules(_Transform):
         routing: str = 'dynamic',  # or "em"
         iterations: int = 3,  # R
         normalize: str = 'higher',  # softmax axis of dynamic routing
-        backend: str = 'chunked',  # "reference" forms the votes
+        # "reference" forms the votes; "numba": EM compiled for a CPU, with `encapnet[fast]`
+        backend: str = 'chunked',
         initialization: str = 'scaled',  # of dynamic routing; or "full_length", "released"
     ):
         super().__init__()

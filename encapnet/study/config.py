@@ -268,13 +268,23 @@ class RoutingBenchConfig(BenchConfig):
 
     experiment: Literal['bench_routing'] = 'bench_routing'
     routing: Literal['dynamic', 'em'] = 'dynamic'
-    backend: Literal['reference', 'chunked', 'triton', 'textbook']
+    backend: Literal['reference', 'chunked', 'numba', 'triton', 'textbook']
     groups: Positive
     positions: Positive
     dim: Positive
     higher: Positive
     higher_dim: Positive
     iterations: Positive = 3
+
+    @property
+    def package(self) -> str | None:
+        return 'numba' if self.backend == 'numba' else None
+
+    @model_validator(mode='after')
+    def _numba_is_for_em(self):
+        if self.backend == 'numba' and self.routing != 'em':
+            raise ValueError("backend 'numba' is for EM routing; for dynamic take 'chunked'")
+        return self
 
 # %% ../../nbs/study/01_config.ipynb #b12d3b38
 class TransportBenchConfig(BenchConfig):

@@ -23,7 +23,7 @@ from encapnet.study.scopes import (
 )
 
 # %% auto #0
-__all__ = ['Definition', 'Module', 'definition_of_text']
+__all__ = ['FURTHER_BACKEND', 'Definition', 'Module', 'definition_of_text']
 
 # %% ../../nbs/study/07_definitions.ipynb #d4c85c66
 # fields from which nothing is computed
@@ -83,8 +83,20 @@ def _(node: ast.Attribute, at: Reading) -> list:
     return ['module', whole] if file_of(whole) else at.mention(Place(owner[1], node.attr))
 
 # %% ../../nbs/study/07_definitions.ipynb #b0d0492a
+FURTHER_BACKEND = Place('encapnet.nn.backends', 'further_backend')
+
+
+def _counts(decorator: ast.expr, at: Reading) -> bool:
+    "Whether a decorator changes what those get who ask for nothing new."
+    name = decorator.func if isinstance(decorator, ast.Call) else decorator
+    if not isinstance(name, ast.Name):
+        return True
+    return at.imports.definitions.get(name.id) != FURTHER_BACKEND
+
+
 def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, at: Reading) -> list:
-    outside = _reduced([node.args.defaults, node.args.kw_defaults, node.decorator_list], at)
+    decorators = [decorator for decorator in node.decorator_list if _counts(decorator, at)]
+    outside = _reduced([node.args.defaults, node.args.kw_defaults, decorators], at)
     with at.inside(Scope(bound_by(node.body), parameters_of(node.args))):
         return [type(node).__name__, outside, _reduced(node.args, at), _reduced(node.body, at)]
 

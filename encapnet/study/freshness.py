@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 from ..errors import StudyError
-from .config import BenchConfig, MeasureConfig, RunConfig
+from .config import BenchConfig, MeasureConfig, RoutingBenchConfig, RunConfig
 from .definitions import Module, definition_of_text
 from .scopes import Place, file_of
 
@@ -109,7 +109,10 @@ def roots(config: RunConfig | MeasureConfig | BenchConfig) -> list[str]:
     "Where a configuration's code begins."
     # bench_routing is measured by a function of that name in encapnet.bench.routing, and so on
     if isinstance(config, BenchConfig):
-        return [f'encapnet.bench.{config.experiment.removeprefix("bench_")}:{config.experiment}']
+        bench = f'encapnet.bench.{config.experiment.removeprefix("bench_")}:{config.experiment}'
+        # a further backend is reached by its name alone
+        asks_for_numba = isinstance(config, RoutingBenchConfig) and config.backend == 'numba'
+        return [bench, 'encapnet.nn.em_compiled:em_compiled'] if asks_for_numba else [bench]
     network = f'encapnet.nn.networks:{config.network.kind}'
     if isinstance(config, MeasureConfig):
         return [network, 'encapnet.bench.costs:measure']

@@ -105,6 +105,7 @@ def routing_benches(
 ) -> list[RoutingBenchConfig]:
     "Every candidate, in the order of its turn."
     full, free = 64 * groups, ('chunked', 'triton') if cuda else ('chunked',)
+    compiled: dict[str, Any] = dict(dynamic=(), em=() if cuda else ('numba',))
     sizes: list[Any] = [('dynamic', 4, j * groups // 32) for j in (128, 512, 2048, 8192)] + [
         ('em', 4, j) for j in (full // 4, full)
     ]
@@ -130,7 +131,7 @@ def routing_benches(
             **layer,
         )
         for routing, batch, higher in sizes
-        for backend in ('reference', *free)
+        for backend in ('reference', *free, *compiled[routing])
     ]
     digits: dict[str, Any] = dict(
         layer, groups=36 * groups, positions=1, higher=10, batch=4 * groups

@@ -28,6 +28,7 @@ WAYS = dict(
     reference='with votes',
     textbook='textbook loop',
     chunked='without votes',
+    numba='without votes, compiled',
     triton='without votes, fused',
 )
 

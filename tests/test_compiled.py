@@ -1,0 +1,240 @@
+"""EM routing's backend 'numba' from outside: what it costs who does not ask for it, where it does
+without, and what it refuses."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from encapnet.nn import as_reference
+from encapnet.nn.backends import further_backend
+from encapnet.nn.dynamic import dynamic_routing
+from encapnet.nn.em import em_routing
+from encapnet.nn.routed import RoutedCapsules
+
+needs_numba = pytest.mark.usefixtures('numba')
+
+
+@pytest.fixture
+def numba():
+    return pytest.importorskip('numba')
+
+
+def run(code, *blocked, **environment):
+    "Run `code` in a fresh interpreter in which the `blocked` modules cannot be imported."
+    block = f'import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n'
+    done = subprocess.run(
+        [sys.executable, '-c', block + code],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def problem(dtype=torch.float32, d=2, e=4, p=16, device='cpu'):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 3, p, d), (2, 3, p), (3, 5, d + 1, e), (5,), (5,)
+    drawn = [torch.rand(shape, generator=generator).to(device, dtype) for shape in shapes]
+    return [x.requires_grad_() for x in drawn]
+
+
+def outcome(layer, *inputs):
+    layer.zero_grad()
+    mean, active = layer(*inputs)
+    (mean.square().sum() + active.sum()).backward()
+    return [mean, active, *(parameter.grad.clone() for parameter in layer.parameters())]
+
+
+LAYER = """
+import torch, warnings
+from encapnet.nn import RoutedCapsules
+torch.manual_seed(0)
+inputs = torch.randn(2, 3, 16, 1), torch.rand(2, 3, 16)
+layer = RoutedCapsules(3, 16, 1, 7, 1, routing='em', backend=BACKEND)
+def step():
+    mean, active = layer(*inputs)
+    (mean.sum() + active.sum()).backward()
+    return mean
+"""
+
+
+def test_numba_is_not_loaded_before_it_is_asked_for():
+    told, _ = run(
+        "BACKEND = 'chunked'"
+        + LAYER
+        + "step(); import sys; print('loaded:', *({'numba', 'llvmlite'} & sys.modules.keys()))"
+    )
+    assert told.split() == ['loaded:']
+
+
+def test_without_numba_chunked_computes_and_says_so_once():
+    code = (
+        "BACKEND = 'numba'"
+        + LAYER
+        + """
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter('always')
+    first, second = step(), step()
+layer.options['backend'] = 'chunked'
+assert torch.equal(first, step()) and torch.equal(second, first)
+print(len(told), told[0].message)
+"""
+    )
+    told, _ = run(code, 'numba')
+    assert told.startswith("1 backend 'numba' is not here, so 'chunked' computes instead")
+    assert "pip install 'encapnet[fast]' brings it" in told
+
+
+@needs_numba
+def test_machine_code_is_kept_where_it_can_be(tmp_path):
+    code = "BACKEND = 'numba'" + LAYER + 'print(step().sum().item())'
+    kept = tmp_path / 'kept'
+    first, _ = run(code, ENCAPNET_CACHE=str(kept))
+    assert list(kept.glob('compiled-*/*/*.nbc'))
+    # as in a container: no home, and a folder that nobody can make
+    nowhere = dict(HOME='', XDG_CACHE_HOME='', ENCAPNET_CACHE='/proc/nowhere')
+    second, error = run(code, **nowhere)
+    assert first == second and error == ''
+
+
+@needs_numba
+def test_a_layer_learns_the_same():
+    torch.manual_seed(0)
+    layer = RoutedCapsules(3, 16, 2, 7, 4, routing='em', backend='numba')
+    inputs = torch.randn(5, 3, 16, 2), torch.rand(5, 3, 16)
+    ours = outcome(layer, *inputs)
+    for again, found in zip(outcome(layer, *inputs), ours):
+        assert torch.equal(again, found), 'not the same digits twice'
+    layer.options['backend'] = 'chunked'
+    for found, expected in zip(ours, outcome(layer, *inputs)):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert as_reference(layer).options['backend'] == 'reference'
+
+
+@needs_numba
+def test_some_gradients_are_not_wanted():
+    inputs = [x.detach() for x in problem()]
+    weight = inputs[2].requires_grad_()
+    mean, active = em_routing(*inputs, backend='numba')
+    (ours,) = torch.autograd.grad(mean.sum() + active.sum(), weight)
+    mean, active = em_routing(*inputs)
+    (expected,) = torch.autograd.grad(mean.sum() + active.sum(), weight)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert not em_routing(*inputs, backend='numba')[0].requires_grad
+
+
+@needs_numba
+def test_it_is_differentiable_once():
+    leaves = problem(torch.float64)
+    mean, _ = em_routing(*leaves, backend='numba')
+    (gradient,) = torch.autograd.grad(mean.square().sum(), leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="asked for twice; with backend='reference'"):
+        gradient.square().sum().backward()
+
+
+@needs_numba
+def test_autocast_keeps_float32():
+    leaves = problem()
+    expected = em_routing(*leaves, backend='numba')
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        found = em_routing(*leaves, backend='numba')
+    for ours, plain in zip(found, expected):
+        assert torch.equal(ours, plain)
+
+
+@needs_numba
+def test_what_looks_through_gets_plain_operations():
+    class Routing(torch.nn.Module):
+        def forward(self, *inputs):
+            return em_routing(*inputs, backend='numba')
+
+    inputs = tuple(x.detach() for x in problem())
+    expected = em_routing(*inputs, backend='reference')
+    exported = torch.export.export(Routing(), inputs).module()
+    for ours, plain in zip(exported(*inputs), expected):
+        torch.testing.assert_close(ours, plain)
+    shapes = em_routing(*problem(device='meta'), backend='numba')
+    assert [part.shape for part in shapes] == [(2, 5, 4), (2, 5)]
+
+
+COMPILED = """
+import torch
+from encapnet.nn.routed import RoutedCapsules
+torch.manual_seed(0)
+layer = RoutedCapsules(3, 16, 2, 7, 4, routing='em', backend='numba')
+inputs = torch.randn(2, 3, 16, 2), torch.rand(2, 3, 16)
+plain, seen = layer(*inputs), torch.compile(layer, backend='aot_eager')(*inputs)
+for ours, expected in zip(seen, plain): torch.testing.assert_close(ours, expected)
+"""
+
+
+@needs_numba
+def test_compiled_by_torch():
+    "In a process of its own: the compiler cannot look through the shape checks of the tests."
+    run(COMPILED)
+
+
+@needs_numba
+def test_wrong_input_is_refused_in_words():
+    leaves = problem()
+    with pytest.raises(
+        ValueError, match='expected tensors of one floating type, got torch.float32'
+    ):
+        em_routing(leaves[0], leaves[1], leaves[2].double(), *leaves[3:], backend='numba')
+    with pytest.raises(ValueError, match="of dimension 12 at most, got 13; backend 'chunked'"):
+        em_routing(*problem(d=13, e=16), backend='numba')
+    with pytest.raises(ValueError, match='has 2 rows, or 3 with a bias; got 5'):
+        em_routing(*leaves[:2], torch.ones(3, 5, 5, 4), *leaves[3:], backend='numba')
+    with pytest.raises(ValueError, match='at least 1 iteration'):
+        em_routing(*leaves, iterations=0, backend='numba')
+    with pytest.raises(IndexError, match='no higher capsule 5'):
+        em_routing(*leaves, coefficients=[5], backend='numba')
+
+
+@needs_numba
+@pytest.mark.gpu
+def test_a_gpu_is_refused_in_words():
+    with pytest.raises(ValueError, match='computes on the CPU, and here are tensors on cuda'):
+        em_routing(*problem(device='cuda'), backend='numba')
+
+
+@needs_numba
+def test_another_device_is_refused_in_words():
+    from encapnet.nn.em_compiled import _check
+
+    with pytest.raises(ValueError, match="on meta: expected all on 'cpu', or backend 'chunked'"):
+        _check(torch.ones(1, 1, 1, 1, device='meta'))
+
+
+def test_unknown_names_are_refused_with_those_that_there_are():
+    leaves = problem()
+    with pytest.raises(ValueError, match="'chunked' or .* or 'numba', got 'nmba'"):
+        em_routing(*leaves, backend='nmba')
+    with pytest.raises(ValueError, match="'chunked' or 'triton' or 'reference', got 'numba'"):
+        dynamic_routing(leaves[0], leaves[2], backend='numba')
+
+
+def test_a_fault_of_the_further_backend_is_not_hidden():
+    def load():
+        raise RuntimeError('out of order')
+
+    function = further_backend('numba', load, 'fast')(lambda x, backend='chunked': x)
+    assert function(1) == 1
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match='out of order'):
+        function(1, backend='numba')
+
+
+def test_the_extra_is_offered():
+    import tomllib
+
+    root = Path(__file__).resolve().parent.parent
+    project = tomllib.loads((root / 'pyproject.toml').read_text(encoding='utf-8'))['project']
+    assert any(name.startswith('numba') for name in project['optional-dependencies']['fast'])
+    assert not any('numba' in name for name in project['dependencies'])
