@@ -4,6 +4,7 @@
 
 # %% ../../nbs/bench/03_routing.ipynb #03c972a7
 from __future__ import annotations
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,11 +15,13 @@ from .clock import matmul_rate, timed
 from ..nn.capsules import squash
 from ..nn.dynamic import dynamic_routing
 from ..nn.em import em_routing
+from ..nn.local import dynamic_routing_local, em_routing_local
+from ..nn.untied import dynamic_routing_untied, em_routing_untied
 from ..study.config import RoutingBenchConfig
 
 # %% auto #0
-__all__ = ['textbook_routing', 'routing_call', 'make_ready', 'routing_bytes', 'routing_operations', 'largest_batch',
-           'largest_batches', 'bench_routing']
+__all__ = ['KERNEL', 'POSE_ROWS', 'textbook_routing', 'routing_call', 'make_ready', 'routing_bytes', 'routing_operations',
+           'largest_batch', 'largest_batches', 'bench_routing']
 
 # %% ../../nbs/bench/03_routing.ipynb #d3c54f44
 def textbook_routing(
@@ -41,27 +44,51 @@ def textbook_routing(
     return v
 
 
+KERNEL, POSE_ROWS = 3, 4  # of the layer of matrix capsules
+_ROUTINGS: dict[str, tuple[Callable, Callable]] = dict(
+    shared=(dynamic_routing, em_routing),
+    untied=(dynamic_routing_untied, em_routing_untied),
+    local=(dynamic_routing_local, em_routing_local),
+)
+
+
+def _inputs(c: RoutingBenchConfig) -> tuple[Tensor, Tensor, Tensor]:
+    "Lower capsules, how active each is, and the transform; as each layer wants them."
+    if c.layer == 'untied':
+        u, active = torch.randn(c.batch, c.groups, c.dim), torch.rand(c.batch, c.groups)
+        by_component = torch.randn(c.groups, c.dim, c.higher, c.higher_dim)
+        return u, active, by_component.transpose(1, 2)
+    if c.layer == 'local':
+        side = math.isqrt(c.positions)
+        u = torch.randn(c.batch, c.groups * POSE_ROWS * c.dim, side, side)
+        active = torch.rand(c.batch, c.groups, side, side)
+        by_component = torch.randn(KERNEL**2 * c.groups, c.dim, c.higher, c.higher_dim)
+        return u, active, by_component.transpose(1, 2)
+    u = torch.randn(c.batch, c.groups, c.positions, c.dim)
+    active = torch.rand(c.batch, c.groups, c.positions)
+    bias = c.positions > 1
+    by_higher = torch.randn(c.higher, c.groups, c.dim + bias, c.higher_dim)
+    return u, active, by_higher.transpose(0, 1)
+
+
 def routing_call(config: RoutingBenchConfig) -> tuple[Callable[..., Tensor], list[Tensor]]:
     """What is timed, and its leaves, on the current default device. Equal configurations get
     equal numbers."""
     torch.manual_seed(0)
-    c, bias = config, config.positions > 1
-    u = torch.randn(c.batch, c.groups, c.positions, c.dim).mul_(0.3).requires_grad_()
-    transform = (
-        torch.randn(c.higher, c.groups, c.dim + bias, c.higher_dim).transpose(0, 1).requires_grad_()
-    )
-    if c.backend == 'textbook':
-        return lambda u, weight: textbook_routing(u[:, :, 0], weight, c.iterations), [u, transform]
-    options: dict[str, Any] = dict(iterations=c.iterations, backend=c.backend)
-    if c.routing == 'dynamic':
-        return partial(dynamic_routing, **options), [u, transform]
-    leaves = [
-        u,
-        torch.rand(c.batch, c.groups, c.positions).requires_grad_(),
-        transform,
-        *torch.zeros(2, c.higher).requires_grad_(),
-    ]
-    return lambda *leaves: em_routing(*leaves, **options)[0], leaves
+    u, active, transform = (leaf.requires_grad_() for leaf in _inputs(config))
+    with torch.no_grad():
+        u.mul_(0.3)
+    if config.backend == 'textbook':
+        own = transform.detach().contiguous().requires_grad_()
+        return partial(textbook_routing, iterations=config.iterations), [u, own]
+    options: dict[str, Any] = dict(iterations=config.iterations, backend=config.backend)
+    if config.layer == 'local':
+        options |= dict(kernel=KERNEL, padding=KERNEL // 2)
+    dynamic, em = _ROUTINGS[config.layer]
+    if config.routing == 'dynamic':
+        return partial(dynamic, **options), [u, transform]
+    leaves = [u, active, transform, *torch.zeros(2, config.higher).requires_grad_()]
+    return lambda *leaves: em(*leaves, **options)[0], leaves
 
 # %% ../../nbs/bench/03_routing.ipynb #21d9b468
 def make_ready(config: RoutingBenchConfig):
@@ -90,15 +117,15 @@ def routing_bytes(config: RoutingBenchConfig) -> int:
 def routing_operations(config: RoutingBenchConfig) -> int:
     """Floating-point operations of the matrix products of one sample, forward and backward, by
     the model."""
-    c, f, quadratic = (
-        config,
-        config.dim + (config.positions > 1),
-        config.dim * (config.dim + 1) // 2,
-    )
-    pairs, weights = 2 * c.groups * c.positions * c.higher, 2 * c.groups * c.higher * c.higher_dim
-    em = c.routing == 'em'
+    c, em = config, config.routing == 'em'
+    has_bias = c.layer == 'shared' and c.positions > 1
+    f, quadratic = c.dim + has_bias, c.dim * (c.dim + 1) // 2
+    seen_by = c.positions * (KERNEL**2 * POSE_ROWS if c.layer == 'local' else 1)
+    pairs, weights = 2 * c.groups * seen_by * c.higher, 2 * c.groups * c.higher * c.higher_dim
     if c.backend in ('reference', 'textbook'):
         return 3 * pairs * c.higher_dim * (f + (3 if em else 2) * c.iterations - 1)
+    if c.layer != 'shared':
+        return pairs * c.higher_dim * ((4 * f + 2) * c.iterations - 1)
     if not em:
         return (c.iterations - 1) * (8 * pairs * f + 7 * weights * f) + 3 * weights * f
     return (c.iterations - 1) * 7 * pairs * (quadratic + c.dim + 1) + 4 * c.iterations * weights * (

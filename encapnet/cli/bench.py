@@ -133,7 +133,8 @@ def _measured(config: Path) -> dict:
     chosen = config_from(config)
     if not isinstance(chosen, BenchConfig):
         raise UsageError(f'{config} is no configuration of a timing')
-    keep_memory()
+    if getattr(chosen, 'memory', 'kept') == 'kept':
+        keep_memory()
     pin_threads()
     device = pick_device()
     if (here := hardware(device)) != chosen.hardware:

@@ -269,12 +269,16 @@ class RoutingBenchConfig(BenchConfig):
     experiment: Literal['bench_routing'] = 'bench_routing'
     routing: Literal['dynamic', 'em'] = 'dynamic'
     backend: Literal['reference', 'chunked', 'numba', 'triton', 'textbook']
+    # who has a transform of their own: channels, each lower capsule, or each place in a window
+    layer: Literal['shared', 'untied', 'local'] = 'shared'
     groups: Positive
     positions: Positive
     dim: Positive
     higher: Positive
     higher_dim: Positive
     iterations: Positive = 3
+    # whether freed memory goes back to the system, as it does where nobody says otherwise
+    memory: Literal['kept', 'returned'] = 'kept'
 
     @property
     def package(self) -> str | None:

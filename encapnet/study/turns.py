@@ -20,7 +20,7 @@ from .run import Run, finish, write_config
 from .request import Request
 
 # %% auto #0
-__all__ = ['PATIENCE_S', 'take_turns']
+__all__ = ['ENOUGH_S', 'MOST_S', 'take_turns']
 
 # %% ../../nbs/study/16_turns.ipynb #afc98dad
 @contextmanager
@@ -59,7 +59,16 @@ def _measure(child: Any, errors: int, path: str) -> dict[str, Any]:
     raise failure_of(child.wait(), os.pread(errors, 2**20, before).decode(errors='replace'))
 
 # %% ../../nbs/study/16_turns.ipynb #5ac6ece0
-PATIENCE_S = 15.0  # seconds measured of one candidate after which it has no further turn
+ENOUGH_S = 15.0  # seconds measured of one candidate after which three steps are enough
+MOST_S = 80.0  # and after which it has no further turn
+
+
+def _has_enough(turns: list[dict[str, Any]]) -> bool:
+    "Whether a candidate needs no further turn: it took long, or does not fit."
+    seconds = [value for turn in turns for value in turn['seconds']]
+    if turns and not seconds:
+        return True
+    return sum(seconds) > (ENOUGH_S if len(seconds) >= 3 else MOST_S)
 
 
 def take_turns(runs: list[Run], request: Request):
@@ -79,13 +88,7 @@ def take_turns(runs: list[Run], request: Request):
                 if request.deadline is not None and time.monotonic() > request.deadline:
                     raise OutOfTime('time is up before all had their turns; nothing is kept')
                 bar.set_description(run.name)
-                if not (
-                    number
-                    and (
-                        not done[-1]['seconds']
-                        or sum(map(sum, (turn['seconds'] for turn in done))) > PATIENCE_S
-                    )
-                ):
+                if not _has_enough(done):
                     _turn(run, done, measure, partial(bar.write, file=sys.stderr))
                 bar.update()
             if bar.disable:

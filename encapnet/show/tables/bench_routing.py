@@ -21,7 +21,8 @@ from ...study.profiles import Profile
 from ...study.request import Request
 
 # %% auto #0
-__all__ = ['WAYS', 'RULES', 'bench_frame', 'baseline', 'cost_table', 'largest_table', 'verdict', 'RoutingBench', 'routing_bench']
+__all__ = ['WAYS', 'RULES', 'workload_of', 'way_of', 'bench_frame', 'baseline', 'cost_table', 'largest_table', 'verdict',
+           'RoutingBench', 'routing_bench']
 
 # %% ../../../nbs/show/tables/13_bench_routing.ipynb #304e1d03
 WAYS = dict(
@@ -33,18 +34,34 @@ WAYS = dict(
 )
 
 
+def workload_of(config: SimpleNamespace) -> str:
+    "What a candidate is compared within."
+    layer = getattr(config, 'layer', 'shared')
+    if layer == 'shared':
+        return config.routing
+    name = 'local' if layer == 'local' else 'DigitCaps' if config.higher <= 10 else '196 classes'
+    return f'{name}, EM' if config.routing == 'em' else name
+
+
+def way_of(config: SimpleNamespace) -> str:
+    "How it is computed."
+    if getattr(config, 'memory', 'kept') == 'returned':
+        return 'with votes, memory returned'
+    return WAYS[config.backend]
+
+
 def bench_frame(records: list[Record]) -> pd.DataFrame:
     """Records of the bench as a tidy frame: workload, way, sizes, seconds, bytes, operations of
     the whole batch."""
     lines = []
     for record in records:
         config, found = SimpleNamespace(**record.config), record.outcome
-        workload = 'DigitCaps' if config.positions == 1 else config.routing
+        is_kept = getattr(config, 'memory', 'kept') == 'kept'
         lines.append(
             dict(
-                workload=workload,
-                backend=config.backend,
-                way=WAYS[config.backend],
+                workload=workload_of(config),
+                backend=config.backend if is_kept else 'as it comes',
+                way=way_of(config),
                 higher=config.higher,
                 batch=config.batch,
                 lower=config.groups * config.positions,
