@@ -523,6 +523,8 @@ ARROWS = {
         'nn.capsules',
         'nn.dynamic',
         'nn.em',
+        'nn.local',
+        'nn.untied',
         'study.config',
     ],
     'bench.operations': [
@@ -1114,6 +1116,7 @@ ARROWS = {
         'study.run',
     ],
     'cli.bench': [
+        'bench.clock',
         'bench.routing',
         'cli.main',
         'cli.messages',

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/bench/01_clock.ipynb #aabd0ca9
 from __future__ import annotations
+import ctypes
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +15,7 @@ from torch import nn
 from ..nn.losses import margin_loss
 
 # %% auto #0
-__all__ = ['step_seconds', 'timed', 'matmul_rate']
+__all__ = ['step_seconds', 'keep_large_memory', 'timed', 'matmul_rate']
 
 # %% ../../nbs/bench/01_clock.ipynb #c3c2f9a1
 def step_seconds(
@@ -40,6 +41,12 @@ def step_seconds(
     return taken[1:]
 
 # %% ../../nbs/bench/01_clock.ipynb #6b3ed0e5
+def keep_large_memory():
+    "Let glibc keep large pieces as well, which it otherwise maps and hands back one by one."
+    with suppress(AttributeError, OSError):  # other systems have their own ways
+        ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
+
+
 def _level(device: torch.device, peak: bool) -> int | None:
     "Bytes in use, or their peak since the last `_reset`; None where the system does not say."
     if device.type == 'cuda':

@@ -128,13 +128,17 @@ def bench_measure(config: Annotated[Path | None, typer.Argument()] = None):
 
 
 def _measured(config: Path) -> dict:
+    from encapnet.bench.clock import keep_large_memory
     from encapnet.training.devices import hardware, keep_memory, pick_device, pin_threads
 
     chosen = config_from(config)
     if not isinstance(chosen, BenchConfig):
         raise UsageError(f'{config} is no configuration of a timing')
-    if getattr(chosen, 'memory', 'kept') == 'kept':
+    memory = getattr(chosen, 'memory', 'trained')
+    if memory != 'returned':
         keep_memory()
+    if memory == 'kept':
+        keep_large_memory()
     pin_threads()
     device = pick_device()
     if (here := hardware(device)) != chosen.hardware:

@@ -277,8 +277,9 @@ class RoutingBenchConfig(BenchConfig):
     higher: Positive
     higher_dim: Positive
     iterations: Positive = 3
-    # whether freed memory goes back to the system, as it does where nobody says otherwise
-    memory: Literal['kept', 'returned'] = 'kept'
+    # whether what is freed goes back to the system: large pieces of it, as in trainings; everything,
+    # as where nobody says otherwise; or nothing
+    memory: Literal['trained', 'returned', 'kept'] = 'trained'
 
     @property
     def package(self) -> str | None:

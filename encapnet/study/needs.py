@@ -120,9 +120,8 @@ def benched(bench: str, request: Request) -> list[Run]:
     """The candidates of a bench on this machine, in the store; without those whose package is not
     installed."""
     width, machine = request.profile.cost_groups, this_machine()
-    configs = BENCHES[bench][1](
-        machine['device'], width, machine.get('type') == 'cuda', 2 if width == 32 else 1
-    )
+    rounds = dict(rounds=1) if width < 32 else {}  # a trial needs no more
+    configs = BENCHES[bench][1](machine['device'], width, machine.get('type') == 'cuda', **rounds)
     return [
         Run(request.runs, config)
         for config in configs

@@ -136,13 +136,14 @@ def routing_benches(
     ]
     chosen += [
         RoutingBenchConfig(
-            row=f'dynamic_as_it_comes_j{full}_b4',
+            row=f'dynamic_{memory}_j{full}_b4',
             backend='reference',
-            memory='returned',
+            memory=memory,
             higher=full,
             batch=4,
             **layer,
         )
+        for memory in ('returned', 'kept')
     ]
     return chosen + _other_layers(layer, groups)
 
