@@ -108,8 +108,8 @@ def _effort(study: Own) -> str:
     "What every number of the page is conditional on."
     seeds = _seeds(study)
     return (
-        f'Profile {study.profile.name} ({study.profile.about}), '
-        f'n = {seeds} seed{"s" if seeds != 1 else ""}.{study.copied()}'
+        f'Profile {study.profile.name}: width G = {study.profile.groups} unless a row says '
+        f'otherwise, n = {seeds} seed{"s" if seeds != 1 else ""}.{study.copied()}'
     )
 
 
@@ -145,7 +145,8 @@ def _error_table(study: Own) -> GT:
     return themed(
         table.cols_align('right', ['parameters']).tab_source_note(
             f'{_effort(study)} In parentheses the 95 % interval over test images, or over seeds '
-            'where there are several. The training loss is that after the last epoch.'
+            'where there are several. The training loss is that after the last epoch; '
+            'losses of two kinds cannot be compared.'
         )
     )
 
