@@ -598,6 +598,7 @@ ARROWS = {
     ],
     'show.explore.gathered': [
         'show.explore.offers',
+        'study.config',
         'study.experiments',
         'study.ledger',
         'study.places',
