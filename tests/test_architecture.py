@@ -759,9 +759,11 @@ ARROWS = {
         'study.stats',
     ],
     'show.tables.own': [
+        'errors',
         'show.plots.canvas',
         'show.plots.curves',
         'show.plots.errors',
+        'show.report.latex',
         'show.report.standing',
         'show.report.study',
         'show.report.style',

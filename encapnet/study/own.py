@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic import ValidationError
 from ..errors import UsageError, nearest
 from .architectures import FeedbackConfig, NetworkConfig
-from .config import OWN, RunConfig, Schedule
+from .config import LARGE, OWN, SMALL, RunConfig, Schedule, own_parts, sides_of
 from .experiments import EXPERIMENTS, find_row
 from .places import resolve
 from .planning import plan
@@ -144,10 +144,15 @@ def _row(name: str, table: Any, names: Sequence[str], file: str) -> OwnRow:
     title = table.get('title', '')
     if not isinstance(title, str):
         raise UsageError(f'{where}, title: expected words in quotes, got {title!r}')
+    title = ' '.join(title.split())
+    if strange := sorted({letter for letter in title if not letter.isprintable()}):
+        raise UsageError(
+            f'{where}, title: U+{ord(strange[0]):04X} cannot be seen; expected letters that can'
+        )
     changes = {key: table[key] for key in (*_SECTIONS, *_FIELDS) if key in table}
     return OwnRow(
         name,
-        ' '.join(title.split()) or _in_words(changes),
+        title or _in_words(changes),
         like,
         tuple(dict.fromkeys(_compared(one, name, names, f'{where}, beside') for one in beside)),
         changes,
@@ -342,12 +347,29 @@ def plan_own(
         }
         settings = [bases[address] for address in beside]
         settings += [configured(row, bases[row.like]) for row in rows]
+        for config in settings:
+            _check_side(config)
         planned += [
             config.model_copy(update=dict(seed=seed))
             for seed in range(profile.seeds if seeds is None else seeds)
             for config in settings
         ]
     return planned
+
+
+def _check_side(config: RunConfig):
+    "Raise UsageError for a network that does not take images of the size that these have."
+    name, sides = config.data.name, sides_of(config.network)
+    if name in (*SMALL, *LARGE):
+        side = 64 if name in ('himagenet', 'imagenet') else 32
+    else:
+        side = own_parts(name)[1]
+    if side not in sides:
+        other = 'himagenet, or images of your own as NAME@64' if 64 in sides else 'those of 32'
+        raise UsageError(
+            f'{config.experiment}/{config.row} takes images of {sides[0]} pixels, and {name} has '
+            f'{side}; expected --data with {other}'
+        )
 
 
 def changes_of(

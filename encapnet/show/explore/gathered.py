@@ -200,7 +200,9 @@ def _family(members: list[Found]) -> dict[str, Any]:
         data=config.data.name,
         runs=runs,
         name=f'{config.experiment}/{config.row}, {config.profile}, {config.data.name}',
-        title=titled.title if titled else _UNTITLED.get(config.experiment, 'a row of another version'),
+        title=titled.title
+        if titled
+        else _UNTITLED.get(config.experiment, 'a row of another version'),
         states=', '.join(states),
         stale='stale' in states,
         told=_told(members),

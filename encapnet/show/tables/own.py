@@ -4,6 +4,7 @@
 
 # %% ../../../nbs/show/tables/20_own.ipynb #61d8942a
 from __future__ import annotations
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,10 +15,12 @@ from great_tables import GT
 from ..plots.canvas import Figure
 from ..plots.curves import training_curves
 from ..plots.errors import error_ladder
+from ..report.latex import escaped
 from ..report.standing import Standing, from_store
 from ..report.study import Trained, run_frame
 from ..report.style import error_text, seconds_text, themed
 from ..report.verdict import Verdict, seen_on
+from ...errors import StudyError
 from ...study.commands import own_command
 from ...study.config import OWN, RunConfig
 from ...study.experiments import find_row
@@ -70,8 +73,10 @@ class Own(Trained):
         return _commands(self)
 
     def tables(self) -> dict[str, Any]:
+        setting = copy.copy(self)
+        setting.titles = {one: _settable(one, title) for one, title in self.titles.items()}
         return {
-            'Rows of my own: the errors.': self.error_table(),
+            'Rows of my own: the errors.': setting.error_table(),
             'Rows of my own: what follows.': self.verdict(),
             'Rows of my own: what was changed.': self.change_table(),
         }
@@ -83,6 +88,15 @@ class Own(Trained):
         return {'own': self.runs.drop(columns=['errors', 'losses'])}
 
 # %% ../../../nbs/show/tables/20_own.ipynb #37e689bf
+def _settable(address: str, title: str) -> str:
+    "A row's title for CSV, LaTeX and figures; its name where LaTeX has no letters for the title."
+    try:
+        escaped(title)
+    except StudyError:
+        return address.partition('/')[2]
+    return title
+
+
 def own(request: Request) -> Own:
     """Collect a reader's rows and those beside them, training what is missing; no record enters a
     ledger. Raises UsageError, StudyError."""
@@ -156,7 +170,8 @@ def _ladder(study: Own) -> Figure:
     lines = [
         dict(
             label=address.partition('/')[2] if address.startswith(f'{OWN}/') else label(address),
-            title=title,
+            # a dollar would begin mathematics
+            title=_settable(address, title).replace('$', r'\$'),
             error=found.value,
             low=max(0.0, found.low),
             high=found.high,
