@@ -13,6 +13,7 @@ from .tour import old_essays
 from ..errors import StudyError, UsageError, nearest
 from ..show.page import upkeep
 from ..study.commands import reproduce_command
+from ..study.config import OWN
 from ..study.ledger import read_ledger
 from ..study.profiles import PROFILES, find_profile
 
@@ -60,12 +61,17 @@ def tell_of_others(reports: str, made: list[Path]):
 def check_pages(given: set[str], names: list[str], profile: str, reports: str):
     "Hold pages against ledger and code. Raises StudyError if one no longer holds."
     known = notebooks()
-    making = 'seeds missing data data_root runs max_minutes from_ledger retrain on'
+    making = 'rows seeds missing data data_root runs max_minutes from_ledger retrain on'
     refuse_options(
         given, making, 'is for making pages, and --check only looks at them: leave one of them out'
     )
     if 'profile' in given:
         find_profile(profile)
+    if OWN in names:
+        raise UsageError(
+            f'the page {OWN} is yours and no part of the ledger that --check holds pages against: '
+            f'expected other reports, or `encapnet reproduce {OWN} --rows FILE` to make it anew'
+        )
     for name in names:
         if name not in known:
             raise UsageError(f'no report {name!r}; {nearest(name, known)}')

@@ -6,6 +6,7 @@
 from __future__ import annotations
 from pathlib import Path
 from ..errors import UsageError, nearest
+from ..study.config import OWN
 from ..study.places import clone
 
 # %% auto #0
@@ -34,9 +35,23 @@ DEFAULT_REPORTS = ('table1', 'complexity', 'fig2')
 TOUR = 'tour'  # is made as reports are, and is none
 
 
-def chosen_reports(names: list[str], everything: bool) -> dict[str, Path]:
-    "The notebooks that are asked for: by name, all of them, or the default ones."
+def chosen_reports(names: list[str], everything: bool, rows: str = '') -> dict[str, Path]:
+    """The notebooks that are asked for: by name, all of them, or the default ones. That of the
+    reader's own rows is asked for if, and only if, they are given. Raises UsageError."""
     known = notebooks()
+    if rows and not everything and OWN not in names:
+        others = names or DEFAULT_REPORTS
+        raise UsageError(
+            f'--rows is for the report {OWN}, and {", ".join(others)} '
+            f'take{"s" * (len(others) == 1)} none: expected `encapnet reproduce {OWN} --rows {rows}`'
+        )
+    if OWN in names and not rows:
+        raise UsageError(
+            f'the report {OWN} shows rows of a file: expected --rows FILE, such as '
+            '--rows my_rows.toml'
+        )
+    if not rows:
+        known = {name: path for name, path in known.items() if name != OWN}
     for name in names:
         if name not in known:
             raise UsageError(f'no report {name!r}; {nearest(name, [*known, TOUR])}')

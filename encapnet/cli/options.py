@@ -11,9 +11,9 @@ from ..study.places import resolve
 from ..study.profiles import PROFILES
 
 # %% auto #0
-__all__ = ['ProfileOption', 'DataOption', 'RootOption', 'RunsOption', 'ReportsOption', 'LedgerOption', 'MinutesOption',
-           'OnOption', 'JsonOption', 'ProcessesOption', 'AccumulateOption', 'NormOption', 'ScopeOption', 'resolved',
-           'typed_options', 'refuse_options']
+__all__ = ['ProfileOption', 'DataOption', 'RootOption', 'RunsOption', 'ReportsOption', 'LedgerOption', 'RowsOption',
+           'MinutesOption', 'OnOption', 'JsonOption', 'ProcessesOption', 'AccumulateOption', 'NormOption',
+           'ScopeOption', 'resolved', 'typed_options', 'refuse_options']
 
 # %% ../../nbs/cli/01_options.ipynb #67cb09b1
 def resolved(folder: str) -> str:  # "": none was named
@@ -49,6 +49,13 @@ RunsOption = Annotated[str, typer.Option(help='The store of runs.', callback=_na
 ReportsOption = Annotated[str, typer.Option(help='Where pages and ledger are.', callback=_named)]
 LedgerOption = Annotated[
     str, typer.Option(help="Whose ledger the record enters; '': none.", callback=resolved)
+]
+RowsOption = Annotated[
+    str,
+    typer.Option(
+        help='A TOML file with rows of your own, for the report own and the rows own/NAME.',
+        callback=resolved,
+    ),
 ]
 MinutesOption = Annotated[
     float | None,

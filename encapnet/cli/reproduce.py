@@ -21,12 +21,14 @@ from encapnet.cli.options import (
     ProfileOption,
     ReportsOption,
     RootOption,
+    RowsOption,
     RunsOption,
     typed_options,
 )
 from ..errors import UsageError
 from ..files import check_writable
 from ..study import engines, launch, machine, needs
+from ..study.config import OWN
 from ..study.request import Request
 from ..study.run import Run
 
@@ -56,6 +58,18 @@ def _needed(chosen: dict[str, Path], request: Request) -> list[Run]:
     "The runs behind all reports; they share rows, and each is needed once."
     runs = [run for name in chosen for run in needs.needed(name, request)]
     return list({run.config.key: run for run in runs}.values())
+
+
+def _ensure(chosen: dict[str, Path], needed: list[Run], request: Request, engine) -> dict:
+    """See to it that runs are there. What only the reader's own page needs, the paper's rows
+    beside theirs included, enters no ledger before another report asks for it."""
+    if OWN not in chosen:
+        return launch.ensure(needed, request, engine)
+    kept = _needed({name: path for name, path in chosen.items() if name != OWN}, request)
+    known = {run.config.key for run in kept}
+    alone = [run for run in needed if run.config.key not in known]
+    states = launch.ensure(kept, request, engine)
+    return states | launch.ensure(alone, replace(request, reports=''), engine)
 
 # %% ../../nbs/cli/06_reproduce.ipynb #0b711746
 def _render(chosen: dict[str, Path], request: Request) -> list[Path]:
@@ -123,6 +137,7 @@ def reproduce(
     data_root: RootOption = '',
     runs: RunsOption = 'runs',
     reports: ReportsOption = 'reports',
+    rows: RowsOption = '',
     max_minutes: MinutesOption = None,
     all_: Annotated[bool, typer.Option('--all', help='Every report there is.')] = False,
     from_ledger: Annotated[
@@ -142,7 +157,7 @@ def reproduce(
         return check_pages(typed, reports_ or [], profile, reports)
     if from_ledger and 'on' in typed:
         raise UsageError('--on trains, and --from-ledger trains nothing: leave one of them out')
-    engine, chosen = engines.engine(on), chosen_reports(reports_ or [], all_)
+    engine, chosen = engines.engine(on), chosen_reports(reports_ or [], all_, rows)
     request = Request.from_command(
         profile,
         seeds=seeds,
@@ -153,6 +168,7 @@ def reproduce(
         reports=reports,
         ledger=from_ledger,
         retrain=retrain,
+        rows=rows,
         max_minutes=max_minutes,
     )
     for problem in ledger_problems(reports):
@@ -165,7 +181,7 @@ def reproduce(
     _check_places(chosen, request)
     if missing == 'train':
         announce(needed, request)
-    states = launch.ensure(needed, request, engine)
+    states = _ensure(chosen, needed, request, engine)
     pages = _render(chosen, request)
     if request.profile.in_ledger:
         tell_of_others(reports, pages)

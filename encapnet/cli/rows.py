@@ -9,8 +9,9 @@ from pathlib import Path
 from .messages import say
 from ..errors import UsageError, nearest
 from ..study import needs, ranks
-from ..study.config import BenchConfig, MeasureConfig, RunConfig
+from ..study.config import OWN, BenchConfig, MeasureConfig, RunConfig
 from ..study.experiments import EXPERIMENTS, find_row, suits
+from ..study.own import plan_own
 from ..study.places import resolve
 from ..study.planning import BENCHES, measurements, plan
 from ..study.request import Request
@@ -74,9 +75,11 @@ def plan_row(
         )
     if experiment in TIMED:
         return _timed_row(experiment, row, request)
+    if experiment == OWN:
+        return _own_row(row, request, seed, show)
     if experiment not in EXPERIMENTS:
         raise UsageError(
-            f'no experiment {experiment!r}; {nearest(experiment, [*EXPERIMENTS, *TIMED])}'
+            f'no experiment {experiment!r}; {nearest(experiment, [*EXPERIMENTS, *TIMED, OWN])}'
         )
     chosen = find_row(experiment, row)
     fitting, names = chosen.data, needs.dataset_names(request, experiment)
@@ -112,6 +115,25 @@ def _timed_row(experiment: str, row: str, request: Request) -> list[MeasureConfi
     return [config for config in found if config.row == row] or refuse(
         [config.row for config in found]
     )
+
+
+def _own_row(name: str, request: Request, seed: int, show: bool) -> list[RunConfig]:
+    "A row of the reader's file, on each data set. Raises UsageError."
+    if not request.rows:
+        raise UsageError(
+            f'{OWN}/{name} is a row of a file: expected --rows FILE, such as --rows my_rows.toml'
+        )
+    chosen = [row for row in request.own if row.name == name]
+    if not chosen:
+        known = [row.name for row in request.own]
+        raise UsageError(f'no row {name!r} in {request.rows}; {nearest(name, known)}')
+    names = needs.dataset_names(request)
+    # what does not suit the row is refused before data are read
+    plan_own(chosen, request.profile, dict.fromkeys(names, '0' * 64), 1)
+    planned = plan_own(chosen, request.profile, hashes_of(names, request.data_root, show), 1)
+    return [
+        config.model_copy(update=dict(seed=seed)) for config in planned if config.experiment == OWN
+    ]
 
 
 def hashes_of(names: list[str], root: str | None, show: bool) -> dict[str, str]:

@@ -18,6 +18,7 @@ from encapnet.cli.options import (
     ProcessesOption,
     ProfileOption,
     RootOption,
+    RowsOption,
     RunsOption,
     ScopeOption,
     refuse_options,
@@ -27,7 +28,7 @@ from .rows import DIVIDING, TIMED, config_from, divided, plan_row
 from ..errors import OutOfTime, StudyError, UsageError
 from ..study import machine, needs, ranks
 from ..study.commands import command_for
-from ..study.config import BenchConfig, MeasureConfig, RunConfig
+from ..study.config import OWN, BenchConfig, MeasureConfig, RunConfig
 from ..study.request import Request
 from ..study.run import Run, finish, finished, state
 
@@ -155,7 +156,13 @@ def _refuse_clashes(given: set[str], row: str, config: Path | None, show: bool):
         )
     if config:
         refuse_options(
-            given, f'profile seed data {DIVIDING}', "is a row's: the configuration file has its own"
+            given,
+            f'profile seed data rows {DIVIDING}',
+            "is a row's: the configuration file has its own",
+        )
+    if row and 'rows' in given and row.partition('/')[0] != OWN:
+        raise UsageError(
+            f'--rows is for rows of your own, and {row} is none: expected {OWN}/NAME, or no --rows'
         )
     if row.partition('/')[0] in TIMED:
         refuse_options(
@@ -180,6 +187,7 @@ def run(
     data_root: RootOption = '',
     runs: RunsOption = 'runs',
     reports: LedgerOption = 'reports',
+    rows: RowsOption = '',
     max_minutes: MinutesOption = None,
     processes: ProcessesOption = None,
     accumulate: AccumulateOption = None,
@@ -202,6 +210,7 @@ def run(
         data_root=data_root,
         runs=runs,
         reports=reports,
+        rows=rows,
         retrain=retrain,
         max_minutes=max_minutes,
     )

@@ -18,7 +18,9 @@ from ..study.places import clone, resolve
 __all__ = ['refuse_report_options', 'make_tour', 'old_essays', 'check_tour']
 
 # %% ../../nbs/cli/04a_tour.ipynb #69fd2cee
-_FOR_REPORTS = 'profile seeds missing data data_root runs max_minutes all_ from_ledger retrain on'
+_FOR_REPORTS = (
+    'profile seeds missing data data_root runs rows max_minutes all_ from_ledger retrain on'
+)
 
 
 def refuse_report_options(typed: set[str]):

@@ -119,8 +119,8 @@ def train_arguments(run: Run, request: Request) -> list[str]:
     ]
     if request.data_root:
         arguments += ['--data-root', request.data_root]
-    if request.reports:
-        arguments += ['--reports', request.reports]
+    # "" is said, too: unsaid it is the usual folder, whose ledger the record would enter
+    arguments += ['--reports', request.reports]
     if request.deadline is not None:
         seconds = max(0.0, request.deadline - time.monotonic())
         arguments += ['--max-minutes', f'{seconds / 60:.4f}']

@@ -6,12 +6,12 @@
 from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
-from .config import LARGE, SMALL, BenchConfig, MeasureConfig, RunConfig
+from .config import LARGE, OWN, SMALL, BenchConfig, MeasureConfig, RunConfig
 from .profiles import Profile
 from .request import Request
 
 # %% auto #0
-__all__ = ['row_command', 'command_for', 'reproduce_command', 'page_command', 'ledger_command', 'data_command']
+__all__ = ['row_command', 'command_for', 'reproduce_command', 'page_command', 'own_command', 'ledger_command', 'data_command']
 
 # %% ../../nbs/study/05b_commands.ipynb #5a13f634
 def row_command(row: str, profile: str, data: str = '', data_root: str = '') -> str:
@@ -31,6 +31,8 @@ def command_for(
     # candidates take turns: one comes with the others
     if isinstance(config, BenchConfig):
         words[1:] = config.experiment.split('_')
+    if config.experiment == OWN:
+        words += ['--rows', request.rows]
     words += ['--profile', request.profile.name]
     if isinstance(config, RunConfig):
         words += ['--seed', str(config.seed), '--data', config.data.name]
@@ -85,6 +87,24 @@ def page_command(report: str, request: Request) -> str:
         ','.join(request.data),
         rooted=bool(request.data_root),
     )
+
+
+def own_command(
+    request: Request,  # with rows of the reader's own
+    seeds: int | None = None,  # None: as many as it asks for
+) -> str:
+    "What to type to get the page of a reader's own rows, to the letter: it is theirs alone."
+    words = ['encapnet', 'reproduce', OWN, '--rows', request.rows]
+    words += ['--profile', request.profile.name, '--seeds', str(seeds or request.seeds)]
+    for option, value, usual in (
+        ('--data', ','.join(request.data), ''),
+        ('--data-root', request.data_root or '', ''),
+        ('--runs', request.runs, 'runs'),
+        ('--reports', request.reports, 'reports'),
+    ):
+        if value != usual:
+            words += [option, value]
+    return shlex.join(words)
 
 
 def ledger_command(report: str, profile: Profile, configs: Sequence[dict]) -> str:

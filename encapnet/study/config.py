@@ -13,7 +13,7 @@ from ..errors import UsageError, nearest
 from .architectures import FeedbackConfig, NetworkConfig, Positive, Strict
 
 # %% auto #0
-__all__ = ['SMALL', 'LARGE', 'SIDES', 'Sha256', 'is_own', 'own_parts', 'sides_of', 'DataConfig', 'Schedule', 'Identified',
+__all__ = ['SMALL', 'LARGE', 'SIDES', 'OWN', 'Sha256', 'is_own', 'own_parts', 'sides_of', 'DataConfig', 'Schedule', 'Identified',
            'RunConfig', 'MeasureConfig', 'BenchConfig', 'RoutingBenchConfig', 'TransportBenchConfig',
            'CapConvBenchConfig', 'DataBenchConfig']
 
@@ -21,6 +21,7 @@ __all__ = ['SMALL', 'LARGE', 'SIDES', 'Sha256', 'is_own', 'own_parts', 'sides_of
 SMALL = ('cifar10', 'cifar100', 'svhn', 'mnist', 'digits', 'synthetic')
 LARGE = ('himagenet', 'himagenet32', 'imagenet', 'imagenet32')
 SIDES = (32, 64)  # heights (and widths) of the images that networks take
+OWN = 'own'  # the experiment of rows of the user's own, as they lie in a file
 # Of tables that have one for each data set.
 _COLUMNS = re.compile(
     r'row|network|design|axis|beginning|part|paper|parameters|feedback|divergence|.*_(paper|loss|trains)'

@@ -17,7 +17,7 @@ from ..files import check_writable
 from .cluster import INSTALL, Cluster, connected, try_address
 from .launch import wanted
 from .processes import Processes, abreast, enter
-from .profiles import find_profile
+from .profiles import enters_ledger
 from .run import Run, state
 from .sweep import Sweep
 from .request import Request
@@ -45,7 +45,7 @@ def engine(on: str) -> Callable[[list[Run], Request], None]:  # for `launch.ensu
 def _to_train(runs: list[Run], request: Request) -> list[Run]:
     """What is not there; what is there enters the ledger. Raises StudyError if the ledger could
     not be written to later."""
-    if request.reports and any(find_profile(run.config.profile).in_ledger for run in runs):
+    if request.reports and any(enters_ledger(run.config) for run in runs):
         check_writable(Path(request.reports) / 'ledger')
     todo = [run for run in runs if state(run).name in (*wanted(request.retrain), 'running')]
     for run in runs:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 from ..errors import UsageError
 from .child import call
-from .config import is_own
+from .config import OWN, is_own
 from .experiments import EXPERIMENTS
+from .own import plan_own
 from .planning import BENCHES, measurements, plan
 from .run import Run
 from .request import Request
@@ -92,7 +93,10 @@ def dataset_names(request: Request, experiment: str = '') -> list[str]:
 
 # %% ../../nbs/study/18_needs.ipynb #cf5bd9a9
 def planned(experiment: str, request: Request) -> list[Run]:
-    "The training runs behind an experiment, in the store. Raises UsageError for unknown names."
+    """The training runs behind an experiment, or behind the reader's own rows, in the store.
+    Raises UsageError for unknown names."""
+    if experiment == OWN:
+        return _of_own_rows(request)
     # the name first: reading data takes time
     plan(experiment, request.profile, {})
     hashes = data_hashes(dataset_names(request, experiment), request.data_root)
@@ -100,6 +104,19 @@ def planned(experiment: str, request: Request) -> list[Run]:
         Run(request.runs, config)
         for config in plan(experiment, request.profile, hashes, request.seeds)
     ]
+
+
+def _of_own_rows(request: Request) -> list[Run]:
+    if not request.own:
+        raise UsageError(
+            'the report own shows rows of a file: expected --rows FILE, such as --rows my_rows.toml'
+        )
+    names = dataset_names(request)
+    # what does not suit a row is refused before data are read
+    plan_own(request.own, request.profile, dict.fromkeys(names, '0' * 64), 1)
+    hashes = data_hashes(names, request.data_root)
+    configs = plan_own(request.own, request.profile, hashes, request.seeds)
+    return [Run(request.runs, config) for config in configs]
 
 # %% ../../nbs/study/18_needs.ipynb #4b0fc7a1
 def this_machine() -> dict[str, Any]:
@@ -133,7 +150,7 @@ def needed(report: str, request: Request) -> list[Run]:
     "Everything that a report rests on; nothing for a report that is no experiment."
     if report in BENCHES:
         return benched(report, request)
-    if report not in EXPERIMENTS:
+    if report != OWN and report not in EXPERIMENTS:
         return []
     if report != 'table1':
         return planned(report, request)

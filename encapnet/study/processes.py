@@ -18,7 +18,7 @@ from ..errors import OutOfTime, StudyError, UsageError
 from .child import Killed, call
 from .ledger import append_ledger, read_ledger
 from .machine import cores, gpus, threads_each
-from .profiles import find_profile
+from .profiles import enters_ledger
 from .run import Run, finished, ledger_path
 from .request import Request
 
@@ -69,11 +69,7 @@ def stored_arguments(
 # %% ../../nbs/study/21_processes.ipynb #b31c2554
 def enter(run: Run, reports: str | Path | None):
     "Enter a finished run in the ledger, unless it is there or its profile keeps none."
-    if (
-        not reports
-        or not find_profile(run.config.profile).in_ledger
-        or (record := finished(run)) is None
-    ):
+    if not reports or not enters_ledger(run.config) or (record := finished(run)) is None:
         return
     path = ledger_path(run, reports)
     if record.identity not in {other.identity for other in read_ledger(path)[0]}:

@@ -7,10 +7,10 @@ from __future__ import annotations
 from typing import Literal
 from ..errors import UsageError, nearest
 from .architectures import NetworkConfig, Positive, Strict
-from .config import Schedule
+from .config import OWN, RunConfig, Schedule
 
 # %% auto #0
-__all__ = ['PROFILES', 'Effort', 'Profile', 'find_profile']
+__all__ = ['PROFILES', 'Effort', 'Profile', 'find_profile', 'enters_ledger']
 
 # %% ../../nbs/study/02_profiles.ipynb #c199b4a0
 class Effort(Strict):
@@ -138,3 +138,8 @@ def find_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise UsageError(f'no profile {name!r}; {nearest(name, PROFILES)}')
     return PROFILES[name]
+
+
+def enters_ledger(config: RunConfig) -> bool:
+    "Whether a run's record is the study's to keep: not a trial's, nor that of a row of one's own."
+    return config.experiment != OWN and find_profile(config.profile).in_ledger

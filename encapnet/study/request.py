@@ -6,10 +6,11 @@
 from __future__ import annotations
 import ast, math, os, sys, time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from ..errors import UsageError, nearest
 from .config import is_own, own_parts
+from .own import OwnRow, read_rows
 from .places import resolve
 from .profiles import PROFILES, Profile, find_profile
 
@@ -79,6 +80,7 @@ PARAMETERS = dict(
     reports=str,
     ledger=bool,
     retrain=bool,
+    rows=str,
 )
 
 
@@ -96,6 +98,8 @@ class Request:
     ledger: bool = False  # rebuild from the committed ledger, train nothing
     retrain: bool = False  # train stale and failed runs again
     deadline: float | None = None  # on time.monotonic()'s clock
+    rows: str = ''  # a file with rows of the reader's own; '': none
+    own: tuple[OwnRow, ...] = field(default=(), init=False, compare=False)  # what it says
 
     def __post_init__(self):
         seeds = self.profile.seeds if self.seeds is None else self.seeds
@@ -110,6 +114,12 @@ class Request:
             own_parts(name)
         if not self.ledger:
             check_root(self.data_root)
+        if self.rows and self.ledger:
+            raise UsageError(
+                "rows of one's own are in no ledger: expected --rows without --from-ledger"
+            )
+        if self.rows:
+            object.__setattr__(self, 'own', read_rows(self.rows, self.profile))
 
     @classmethod
     def from_command(
@@ -145,7 +155,7 @@ class Request:
                     f'({type(value).__name__})'
                 )
         options = {name: value for name, value in given.items() if name in PARAMETERS}
-        for folder in {'data_root', 'runs', 'reports'} & {
+        for folder in {'data_root', 'runs', 'reports', 'rows'} & {
             name for name in options if options[name]
         }:
             options[folder] = str(resolve(options[folder]))
@@ -163,4 +173,5 @@ class Request:
             reports=self.reports,
             ledger=self.ledger,
             retrain=self.retrain,
+            rows=self.rows,
         )

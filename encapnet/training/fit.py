@@ -24,7 +24,7 @@ from ..study import freshness
 from ..study.config import RunConfig, sides_of
 from ..study.records import Record, SCHEMA
 from ..study.ledger import append_ledger, read_ledger
-from ..study.profiles import find_profile
+from ..study.profiles import enters_ledger
 from ..study.run import Run, finish, ledger_path, record_of, write_config
 from .checkpoint import resume, save, save_moment
 from .devices import hardware, keep_memory, pick_device, pin_threads
@@ -120,7 +120,7 @@ def fit(
         tqdm.write(note, file=sys.stderr)
         tell(dict(note=note))
 
-    ledger = reports if find_profile(run.config.profile).in_ledger else None
+    ledger = reports if enters_ledger(run.config) else None
     with run.locked():
         if record := _ready(run, ledger):
             return record

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 from .offers import missing, stored
+from ...study.config import OWN
 from ...study.experiments import EXPERIMENTS
 from ...study.ledger import read_ledger
 from ...study.places import resolve
@@ -161,6 +162,9 @@ def _in_ledger(
     return list(found.values()), problems
 
 # %% ../../../nbs/show/explore/06a_gathered.ipynb #1b63428b
+_UNTITLED = {OWN: "a row of one's own"}  # whose title is in a file that may be anywhere
+
+
 def _family(members: list[Found]) -> dict[str, Any]:
     "One entry of the list, with all that is told about it."
     config, done = members[0].run.config, [one for one in members if one.record]
@@ -196,7 +200,9 @@ def _family(members: list[Found]) -> dict[str, Any]:
         data=config.data.name,
         runs=runs,
         name=f'{config.experiment}/{config.row}, {config.profile}, {config.data.name}',
-        title=titled.title if titled else 'a row of another version',
+        title=titled.title
+        if titled
+        else _UNTITLED.get(config.experiment, 'a row of another version'),
         states=', '.join(states),
         stale='stale' in states,
         told=_told(members),

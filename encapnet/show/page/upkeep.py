@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
+from ...study.config import OWN
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import PROFILES
 from ...study.freshness import code_closure
@@ -25,6 +26,7 @@ _BOOKS = (
     'experiments',
     'profiles',
     'planning',
+    'own',
     'request',
     'scopes',
     'definitions',
@@ -261,13 +263,19 @@ def check(
 ) -> list[Looked]:
     "Hold pages against the ledger and the code."
     reports = Path(reports)
-    places = [path for path in report_pages(reports) if path != reports / 'index.html']
+    places = [
+        path
+        for path in report_pages(reports)
+        # the page of a reader's own rows rests on their store, not on the ledger
+        if path != reports / 'index.html' and path.stem != OWN
+    ]
+    wanted = names or [name for name in notebooks if name != OWN]
     if profile:
         places = [path for path in places if path.parent == reports / profile]
     else:
         places = [path for path in places if path.parent.name not in _TRIALS]
     pages = sorted(path for path in places if not names or path.stem in names)
-    absent = [name for name in names or notebooks if name not in {path.stem for path in pages}]
+    absent = [name for name in wanted if name not in {path.stem for path in pages}]
     looked = [
         Looked(
             path.relative_to(reports).as_posix(),
