@@ -8,7 +8,7 @@ import itertools, math
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 from .canvas import PALETTE, Figure, canvas, empty_figure, own_style, plain_log
 
 # %% auto #0
@@ -110,6 +110,8 @@ def routing_costs(
         plain_log(ax.yaxis)
         ax.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
         ax.tick_params(axis='x', which='minor', bottom=False)
+        # over less than two decades they would be written across ours
+        ax.xaxis.set_minor_formatter(NullFormatter())
     memory.legend(loc='upper left')
     return Figure(
         drawing,
