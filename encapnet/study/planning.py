@@ -155,7 +155,7 @@ def _other_layers(shared: dict[str, Any], groups: int) -> list[RoutingBenchConfi
     classes = dict(digits, groups=121 * groups, higher=196 * groups // 32 or 1, batch=8)
     side = 14 * groups // 32 or 4
     matrix = dict(shared, layer='local', positions=side**2, dim=4, higher=groups, higher_dim=4)
-    candidates = [
+    candidates: list[Any] = [
         ('digitcaps', 'dynamic', ('textbook', 'chunked'), dict(digits, batch=4 * groups)),
         ('digitcaps', 'em', ('reference', 'chunked'), dict(digits, batch=4 * groups)),
         ('classes', 'dynamic', ('textbook', 'chunked'), classes),
