@@ -46,6 +46,7 @@ settings.load_profile('house')
 # Each file goes to one worker whole: with the longest first, none is left alone with one at the end.
 LONGEST_FIRST = (
     'test_notebooks',
+    'test_package',
     'test_cluster',
     'test_faults',
     'test_reports',

@@ -711,6 +711,7 @@ ARROWS = {
         'show.page.svg',
         'show.page.upkeep',
         'study.commands',
+        'study.config',
         'study.experiments',
         'study.findings',
         'study.profiles',

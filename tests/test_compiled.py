@@ -238,3 +238,26 @@ def test_the_extra_is_offered():
     project = tomllib.loads((root / 'pyproject.toml').read_text(encoding='utf-8'))['project']
     assert any(name.startswith('numba') for name in project['optional-dependencies']['fast'])
     assert not any('numba' in name for name in project['dependencies'])
+
+
+@pytest.mark.parametrize(
+    ('which', 'shape', 'words'),
+    [
+        (1, (2, 1, 25), r'activations of shape \(2, 4, 25\), got \(2, 1, 25\)'),
+        (1, (2, 4, 1), r'got \(2, 4, 1\)'),
+        (1, (1, 4, 25), r'got \(1, 4, 25\)'),
+        (1, (3, 4, 25), r'got \(3, 4, 25\)'),
+        (1, (2, 100), r'got \(2, 100\)'),
+        (2, (3, 6, 9, 16), 'for each of 4 channels, got one for 3'),
+        (3, (5,), r'beta_u of shape \(6,\), got \(5,\)'),
+        (4, (1,), r'beta_a of shape \(6,\), got \(1,\)'),
+    ],
+)
+def test_machine_code_is_not_let_loose_on_what_does_not_fit(numba, which, shape, words):
+    "It would read, and write, beside its tensors."
+    from encapnet.nn.em_compiled import _check_shapes
+
+    fit = [(2, 4, 25, 8), (2, 4, 25), (4, 6, 9, 16), (6,), (6,)]
+    fit[which] = shape
+    with pytest.raises(ValueError, match=words):
+        _check_shapes(*(torch.rand(each) for each in fit))

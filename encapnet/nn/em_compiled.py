@@ -269,6 +269,24 @@ class _CompiledEM(torch.autograd.Function):
 LARGEST_DIM = 12  # of a lower capsule
 
 
+def _check_shapes(u: Tensor, activation: Tensor, transform: Tensor, *betas: Tensor):
+    "Raise ValueError for what does not fit: machine code reads where it is told to."
+    samples, groups, positions, _ = u.shape
+    higher = transform.shape[1]
+    expected = dict(
+        activations=(activation, (samples, groups, positions)),
+        beta_u=(betas[0], (higher,)),
+        beta_a=(betas[1], (higher,)),
+    )
+    for name, (given, shape) in expected.items():
+        if given.shape != shape:
+            raise ValueError(f'expected {name} of shape {shape}, got {tuple(given.shape)}')
+    if len(transform) != groups:
+        raise ValueError(
+            f'expected a transform for each of {groups} channels, got one for {len(transform)}'
+        )
+
+
 def _check(u: Tensor, *others: Tensor):
     "Raise ValueError for capsules that there is no machine code for."
     kinds = {x.dtype for x in (u, *others)}
@@ -304,6 +322,7 @@ def em_compiled(
     check_routing(iterations, 'chunked', transform.shape[1], coefficients)
     inputs = [precise(x) for x in (u, activation, transform, beta_u, beta_a)]
     _check(*inputs)
+    _check_shapes(*inputs)
     with_one(u[:1], transform)  # for the error that it raises
     u_, activation_, transform_, *betas = inputs
     dim = u.shape[3]

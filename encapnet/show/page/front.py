@@ -14,6 +14,7 @@ from .svg import svg_uri, thumbnail
 from .upkeep import head_of, report_pages
 from ...errors import StudyError
 from ...study.commands import reproduce_command
+from ...study.config import OWN
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import PROFILES
 from ...study.findings import VERDICTS, kind
@@ -90,7 +91,9 @@ def _cards(reports: Path) -> list[dict]:
     effort = lambda profile: (
         efforts.index(profile) if profile in efforts else len(efforts) + (not profile)
     )
-    found = [card for path in report_pages(reports) if (card := _card(path, reports))]
+    # a user's own rows are theirs: git passes over their page, and so does a page that it keeps
+    pages = [path for path in report_pages(reports) if path.stem != OWN]
+    found = [card for path in pages if (card := _card(path, reports))]
     room = THUMBNAILS_LIMIT
     for card in sorted(found, key=lambda card: (len(card['thumbnail']), card['href'])):
         if len(card['thumbnail']) > room:
