@@ -306,23 +306,20 @@ def _check(u: Tensor, *others: Tensor):
         )
 
 
-def em_compiled(
-    u: Float[Tensor, 'b g p d'],  # lower capsules
-    activation: Float[Tensor, 'b g p'],  # how active each is, in [0, 1]
-    transform: Float[Tensor, 'g j f e'],  # shared over positions; f = d + 1 with a bias, else d
-    beta_u: Float[Tensor, 'j'],  # cost of describing a vote outside any cluster
-    beta_a: Float[Tensor, 'j'],  # cost of a cluster
+def _route(
+    u: Tensor,
+    activation: Tensor,
+    transform: Tensor,
+    beta_u: Tensor,
+    beta_a: Tensor,
     iterations: int = 3,
     temperature: float = 1.0,
     coefficients: Sequence[int] | None = None,
 ) -> tuple[Tensor, ...]:
-    """As `em_routing`, which calls it for the backend 'numba'. Half precision is computed in
-    float32. Raises ValueError also for tensors off the CPU, of several types, or of a lower
-    dimension above 12."""
+    "`em_compiled` for tensors that fit together; timings rest on this."
     check_routing(iterations, 'chunked', transform.shape[1], coefficients)
     inputs = [precise(x) for x in (u, activation, transform, beta_u, beta_a)]
     _check(*inputs)
-    _check_shapes(*inputs)
     with_one(u[:1], transform)  # for the error that it raises
     u_, activation_, transform_, *betas = inputs
     dim = u.shape[3]
@@ -340,3 +337,20 @@ def em_compiled(
             mean, active = mean.transpose(0, 1), log_active.exp().t()
     routed = mean.to(u.dtype), active.to(u.dtype)
     return routed if chosen is None else (*routed, r)
+
+
+def em_compiled(
+    u: Float[Tensor, 'b g p d'],  # lower capsules
+    activation: Float[Tensor, 'b g p'],  # how active each is, in [0, 1]
+    transform: Float[Tensor, 'g j f e'],  # shared over positions; f = d + 1 with a bias, else d
+    beta_u: Float[Tensor, 'j'],  # cost of describing a vote outside any cluster
+    beta_a: Float[Tensor, 'j'],  # cost of a cluster
+    iterations: int = 3,
+    temperature: float = 1.0,
+    coefficients: Sequence[int] | None = None,
+) -> tuple[Tensor, ...]:
+    """As `em_routing`, which calls it for the backend 'numba'. Half precision is computed in
+    float32. Raises ValueError also for tensors that do not fit together, that are off the CPU or of
+    several types, and for a lower dimension above 12."""
+    _check_shapes(u, activation, transform, beta_u, beta_a)
+    return _route(u, activation, transform, beta_u, beta_a, iterations, temperature, coefficients)

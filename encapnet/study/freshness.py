@@ -112,7 +112,7 @@ def roots(config: RunConfig | MeasureConfig | BenchConfig) -> list[str]:
         bench = f'encapnet.bench.{config.experiment.removeprefix("bench_")}:{config.experiment}'
         # a further backend is reached by its name alone
         asks_for_numba = isinstance(config, RoutingBenchConfig) and config.backend == 'numba'
-        return [bench, 'encapnet.nn.em_compiled:em_compiled'] if asks_for_numba else [bench]
+        return [bench, 'encapnet.nn.em_compiled:_route'] if asks_for_numba else [bench]
     network = f'encapnet.nn.networks:{config.network.kind}'
     if isinstance(config, MeasureConfig):
         return [network, 'encapnet.bench.costs:measure']
