@@ -44,6 +44,7 @@ def clone(tmp_path):
             '#| export\nimport math',
             '#| export\ndef halve(x):\n    "One half of it."\n    return x / 2',
             'print(halve(1))',
+            'import os\nprint(os.getcwd())',
             "#| gpu\nraise ValueError('there is none')",
             'md:## Later\n\nAs in [B](01_b.ipynb), and [elsewhere](../../README.md).',
             module='nn.a',
@@ -91,6 +92,7 @@ def test_an_essay_shows_its_code_and_leads_on(clone):
     publish(clone)
     page = (clone / 'reports/tour/nn/a.html').read_text()
     assert 'default_exp' not in page and '#| ' not in page
+    assert str(clone) not in page and 'encapnet/nbs/nn' in page, 'where it is, is not told'
     assert '<a id="name-halve"></a>' in page and '0.5' in page
     assert 'not run for this page' in page and 'there is none' in page
     assert '<a href="b.html" rel="next">' in page and 'rel="prev"' not in page

@@ -134,8 +134,9 @@ def own_figures(rc: str) -> Iterator[None]:
                     os.environ[name] = value
 
 
-def _nameless(text: str) -> str:
-    "The same with one name for every temporary folder, which has another each time."
+def _nameless(text: str, clone: Path) -> str:
+    "The same without where this clone is, and with one name for every temporary folder."
+    text = text.replace(f'{clone.resolve()}{os.sep}', 'encapnet/')
     return re.sub(rf'{re.escape(tempfile.gettempdir())}/tmp\w{{8}}', '/tmp/example', text)
 
 
@@ -162,7 +163,8 @@ def make(
         execute(
             draft, executed, {}, cwd=stop.notebook.parent, failed=html.with_suffix('.failed.ipynb')
         )
-        text = _nameless(executed.read_text(encoding='utf-8'))
+        clone = next(place.parent for place in stop.notebook.parents if place.name == 'nbs')
+        text = _nameless(executed.read_text(encoding='utf-8'), clone)
         executed.write_text(text, encoding='utf-8')
         setting = Setting(
             f'{up}index.html',
