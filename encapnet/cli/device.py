@@ -5,8 +5,10 @@
 # %% ../../nbs/cli/14_device.ipynb #e33da9ff
 from __future__ import annotations
 import json
+import os
 import typer
-from ..study.machine import threads_each
+from ..study.machine import cores, has_processors_only, threads_each
+from ..study.provenance import processors
 
 # %% auto #0
 __all__ = ['app', 'device']
@@ -18,10 +20,20 @@ app = typer.Typer()
 @app.command()
 def device():
     "What this machine computes on, as JSON."
+    typer.echo(json.dumps(_processors() if has_processors_only() else _as_torch_says()))
+
+
+def _processors() -> dict[str, str | int]:
+    own = threads_each()
+    threads = own if os.environ.get('OMP_NUM_THREADS') else cores()
+    return dict(training=processors(own), device=processors(threads), type='cpu', threads=threads)
+
+
+def _as_torch_says() -> dict[str, str | int]:
     from encapnet.training.devices import hardware, pick_device, pin_threads
 
-    found, named = pick_device(), {}
-    for what, threads in dict(training=threads_each(), device=None).items():
-        threads = pin_threads(threads)
-        named[what] = hardware(found)
-    typer.echo(json.dumps(dict(named, type=found.type, threads=threads)))
+    found = pick_device()
+    pin_threads(threads_each())
+    training = hardware(found)
+    threads = pin_threads()
+    return dict(training=training, device=hardware(found), type=found.type, threads=threads)

@@ -18,7 +18,7 @@ from ..study.request import Request
 from ..study.run import Run
 
 # %% auto #0
-__all__ = ['Context', 'Taken', 'taken_seconds', 'estimate', 'known_records', 'seconds_of', 'announce']
+__all__ = ['Context', 'Taken', 'taken_seconds', 'estimate', 'known_records', 'seconds_of', 'in_minutes', 'announce']
 
 # %% ../../nbs/cli/04_minutes.ipynb #a1812b74
 Context = tuple[str, str, str]  # profile (width of a measurement), data set, device
@@ -84,14 +84,24 @@ def seconds_of(
     )
 
 # %% ../../nbs/cli/04_minutes.ipynb #7023a4c9
+def in_minutes(each: list[float | None], how: str = '') -> str:
+    "How long runs take in all, in words; None stands for one of which nothing is known."
+    known = [minutes for minutes in each if minutes is not None]
+    unknown = len(each) - len(known)
+    if not known:
+        return 'nobody knows yet how long they take here'
+    also = f', and {unknown} of which nobody knows yet how long they take' if unknown else ''
+    return f'about {sum(known):.1f} minutes{how}{also}'
+
+
 def announce(needed: list[Run], request: Request):
     "Say what there is to do before it begins, and how long it will take, as far as records tell."
     if not (todo := [run for run in needed if state(run).name in launch.wanted(request.retrain)]):
         return
     taken = taken_seconds(known_records(request))
     seconds = [seconds_of(taken, run.config, needs.this_machine()) for run in todo]
-    unknown = f' and {seconds.count(None)} that cannot be estimated' if None in seconds else ''
+    minutes = [known and known / 60 for known in seconds]
     say(
-        f'{len(todo)} of {len(needed)} runs are to be made: about '
-        f'{sum(filter(None, seconds)) / 60:.1f} minutes one after the other{unknown}'
+        f'{len(todo)} of {len(needed)} runs are to be made: '
+        f'{in_minutes(minutes, ", one after the other")}'
     )

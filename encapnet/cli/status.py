@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from .check import ledger_problems
 from .messages import one_line, say
-from .minutes import known_records, seconds_of, taken_seconds
+from .minutes import in_minutes, known_records, seconds_of, taken_seconds
 from encapnet.cli.options import (
     DataOption,
     JsonOption,
@@ -191,10 +191,7 @@ def status(
     for text in _aligned(lines):
         typer.echo(text)
     todo = [line['minutes'] for line in lines if line['state'] not in ('fresh', 'running')]
-    unknown = f' and {todo.count(None)} that cannot be estimated' if None in todo else ''
-    say(
-        f'{len(lines) - len(todo)} of {len(lines)} fresh or running; the rest: about '
-        f'{sum(filter(None, todo)):.1f} minutes{unknown}'
-    )
+    rest = f'; the rest: {in_minutes(todo)}' if todo else ''
+    say(f'{len(lines) - len(todo)} of {len(lines)} fresh or running{rest}')
     for name, why in absent.items():
         say(f'no data: {name}: {why}')

@@ -12,6 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 from .decoding import unreadable
+from .embedded import embedded_files
 from .registry import entry_of
 from .sources import Source
 from .trees import is_visible
@@ -46,7 +47,9 @@ def signature(source: Source) -> str:
     """A hash over path, size, times of change and inode of every source file: equal as long as
     nothing was touched."""
     try:
-        if source.kind == 'torchvision':
+        if source.kind == 'embedded':
+            stamps = [_stamp(path) for path in embedded_files()]
+        elif source.kind == 'torchvision':
             stamps = [_stamp(source.path / file) for file in entry_of(source.name).files]
         elif source.kind == 'imagefolder':
             stamps = []

@@ -12,9 +12,8 @@ from typing import Any
 from .archives import archive_members
 from .arrays import check_classes
 from .content import fingerprint, remembered
-from .loading import mismatch
 from .registry import DATASETS, SPLITS, entry_of
-from .sources import Source, locate
+from .sources import Source, locate, mismatch
 from .trees import tree_files
 from ..errors import StudyError, UsageError
 from ..study.config import own_parts

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from filelock import Timeout
 from tqdm.auto import tqdm
-from ..data.loading import IMAGES, MANIFEST
+from ..data.sources import IMAGES, MANIFEST
 from ..errors import StudyError, UsageError
 from ..files import check_writable, lock, write_atomic
 from .crops import Job, cut_out

@@ -6,6 +6,8 @@
 from __future__ import annotations
 import json
 import os
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from ..errors import StudyError
@@ -62,8 +64,20 @@ def _sealed(record: Record) -> bytes:
 
 # %% ../../nbs/study/12_ledger.ipynb #82b8e310
 def _numbered(path: Path) -> tuple[dict[tuple, tuple[int, Record]], list[str]]:
-    "Records with their lines, by identity, and a sentence about each line that is left out."
-    lines_by_run, problems = {}, []
+    """Records with their lines, by identity, and a sentence about each line that is left out:
+    read once, as long as the file stays what it is."""
+    stamp: tuple[int, ...] = ()
+    with suppress(OSError):
+        status = path.stat()
+        stamp = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    lines_by_run, problems = _read(path, stamp)
+    return dict(lines_by_run), list(problems)
+
+
+@lru_cache(64)
+def _read(path: Path, stamp: tuple[int, ...]) -> tuple[dict[tuple, tuple[int, Record]], list[str]]:
+    lines_by_run: dict[tuple, tuple[int, Record]] = {}
+    problems: list[str] = []
     # some editors begin a file with a mark
     try:
         lines = path.read_bytes().removeprefix(b'\xef\xbb\xbf').split(b'\n')

@@ -6,11 +6,12 @@
 from __future__ import annotations
 import os
 import subprocess
+import sys
 from pathlib import Path
 from ..errors import UsageError
 
 # %% auto #0
-__all__ = ['ARITHMETIC', 'cores', 'gpus', 'threads_each', 'arithmetic']
+__all__ = ['ARITHMETIC', 'cores', 'gpus', 'has_processors_only', 'threads_each', 'arithmetic']
 
 # %% ../../nbs/study/15_machine.ipynb #3a49484f
 def cores() -> int:
@@ -32,6 +33,17 @@ def gpus() -> list[str]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     return listing.stdout.split() if listing.returncode == 0 else []
+
+
+# as drivers of NVIDIA (on boards, too), AMD and Windows' Linux call what they put into /dev
+_DRIVERS = 'nvidia*', 'nvhost*', 'nvmap', 'kfd', 'dxg'
+
+
+def has_processors_only() -> bool:
+    "Whether PyTorch can find no GPU, told without loading it; False if in doubt."
+    if os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1'):
+        return True
+    return sys.platform == 'linux' and not any(any(Path('/dev').glob(name)) for name in _DRIVERS)
 
 
 def threads_each(count: int = 1) -> int:  # processes that share this machine

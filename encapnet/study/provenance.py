@@ -14,7 +14,7 @@ from typing import Any
 from .places import package_clone
 
 # %% auto #0
-__all__ = ['revision', 'processor', 'own_versions', 'provenance']
+__all__ = ['revision', 'processor', 'processors', 'own_versions', 'provenance']
 
 # %% ../../nbs/study/09_provenance.ipynb #26579161
 def _git(
@@ -69,6 +69,11 @@ def processor() -> str:
         lines = []
     names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def processors(threads: int) -> str:
+    "What a result was computed on, in words, where no GPU computes."
+    return f'{processor()}, {threads} threads'
 
 
 def own_versions() -> dict[str, str]:

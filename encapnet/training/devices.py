@@ -8,7 +8,7 @@ import ctypes
 import os
 from contextlib import suppress
 import torch
-from ..study.provenance import processor
+from ..study.provenance import processors
 
 # %% auto #0
 __all__ = ['pick_device', 'pin_threads', 'keep_memory', 'hardware']
@@ -45,4 +45,4 @@ def hardware(device: torch.device) -> str:
     "What a result was computed on, in words."
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
-    return f'{processor()}, {torch.get_num_threads()} threads'
+    return processors(torch.get_num_threads())
