@@ -255,9 +255,9 @@ def test_the_extra_is_offered():
 )
 def test_machine_code_is_not_let_loose_on_what_does_not_fit(numba, which, shape, words):
     "It would read, and write, beside its tensors."
-    from encapnet.nn.em_compiled import _check_shapes
+    from encapnet.nn.em_samples import check_shapes
 
     fit = [(2, 4, 25, 8), (2, 4, 25), (4, 6, 9, 16), (6,), (6,)]
     fit[which] = shape
     with pytest.raises(ValueError, match=words):
-        _check_shapes(*(torch.rand(each) for each in fit))
+        check_shapes(*(torch.rand(each) for each in fit))

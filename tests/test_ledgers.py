@@ -87,7 +87,7 @@ def test_both_sides_of_an_effect_differ_in_nothing_else():
             elif one != other:
                 fields.setdefault(effect[:3], set()).add(part)
     several = {effect: names for effect, names in fields.items() if len(names) != 1}
-    assert several == {('nn/21_feedback', 'no extractor (d3)', 'none, l2'): {'extractor', 'cost'}}
+    assert several == {('nn/27_feedback', 'no extractor (d3)', 'none, l2'): {'extractor', 'cost'}}
 
 
 def test_an_effect_is_the_difference_of_what_the_ledger_holds():
@@ -146,7 +146,7 @@ def test_a_pitfall_whose_test_is_gone_stops_the_page(monkeypatch):
     gone = pitfalls.PITFALLS[0]._replace(test='test_close(nothing)')
     monkeypatch.setattr(pitfalls, 'PITFALLS', (gone,))
     with pytest.raises(
-        StudyError, match='softmax over the wrong capsules: nbs/nn/06_dynamic.ipynb has no test'
+        StudyError, match='softmax over the wrong capsules: nbs/nn/07_dynamic.ipynb has no test'
     ):
         evidence.evidence()
 
