@@ -207,10 +207,10 @@ def test_a_gpu_is_refused_in_words():
 
 @needs_numba
 def test_another_device_is_refused_in_words():
-    from encapnet.nn.em_compiled import _check
+    from encapnet.nn.em_samples import check_kind
 
     with pytest.raises(ValueError, match="on meta: expected all on 'cpu', or backend 'chunked'"):
-        _check(torch.ones(1, 1, 1, 1, device='meta'))
+        check_kind(torch.ones(1, 1, 1, 1, device='meta'))
 
 
 def test_unknown_names_are_refused_with_those_that_there_are():
