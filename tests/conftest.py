@@ -6,8 +6,13 @@ imported: both need that."""
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
+
+# A shell's `make test &` hands down that Ctrl-C is passed over, to all who are started here, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 scratch = Path(tempfile.mkdtemp(prefix='encapnet-tests-'))
 

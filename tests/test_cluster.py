@@ -294,7 +294,7 @@ def test_a_time_box_says_what_remains(tmp_path, capsys, monkeypatch):
             capsys, 'reproduce', 'fig2', '--profile', 'smoke', '--max-minutes', '0', *places, *on
         )
         announced, said = said.splitlines()
-        assert announced.startswith('3 of 3 runs are to be made: about ')
+        assert announced.startswith('3 of 3 runs are to be made: ')
         assert code == 75 and said.startswith(
             'encapnet: time is up before table1/a_dynamic; 3 of 3 runs remain (table1/a_dynamic, '
         ), said
