@@ -552,9 +552,13 @@ ARROWS = {
         'study.config',
     ],
     'bench.operations': [
+        'data.cache',
         'data.registry',
+        'errors',
+        'files',
         'study.architectures',
         'study.config',
+        'study.freshness',
         'training.trainer',
     ],
     # the faces

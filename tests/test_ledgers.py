@@ -61,7 +61,7 @@ def test_the_registry_speaks_of_what_there_is(told):
     effects.check_effects(effects.EFFECTS, told)
     without = [line for line in told if line.what != 'ground cost']
     with pytest.raises(
-        StudyError, match="20_transport.ipynb has no deviation 'ground cost' to measure"
+        StudyError, match="26_transport.ipynb has no deviation 'ground cost' to measure"
     ):
         effects.check_effects(effects.EFFECTS, without)
 

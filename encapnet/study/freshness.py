@@ -6,6 +6,7 @@
 from __future__ import annotations
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -146,12 +147,16 @@ def _code_of(begins: tuple[str, ...], stamp: tuple) -> Code:
 def _stamp() -> tuple:
     "Another one as soon as a source file is: a notebook that stays open sees what its editor does."
     package: Any = file_of('encapnet')  # a file: this is a part of it
-    sources = sorted(package.parent.rglob('*.py'))
-    return tuple(
-        (str(path), status.st_mtime_ns, status.st_size)
-        for path in sources
-        for status in [path.stat()]
-    )
+    stamps, folders = [], [str(package.parent)]
+    for folder in folders:  # grows while it is gone through
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith('.py'):
+                    status = entry.stat()
+                    stamps.append((entry.path, status.st_mtime_ns, status.st_size))
+                elif entry.is_dir() and entry.name != '__pycache__':
+                    folders.append(entry.path)
+    return tuple(sorted(stamps))
 
 
 def changes(
