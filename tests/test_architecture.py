@@ -1068,7 +1068,7 @@ ARROWS = {
     'cli.main': ['cli.app', 'cli.messages', 'errors'],
     'cli.notebooks': ['errors', 'study.config', 'study.places'],
     '__main__': ['cli.main'],
-    'cli.options': ['errors', 'study.places', 'study.profiles'],
+    'cli.options': ['cli.messages', 'errors', 'study.places', 'study.profiles'],
     'cli.explore': [
         'cli.messages',
         'cli.notebooks',

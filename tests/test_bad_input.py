@@ -219,6 +219,7 @@ WORDS = [
         "'“digits”' has curly quotes, which no shell takes away; expected straight ones: unknown",
     ),
     ('reproduce --seeds=“3”', "'--seeds=“3”' has curly quotes, which no shell takes away"),
+    ('status --runs “x”', 'expected straight ones: nothing is called “x”; expected "x"'),
 ]
 
 

@@ -44,7 +44,9 @@ def count(network: NetworkConfig, classes: int = 10) -> float:
 def operations(network: NetworkConfig, classes: int = 10) -> float:
     """Floating-point operations of the products of one image's training step; a multiplication
     and an addition are two."""
-    code = code_closure([f'encapnet.nn.networks:{network.kind}', 'encapnet.bench.operations:count']).digest
+    code = code_closure(
+        [f'encapnet.nn.networks:{network.kind}', 'encapnet.bench.operations:count']
+    ).digest
     asked = [network.model_dump(mode='json'), classes, code, torch.__version__]
     key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     place = cache_folder() / 'operations' / f'{key}.json'

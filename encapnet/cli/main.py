@@ -8,7 +8,7 @@ import atexit, errno, os, signal, sys
 from contextlib import suppress
 import typer
 from .app import command_line
-from .messages import one_line, say
+from .messages import CURLY_QUOTES, one_line, say
 from ..errors import OutOfTime, StudyError, UsageError
 
 # %% auto #0
@@ -30,9 +30,8 @@ def _trouble(error: OSError) -> str:
     raise error
 
 
-# what text programs make of two hyphens, and of quotes
+# what text programs make of two hyphens
 _DASHES = {'—': 'an em dash', '–': 'an en dash', '−': 'a minus sign', '‑': 'a hyphen of texts'}
-_QUOTES = set('“”„‟‘’‚‛')
 
 
 def _pasted(words: list[str]) -> str:
@@ -41,7 +40,7 @@ def _pasted(words: list[str]) -> str:
         if kind := _DASHES.get(word.lstrip('-')[:1]):
             meant = '--' + word.lstrip('-' + ''.join(_DASHES))
             return f'{word!r} begins with {kind}; {meant} was meant: '
-        if {word[:1], word[-1:], word.partition('=')[2][:1]} & _QUOTES:
+        if {word[:1], word[-1:], word.partition('=')[2][:1]} & CURLY_QUOTES:
             return f'{word!r} has curly quotes, which no shell takes away; expected straight ones: '
     return ''
 

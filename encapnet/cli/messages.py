@@ -8,9 +8,13 @@ import typer
 from ..errors import StudyError
 
 # %% auto #0
-__all__ = ['say', 'one_line', 'refuse_failures']
+__all__ = ['CURLY_QUOTES', 'say', 'one_line', 'refuse_failures']
 
 # %% ../../nbs/cli/00_messages.ipynb #a52fa041
+# what text programs make of quotes
+CURLY_QUOTES = set('“”„‟‘’‚‛')
+
+
 def say(message: str):
     "A line for the reader, on stderr: stdout is for data."
     typer.echo(message, err=True)

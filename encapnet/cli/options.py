@@ -4,8 +4,10 @@
 
 # %% ../../nbs/cli/01_options.ipynb #cac6069a
 from __future__ import annotations
+import os
 from typing import Annotated
 import typer
+from .messages import CURLY_QUOTES
 from ..errors import UsageError
 from ..study.places import resolve
 from ..study.profiles import PROFILES
@@ -18,6 +20,10 @@ __all__ = ['ProfileOption', 'DataOption', 'RootOption', 'RunsOption', 'ReportsOp
 # %% ../../nbs/cli/01_options.ipynb #67cb09b1
 def resolved(folder: str) -> str:  # "": none was named
     "A folder or file as its user means it. Raises UsageError."
+    if {folder[:1], folder[-1:]} & CURLY_QUOTES and not os.path.exists(folder):
+        meant = folder.strip(''.join(CURLY_QUOTES))
+        # who says this begins it with what is wrong with such quotes
+        raise UsageError(f'nothing is called {folder}; expected "{meant}"')
     return folder and str(resolve(folder))
 
 

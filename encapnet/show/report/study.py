@@ -18,7 +18,7 @@ from ...study.profiles import Profile
 from ...study.stats import Interval, error_interval
 
 # %% auto #0
-__all__ = ['Study', 'run_frame', 'Trained', 'Bench']
+__all__ = ['Study', 'run_frame', 'seeds_told', 'Trained', 'Bench']
 
 # %% ../../../nbs/show/report/07_study.ipynb #cc1c4119
 class Study:
@@ -70,6 +70,13 @@ def run_frame(standing: Standing, label: Callable[[str], str] = str) -> pd.DataF
         'source seconds'
     ).split()
     return pd.DataFrame(lines, columns=columns)
+
+
+def seeds_told(runs: pd.DataFrame) -> str:
+    "How many seeds rows have: `3 seeds`, or `1 to 3 seeds` where not all have as many."
+    counts = runs.groupby(['row', 'dataset']).seed.nunique()
+    least, most = (int(counts.min()), int(counts.max())) if len(runs) else (0, 0)
+    return f'{least}' + f' to {most}' * (most > least) + f' seed{"s" if most != 1 else ""}'
 
 # %% ../../../nbs/show/report/07_study.ipynb #d685df06
 class Trained(Study):

@@ -17,7 +17,7 @@ from ..plots.curves import training_curves
 from ..plots.errors import error_ladder
 from ..report.latex import escaped
 from ..report.standing import Standing, from_store
-from ..report.study import Trained, run_frame
+from ..report.study import Trained, run_frame, seeds_told
 from ..report.style import error_text, seconds_text, themed
 from ..report.verdict import Verdict, seen_on
 from ...errors import StudyError
@@ -112,19 +112,11 @@ def _name(address: str) -> str:
     return f'{label(address)} {address}' if label(address) != name else address
 
 
-def _seeds(study: Own) -> int:
-    "How many seeds each row has at least, of rows that have one."
-    if not len(study.runs):
-        return 0
-    return int(study.runs.groupby(['row', 'dataset']).seed.nunique().min())
-
-
 def _effort(study: Own) -> str:
     "What every number of the page is conditional on."
-    seeds = _seeds(study)
     return (
         f'Profile {study.profile.name}: width G = {study.profile.groups} unless a row says '
-        f'otherwise, n = {seeds} seed{"s" if seeds != 1 else ""}.{study.copied()}'
+        f'otherwise, n = {seeds_told(study.runs)}.{study.copied()}'
     )
 
 

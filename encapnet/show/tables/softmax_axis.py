@@ -10,7 +10,7 @@ from great_tables import GT, loc, style
 from ..plots.canvas import Figure
 from ..plots.curves import loss_and_lengths
 from ..report.standing import Standing, trained_rows
-from ..report.study import Trained
+from ..report.study import Trained, seeds_told
 from ..report.style import error_text, seconds_text, themed
 from ..report.verdict import Verdict
 from .softmax_lines import AXIS, BEGINNING, LAYERS, SEEN, run_lines, vote_lines
@@ -99,15 +99,12 @@ def _error_lines(study: SoftmaxAxis) -> list[dict[str, str]]:
 
 def _note(study: SoftmaxAxis) -> str:
     "What every number of the page is conditional on."
-    seeds = (
-        int(study.runs.groupby(['row', 'dataset']).seed.nunique().min()) if len(study.runs) else 0
-    )
     data = ', '.join(map(study.title, study.datasets)) or 'no data'
     devices = ', '.join(sorted(set(study.runs.device.dropna()))) or 'no device'
     return (
         f"Profile {study.profile.name}: width G = {study.profile.groups} (the paper's is 32), "
         f'{study.profile.schedule.told}, '
-        f'{data}, n = {seeds} seed{"s" if seeds != 1 else ""}, {devices}.'
+        f'{data}, n = {seeds_told(study.runs)}, {devices}.'
     )
 
 # %% ../../../nbs/show/tables/16_softmax_axis.ipynb #b0453431

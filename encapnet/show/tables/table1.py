@@ -11,7 +11,7 @@ from ..plots.canvas import Figure
 from ..plots.curves import training_curves
 from ..plots.errors import error_against_cost
 from ..report.standing import Standing, from_ledger, from_store, trained_rows
-from ..report.study import Trained, run_frame
+from ..report.study import Trained, run_frame, seeds_told
 from ..report.style import bytes_text, clear_best, error_text, seconds_text, themed
 from ..report.verdict import Verdict, verdict
 from ...study import paper
@@ -128,15 +128,11 @@ def _tested(runs: pd.DataFrame) -> str:
 
 def _error_note(study: Table1) -> str:
     "What the numbers of the error table are conditional on."
-    counts = (
-        study.runs.groupby(['row', 'dataset']).seed.nunique() if len(study.runs) else pd.Series([0])
-    )
-    least, most = int(counts.min()), int(counts.max())
-    seeds = f'{least}' + f' to {most}' * (most > least) + f' seed{"s" if most != 1 else ""}'
+    seeds = seeds_told(study.runs)
     over = (
         _tested(study.runs)
-        if most == 1
-        else 'seeds' + f', of a single seed over {_tested(study.runs)}' * (least == 1)
+        if seeds == '1 seed'
+        else 'seeds' + f', of a single seed over {_tested(study.runs)}' * seeds.startswith('1 to')
     )
     return (
         f"Profile {study.profile.name}: width G = {study.profile.groups} (the paper's is 32), "

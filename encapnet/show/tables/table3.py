@@ -11,7 +11,7 @@ from ..plots.canvas import Figure
 from ..plots.curves import training_curves
 from ..plots.errors import error_ladder
 from ..report.standing import Standing, trained_rows
-from ..report.study import Trained, run_frame
+from ..report.study import Trained, run_frame, seeds_told
 from ..report.style import clear_best, error_text, seconds_text, themed
 from ..report.verdict import Verdict, seen_on, verdict, verdict_text
 from ...study import paper
@@ -86,9 +86,6 @@ def table3(experiment: str, request: Request) -> Table3:
 # %% ../../../nbs/show/tables/02_table3.ipynb #f9441df3
 def _effort(study: Table3) -> str:
     "What every number of the page is conditional on."
-    seeds = (
-        int(study.runs.groupby(['row', 'dataset']).seed.nunique().min()) if len(study.runs) else 0
-    )
     effort = study.profile.effort(next(iter(study.rows.values())).network)
     images = (
         f'{effort.train_images:,} training images' if effort.train_images else 'all training images'
@@ -96,7 +93,7 @@ def _effort(study: Table3) -> str:
     return (
         f"Profile {study.profile.name}: width G = {study.profile.groups} (the paper's is 32), "
         f'{effort.schedule.told}, {images}, '
-        f'n = {seeds} seed{"s" if seeds != 1 else ""}.{study.copied()}'
+        f'n = {seeds_told(study.runs)}.{study.copied()}'
     )
 
 

@@ -10,7 +10,7 @@ from great_tables import GT
 from ...bench.operations import work
 from ..report.style import clear_best, duration_text, error_text, themed
 from ..report.standing import Standing, trained_rows
-from ..report.study import Trained, run_frame
+from ..report.study import Trained, run_frame, seeds_told
 from ..report.verdict import Verdict, verdict
 from ...study import paper
 from ...study.experiments import EXPERIMENTS
@@ -140,16 +140,13 @@ def _small_lines(study: Table4) -> list[dict[str, str]]:
 # %% ../../../nbs/show/tables/03_table4.ipynb #2045eccc
 def _effort(study: Table4) -> str:
     effort = study.profile.effort(study.rows['encapnet_mild'].network)
-    seeds = (
-        int(study.runs.groupby(['row', 'dataset']).seed.nunique().min()) if len(study.runs) else 0
-    )
     images = (
         f'{effort.train_images:,} training images' if effort.train_images else 'all training images'
     )
     return (
         f"Profile {study.profile.name}: width G = {study.profile.groups} (the paper's is 32), "
         f'{effort.schedule.told}, '
-        f'{images}, n = {seeds} seed{"s" if seeds != 1 else ""}'
+        f'{images}, n = {seeds_told(study.runs)}'
     )
 
 # %% ../../../nbs/show/tables/03_table4.ipynb #9ab864cc
