@@ -50,7 +50,6 @@ settings.load_profile('house')
 
 # Each file goes to one worker whole: with the longest first, none is left alone with one at the end.
 LONGEST_FIRST = (
-    'test_notebooks',
     'test_package',
     'test_cluster',
     'test_faults',

@@ -381,6 +381,18 @@ def test_readme_is_read_in_three_minutes():
     assert [line for line in text.splitlines() if len(line) > 200] == []
 
 
+def test_readme_and_front_page_name_the_same_hour():
+    from encapnet.show.page.front import READING
+
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    told = re.findall(r'^\d+\. \[(.+?)\]\((.+?)\): ([^(]+) \((\d+) minutes\)', text, re.MULTILINE)
+    subject = lambda address: re.sub(r'^\d+_', '', Path(address).stem)
+    assert [(title, subject(to), line, int(minutes)) for title, to, line, minutes in told] == [
+        (title, subject(page), line, minutes) for minutes, page, title, line in READING
+    ]
+    assert sum(int(minutes) for *_, minutes in told) == 60, 'an hour'
+
+
 @over(GUIDES)
 def test_links_of_a_guide_lead_somewhere(path):
     assert [link for link in local_links(prose(path), path.parent) if not link.exists()] == []

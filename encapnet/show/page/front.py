@@ -165,7 +165,7 @@ READING = (
         'who agrees with whom, and how to find out without votes',
     ),
     (4, 'quick/explore_routing.html', 'The routing explorer', 'turn the iterations by hand'),
-    (8, 'tour/nn/capconv.html', 'capConv', 'master and aide: the approximation'),
+    (8, 'tour/nn/capconv.html', 'capConv', 'master and aide, the approximation'),
     (
         8,
         'tour/nn/transport.html',
