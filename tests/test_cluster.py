@@ -41,7 +41,7 @@ needs_ray = pytest.mark.skipif(
     importlib.util.find_spec('ray') is None, reason='ray is not installed'
 )
 ROWS = ['c_cnn_shape', 'f_master_aide']  # with two seeds each: more runs than workers
-EPOCHS = 30  # of the run whose worker is killed
+EPOCHS = 16  # of the run whose worker is killed
 LONG = 3000  # of one that is still at it when a test comes along
 
 

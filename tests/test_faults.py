@@ -803,7 +803,9 @@ def test_a_stranger_cannot_have_us_write_through_his_link(tmp_path, monkeypatch)
     (tmp_path / 'his').mkdir()
     (tmp_path / 'ours.txt').write_text('ours')
     (tmp_path / 'his/page.html').symlink_to('../ours.txt')
-    monkeypatch.setattr(os, 'geteuid', lambda: 12345)  # neither link nor folder is ours then
+    # neither link nor folder is ours then
+    somebody = os.geteuid() + 1
+    monkeypatch.setattr(os, 'geteuid', lambda: somebody)
     if (tmp_path / 'his').stat().st_uid == 0:
         os.chown(tmp_path / 'his', 23456, -1)
         os.chown(tmp_path / 'his/page.html', 23456, -1, follow_symlinks=False)

@@ -232,7 +232,8 @@ def serving(
         with log.open('wb') as told:
             server = subprocess.Popen(
                 _command(lab, place, name, host, port, base),
-                env=_house(folder, token),
+                # what it said last is what is told, so nothing may wait to be said
+                env=_house(folder, token) | dict(PYTHONUNBUFFERED='1'),
                 cwd=place,
                 stdin=subprocess.DEVNULL,
                 stdout=told,
