@@ -7,6 +7,7 @@ imported: both need that."""
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -93,6 +94,23 @@ def browser(chromium):
         )
         yield started
         started.close()
+
+
+@pytest.fixture
+def passed_over(tmp_path_factory):
+    """Which of some paths git passes over by our rules: asked in a repository of its own, since
+    the tree that is tested may be none, or another user's."""
+    repository = tmp_path_factory.mktemp('repository')
+    subprocess.run(['git', 'init', '--quiet', repository], check=True)
+    shutil.copy(Path(__file__).parents[1] / '.gitignore', repository)
+
+    def ask(*paths):
+        done = subprocess.run(
+            ['git', 'check-ignore', *paths], cwd=repository, capture_output=True, text=True
+        )
+        return done.stdout.splitlines()
+
+    return ask
 
 
 @pytest.fixture(autouse=True)

@@ -609,7 +609,7 @@ def test_each_profile_is_rendered_by_a_command_of_its_own():
     )
 
 
-def test_what_a_trial_leaves_is_nobodys_to_keep(checked, tmp_path):
+def test_what_a_trial_leaves_is_nobodys_to_keep(checked, passed_over):
     """Pages of `smoke`, which git ignores, are looked at only when they are asked for, and then
     what is advised can be done."""
     reports, check = checked
@@ -634,10 +634,7 @@ def test_what_a_trial_leaves_is_nobodys_to_keep(checked, tmp_path):
         'reports/figures/smoke/table1.svg',
         'reports/tables/smoke/table1-errors.tex',
     ]
-    done = subprocess.run(
-        ['git', 'check-ignore', '--no-index', *ignored], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.stdout.split() == ignored
+    assert passed_over(*ignored) == ignored
 
 
 def test_stale_results(checked, monkeypatch):
