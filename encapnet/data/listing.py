@@ -12,11 +12,10 @@ from typing import Any
 from .archives import archive_members
 from .arrays import check_classes
 from .content import fingerprint, remembered
-from .registry import DATASETS, SPLITS, entry_of
+from .registry import DATASETS, SPLITS, entry_of, own_parts
 from .sources import Source, locate, mismatch
 from .trees import tree_files
 from ..errors import StudyError, UsageError
-from ..study.config import own_parts
 from ..study.places import resolve
 
 # %% ../../nbs/data/13_listing.ipynb #ed178cf5

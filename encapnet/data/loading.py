@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from .arrays import read_cached
 from .decoding import reason_of, refuse_pointer_file
+from .embedded import EMBEDDED
 from .images import ImageSet, stratified
 from .mapped import read_mapped
 from .registry import DataSet, SPLITS, entry_of
@@ -76,7 +77,7 @@ def read_split(source: Source, split: str) -> ImageSet:
     entry: Any = entry_of(source.name)
     kind = source.kind
     if kind == 'embedded':
-        images, labels, classes = *entry.embedded()[split], entry.classes  # type: ignore[misc]  # two
+        images, labels, classes = *EMBEDDED[source.name]()[split], entry.classes
     elif kind == 'torchvision':
         images, labels, classes = _read_torchvision(source, split)
     elif entry.side:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
-from .config import LARGE, OWN, SMALL, BenchConfig, MeasureConfig, RunConfig
+from ..data.registry import is_own
+from .config import OWN, BenchConfig, MeasureConfig, RunConfig
 from .profiles import Profile
 from .request import Request
 
@@ -124,5 +125,5 @@ def ledger_command(report: str, profile: Profile, configs: Sequence[dict]) -> st
 # %% ../../nbs/study/09_commands.ipynb #4b249392
 def data_command(name: str, data_root: str | None) -> str:
     "What to type to get a data set; of one's own, to see what is wrong with it."
-    verb = 'fetch' if name in (*SMALL, *LARGE) else 'list'
+    verb = 'list' if is_own(name) else 'fetch'
     return shlex.join(['encapnet', 'data', verb, name, '--data-root', data_root or 'data'])

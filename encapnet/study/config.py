@@ -6,58 +6,18 @@
 from __future__ import annotations
 import hashlib
 import json
-import re
 from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
-from ..errors import UsageError, nearest
+from ..data.registry import DATASETS, own_parts
 from .architectures import FeedbackConfig, NetworkConfig, Positive, Strict
 
 # %% auto #0
-__all__ = ['SMALL', 'LARGE', 'SIDES', 'OWN', 'Sha256', 'is_own', 'own_parts', 'sides_of', 'DataConfig', 'Schedule', 'Identified',
-           'RunConfig', 'MeasureConfig', 'BenchConfig', 'RoutingBenchConfig', 'TransportBenchConfig',
-           'CapConvBenchConfig', 'DataBenchConfig']
+__all__ = ['SIDES', 'OWN', 'Sha256', 'sides_of', 'DataConfig', 'Schedule', 'Identified', 'RunConfig', 'MeasureConfig',
+           'BenchConfig', 'RoutingBenchConfig', 'TransportBenchConfig', 'CapConvBenchConfig', 'DataBenchConfig']
 
 # %% ../../nbs/study/01_config.ipynb #8e84d40e
-SMALL = ('cifar10', 'cifar100', 'svhn', 'mnist', 'digits', 'synthetic')
-LARGE = ('himagenet', 'himagenet32', 'imagenet', 'imagenet32')
 SIDES = (32, 64)  # heights (and widths) of the images that networks take
 OWN = 'own'  # the experiment of rows of the user's own, as they lie in a file
-# Of tables that have one for each data set.
-_COLUMNS = re.compile(
-    r'row|network|design|axis|beginning|part|paper|parameters|feedback|divergence|.*_(paper|loss|trains)'
-)
-
-
-def is_own(name: str) -> bool:
-    "Whether a data set is the user's own."
-    return name != '' and name not in (*SMALL, *LARGE)
-
-
-def own_parts(name: str) -> tuple[str, int]:  # folder, side
-    "What the name of a user's own data set says. Raises UsageError if it cannot be one."
-    folder, at, side = name.partition('@')
-    if folder in (*SMALL, *LARGE):
-        raise UsageError(
-            f'{name}: {folder} has a size of its own; expected {folder} (@ is for data sets of '
-            'your own)'
-        )
-    if not re.fullmatch(r'[a-z0-9_-]+', folder):
-        raise UsageError(
-            f'unknown data set {name!r}: {nearest(name.lower(), (*SMALL, *LARGE))}; '
-            'one of your own is named as its folder, by a-z, 0-9, _ and -'
-        )
-    if _COLUMNS.fullmatch(folder):
-        better = f'my-{folder.replace("_", "-")}'
-        raise UsageError(
-            f'no data set can be called {folder!r}, as a column of the tables is; rename its '
-            f'folder, e.g. to {better}'
-        )
-    if at and side != '64':
-        raise UsageError(
-            f'{name}: networks take images of 32 or 64 pixels; expected {folder} (32) or '
-            f'{folder}@64'
-        )
-    return folder, int(side or 32)
 
 
 def sides_of(network: NetworkConfig) -> tuple[int, ...]:
@@ -84,7 +44,7 @@ class DataConfig(Strict):
     @field_validator('name')
     @classmethod
     def _name_can_be_one(cls, name: str) -> str:
-        if name not in (*SMALL, *LARGE):
+        if name not in DATASETS:
             own_parts(name)
         return name
 

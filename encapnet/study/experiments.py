@@ -18,7 +18,7 @@ from encapnet.study.architectures import (
     TorchvisionConfig,
     VanillaCNNConfig,
 )
-from .config import SMALL, is_own, own_parts
+from ..data.registry import SMALL, is_own, side_of
 
 # %% auto #0
 __all__ = ['TABLE1', 'TABLE1_VARIANTS', 'EXPERIMENTS', 'SOFTMAX_AXIS', 'Row', 'find_row', 'suits']
@@ -289,4 +289,4 @@ def suits(row: Row, name: str) -> bool:
     the same size."""
     if not row.data or not is_own(name):
         return not row.data or name in row.data
-    return own_parts(name)[1] == (64 if {'himagenet', 'imagenet'} & {*row.data} else 32)
+    return side_of(name) == max(map(side_of, row.data))

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 from ..errors import UsageError
 from .child import call
-from .config import OWN, is_own
+from ..data.registry import is_own
+from .config import OWN
 from .experiments import EXPERIMENTS
 from .own import plan_own
 from .planning import BENCHES, measurements, plan

@@ -11,7 +11,8 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from ..errors import UsageError, nearest
 from .architectures import FeedbackConfig, NetworkConfig
-from .config import LARGE, OWN, SMALL, RunConfig, Schedule, own_parts, sides_of
+from ..data.registry import side_of
+from .config import OWN, RunConfig, Schedule, sides_of
 from .experiments import find_row
 from .own_rows import FIELDS, OwnRow, rows_of
 from .planning import plan
@@ -209,10 +210,7 @@ def plan_own(
 def _check_side(config: RunConfig):
     "Raise UsageError for a network that does not take images of the size that these have."
     name, sides = config.data.name, sides_of(config.network)
-    if name in (*SMALL, *LARGE):
-        side = 64 if name in ('himagenet', 'imagenet') else 32
-    else:
-        side = own_parts(name)[1]
+    side = side_of(name)
     if side not in sides:
         other = 'himagenet, or images of your own as NAME@64' if 64 in sides else 'those of 32'
         raise UsageError(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+from ..data.registry import DATASETS
 from .answers import answers_of
 from .experiments import EXPERIMENTS
 from .judging import Table, look
@@ -189,16 +190,7 @@ def records_hold(result: Result, name: str) -> bool:
 CONFIRMING = 'paper'  # the one profile that can reproduce
 
 
-_DATASETS = (
-    'cifar10',
-    'cifar100',
-    'svhn',
-    'himagenet',
-    'himagenet32',
-    'imagenet',
-    'mnist',
-    'digits',
-)
+_DATASETS = tuple(DATASETS)  # the registry's order: what is nearest to the paper first
 
 
 BY_EFFORT = tuple(name for name, profile in reversed(PROFILES.items()) if profile.in_ledger)

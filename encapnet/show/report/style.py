@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 import pandas as pd
 from great_tables import GT
-from ...study.config import SMALL, is_own
+from ...data.registry import SMALL, is_own
 from ...study.records import Record
 from ...study.stats import Interval
 
