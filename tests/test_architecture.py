@@ -237,6 +237,7 @@ ARROWS = {
     'study.processes': [
         'errors',
         'study.child',
+        'study.forks',
         'study.ledger',
         'study.machine',
         'study.profiles',
@@ -244,7 +245,7 @@ ARROWS = {
         'study.run',
     ],
     'study.ranks': ['errors', 'study.child', 'study.machine', 'study.request', 'study.run'],
-    'study.turns': ['errors', 'study.child', 'study.request', 'study.run'],
+    'study.turns': ['errors', 'study.child', 'study.forks', 'study.request', 'study.run'],
     'study.findings': [
         'data.registry',
         'study.claims',
@@ -273,6 +274,7 @@ ARROWS = {
         'errors',
         'study.child',
         'study.config',
+        'study.forks',
         'study.records',
         'study.request',
         'study.run',
@@ -1178,7 +1180,6 @@ ARROWS = {
     'cli.bench': [
         'bench.clock',
         'bench.routing',
-        'cli.main',
         'cli.messages',
         'cli.options',
         'cli.rows',
@@ -1192,7 +1193,6 @@ ARROWS = {
         'study.run',
         'study.turns',
         'training.devices',
-        'training.fit',
     ],
     'cli.run': [
         'bench.costs',
@@ -1273,6 +1273,8 @@ ARROWS = {
         'show.tour.stops',
         'study.profiles',
     ],
+    'cli.fork': ['bench.routing', 'cli.main', 'study.machine', 'training.fit'],
+    'study.forks': ['study.child', 'study.machine'],
 }
 
 # What each trunk may never load, not even inside a function.

@@ -162,7 +162,7 @@ def test_the_page_says_what_is_missing(tmp_path, bench, missing):
 
 
 def test_one_process_measures_in_turn_and_lives_through_failures(tmp_path, here):
-    from encapnet.study.turns import _measuring
+    from encapnet.study.forks import forks
 
     (tmp_path / 'good').mkdir()
     (tmp_path / 'large').mkdir()
@@ -170,7 +170,11 @@ def test_one_process_measures_in_turn_and_lives_through_failures(tmp_path, here)
     large = written(tmp_path / 'large', backend='reference', hardware=here, batch=2**30)
     elsewhere = tmp_path / 'elsewhere.json'
     elsewhere.write_text(Path(good).read_text().replace(here, 'another processor'))
-    with _measuring() as measure:
+
+    def measure(path):
+        return call('bench', 'measure', path)[-1]
+
+    with forks('timing') as call:
         first = measure(str(good))
         assert first['seconds'] and min(first['seconds']) > 0
         with pytest.raises(StudyError, match='this timing is for another processor'):

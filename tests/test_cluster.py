@@ -116,16 +116,18 @@ def told(folder, run) -> list[int]:
 
 
 def trainings(what) -> dict[int, int]:
-    "Training processes whose arguments hold a text, with their parents."
+    """Training processes of which an argument, or a file that they hold, is named after something,
+    with their parents."""
     found = {}
-    for place in Path('/proc').glob('[0-9]*'):
+    for process in psutil.process_iter():
         try:
-            arguments = (place / 'cmdline').read_bytes().split(b'\0')
-            if b'--events' in arguments and any(str(what).encode() in word for word in arguments):
-                found[int(place.name)] = int(
-                    (place / 'stat').read_text().rpartition(')')[2].split()[1]
-                )
-        except OSError:  # it ended meanwhile
+            words = process.cmdline()
+            if '--events' not in words and words[-2:] != ['fork', 'training']:
+                continue
+            words += [file.path for file in process.open_files()]
+            if any(str(what) in word for word in words):
+                found[process.pid] = process.ppid()
+        except psutil.Error:  # it ended meanwhile
             continue
     return found
 

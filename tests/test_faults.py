@@ -412,14 +412,14 @@ def test_an_orphan_is_waited_for(tmp_path, started, capsys, monkeypatch, smooth)
     parent = started(sys.executable, '-c', code, cwd=Path(__file__).parent)
     child = int(parent.stdout.readline())
     wait_for(lambda: state(run).name == 'running' and run.path('manifest.json').exists())
-    os.kill(child, signal.SIGSTOP)
+    os.killpg(child, signal.SIGSTOP)
     parent.kill()
     parent.wait()
     naps = []
 
     def nap(seconds):
         naps.append(seconds)
-        os.kill(child, signal.SIGCONT)
+        os.killpg(child, signal.SIGCONT)
         time.sleep(0.1)
 
     monkeypatch.setattr(launch, 'sleep', nap)

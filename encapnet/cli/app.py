@@ -41,9 +41,12 @@ COMMANDS = dict(
     ),
     device=Entry('What this machine computes on, as JSON.', 'device'),
     doctor=Entry('What is here, what is missing, and what it costs to get it.', 'doctor'),
-    explore=Entry('Play with routing, transport, capConv and runs in the browser.', 'explore'),
+    explore=Entry(
+        'Play with routing, transport, capConv and runs in the browser.', 'explore'
+    ),
     data=Entry('Data sets: which there are, fetching, verifying.', 'data'),
     bench=Entry('Timings: candidates in turn, each in a process of its own.', 'bench'),
+    fork=Entry('Run the commands that come as lines of JSON, in forks.', 'fork', hidden=True),
 )
 
 # %% ../../nbs/cli/17_app.ipynb #754ede29

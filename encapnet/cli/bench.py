@@ -4,7 +4,7 @@
 
 # %% ../../nbs/cli/13_bench.ipynb #473deef8
 from __future__ import annotations
-import json, os, signal, sys, traceback
+import json
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -120,11 +120,8 @@ def bench_data(
 
 # %% ../../nbs/cli/13_bench.ipynb #77a9932b
 @app.command('measure', hidden=True)
-def bench_measure(config: Annotated[Path | None, typer.Argument()] = None):
-    if config is None:
-        _measure_in_turn()
-    else:
-        typer.echo(json.dumps(_measured(config)))
+def bench_measure(config: Annotated[Path, typer.Argument()]):
+    typer.echo(json.dumps(_measured(config)))
 
 
 def _measured(config: Path) -> dict:
@@ -152,30 +149,3 @@ def _measured(config: Path) -> dict:
         return getattr(import_module(module), function)(chosen, device)
     except (RuntimeError, ImportError) as error:
         raise StudyError(str(error)) from error  # no memory, no such device, no such package
-
-# %% ../../nbs/cli/13_bench.ipynb #999e4474
-def _measure_in_turn():
-    """Each line that comes in names a configuration to measure, in a fork of this process; it has
-    loaded what takes long, and computed nothing."""
-    import encapnet.bench.routing, encapnet.training.fit  # noqa: F401, E401
-    from encapnet.cli.main import main
-
-    for line in sys.stdin:
-        if not (pid := os.fork()):
-            code = 1
-            try:
-                main(['bench', 'measure', line.strip()])
-            except SystemExit as ended:
-                code = ended.code
-            except BaseException:
-                traceback.print_exc()  # os._exit says nothing
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        try:
-            _, status = os.waitpid(pid, 0)
-        except KeyboardInterrupt:
-            os.kill(pid, signal.SIGKILL)
-            raise
-        typer.echo(json.dumps(dict(ended=os.waitstatus_to_exitcode(status))))

@@ -67,7 +67,7 @@ def child_process(
                 try:
                     child.wait(timeout=30)
                 except subprocess.TimeoutExpired:
-                    child.kill()
+                    os.killpg(child.pid, signal.SIGKILL)  # its session: with all that it forked
             child.stdout.close()  # type: ignore[union-attr]  # a pipe
 
 # %% ../../nbs/study/18_child.ipynb #a5d406fa

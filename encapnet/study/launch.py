@@ -10,8 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from time import sleep
 from ..errors import OutOfTime, StudyError, UsageError
-from .child import call, note_failure, train_arguments
+from .child import note_failure, train_arguments
 from .config import BenchConfig, RunConfig
+from .forks import forks
 from .records import UnknownSchema
 from .run import Run, State, state, write_config
 from .turns import take_turns
@@ -87,7 +88,7 @@ def _one_by_one(todo: list[Run], request: Request):
     from tqdm.auto import tqdm
 
     weight = [getattr(getattr(run.config, 'schedule', None), 'epochs', 1) for run in todo]
-    with tqdm(total=sum(weight), unit='epoch', disable=None) as bar:
+    with tqdm(total=sum(weight), unit='epoch', disable=None) as bar, forks('training') as call:
         say = partial(bar.write, file=sys.stderr)
         for run, epochs in zip(todo, weight):
             if request.deadline is not None and time.monotonic() > request.deadline:
@@ -95,7 +96,7 @@ def _one_by_one(todo: list[Run], request: Request):
             bar.set_description(run.name)
             before = bar.n
             while _awaited(run, request.deadline, say).name in wanted(request.retrain):
-                if _train(run, request, bar, say):
+                if _train(run, request, call, bar, say):
                     break
             bar.n = before + epochs
             bar.refresh()
@@ -119,7 +120,11 @@ def _remaining(runs: list[Run], retrain: bool) -> str:
 
 # %% ../../nbs/study/21_launch.ipynb #5d0bcfc2
 def _train(
-    run: Run, request: Request, bar, say: Callable[[str], None]
+    run: Run,
+    request: Request,
+    call: Callable[..., list],  # as `child.call`
+    bar,
+    say: Callable[[str], None],
 ) -> bool:  # False: another was faster
     try:
         write_config(run, say)

@@ -6,16 +6,16 @@
 from __future__ import annotations
 import queue
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 import psutil
 from ..errors import OutOfTime, StudyError, UsageError
 from .child import Killed, call
+from .forks import forks
 from .ledger import append_ledger, read_ledger
 from .machine import cores, gpus, threads_each
 from .profiles import enters_ledger
@@ -27,11 +27,14 @@ __all__ = ['PATIENCE_S', 'LOOK_SECONDS', 'MEMORY_EACH', 'attend', 'stored_argume
 
 # %% ../../nbs/study/25_processes.ipynb #efa3eb64
 def attend(
-    arguments: list[str], tell: Callable[[Any], None], **child
+    arguments: list[str],
+    tell: Callable[[Any], None],
+    start: Callable[..., list] = call,  # or what `forks` gives
+    **child,
 ) -> dict[str, Any]:  # `ended`: done, out of time, killed or failed; `why`
-    "Run a training's process to its end, whatever that is. `child` goes to `child.call`."
+    "Run a training's process to its end, whatever that is. `child` goes to `start`."
     try:
-        call(*arguments, tell=tell, **child)
+        start(*arguments, tell=tell, **child)
     except Killed as error:
         ended, why = 'killed', str(error)
     except OutOfTime as error:
@@ -93,10 +96,12 @@ class Processes:
             set(),
             False,
         )
+        self.open = ExitStack()
         devices, threads = gpus(), threads_each(count)
         for number in range(count):
             device = {'CUDA_VISIBLE_DEVICES': devices[number % len(devices)]} if devices else {}
-            self.slots.put({'OMP_NUM_THREADS': str(threads)} | device)
+            variables = {'OMP_NUM_THREADS': str(threads)} | device
+            self.slots.put(self.open.enter_context(forks('training', variables)))
 
     def __enter__(self):
         return self
@@ -112,20 +117,20 @@ class Processes:
         )
         self.threads[-1].start()
 
-    def _attend(self, run: Run, request: Request, slot: dict[str, str]):
+    def _attend(self, run: Run, request: Request, slot: Callable[..., list]):
         tell = lambda event: self.told.put((run.config.key, event))
         tell(dict(begun=True))
         seconds = None if request.deadline is None else request.deadline - time.monotonic()
         ending = attend(
             stored_arguments(run.folder, request.data_root, request.retrain, seconds),
             tell,
+            slot,
             begun=self._begun,
-            variables=slot,
         )
         self.slots.put(slot)
         tell(ending)
 
-    def _begun(self, child: subprocess.Popen):
+    def _begun(self, child: Any):  # what takes `send_signal`
         self.children.add(child)
         if self.closing:
             child.send_signal(signal.SIGINT)
@@ -145,6 +150,7 @@ class Processes:
             limit = time.monotonic() + PATIENCE_S
             for thread in self.threads:
                 thread.join(max(0.0, limit - time.monotonic()))
+        self.open.close()
 
 # %% ../../nbs/study/25_processes.ipynb #0834d66e
 # bytes; rows (a) and (b) of Table 1 at G = 8, 128 images a step, take half of that

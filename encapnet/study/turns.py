@@ -4,59 +4,20 @@
 
 # %% ../../nbs/study/20_turns.ipynb #dbc2753c
 from __future__ import annotations
-import json
-import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from ..errors import OutOfTime, StudyError, UsageError
-from .child import call, child_process, failure_of, note_failure
+from .child import note_failure
+from .forks import forks
 from .run import Run, finish, write_config
 from .request import Request
 
 # %% auto #0
 __all__ = ['ENOUGH_S', 'MOST_S', 'take_turns']
-
-# %% ../../nbs/study/20_turns.ipynb #afc98dad
-@contextmanager
-def _measuring() -> Iterator[Callable[[str], dict[str, Any]]]:
-    """A function that measures what a configuration file says, in a process of its own; raises as
-    `call` does."""
-    if sys.platform != 'linux':
-        yield lambda path: call('bench', 'measure', path)[-1]
-        return
-    with child_process(['bench', 'measure'], stdin=subprocess.PIPE) as (child, errors), child.stdin:
-        yield partial(_measure, child, errors.fileno())
-
-
-def _measure(child: Any, errors: int, path: str) -> dict[str, Any]:
-    result: Any
-    before, result = os.fstat(errors).st_size, None
-    try:
-        print(path, file=child.stdin, flush=True)
-    except OSError:
-        raise failure_of(
-            child.wait(), os.pread(errors, 2**20, 0).decode(errors='replace')
-        ) from None
-    for line in child.stdout:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # a library that prints
-        if 'ended' not in event:
-            result = event
-        elif event['ended'] == 0:
-            return result
-        else:
-            raise failure_of(
-                event['ended'], os.pread(errors, 2**20, before).decode(errors='replace')
-            )
-    raise failure_of(child.wait(), os.pread(errors, 2**20, before).decode(errors='replace'))
 
 # %% ../../nbs/study/20_turns.ipynb #5ac6ece0
 ENOUGH_S = 15.0  # seconds measured of one candidate after which three steps are enough
@@ -79,7 +40,7 @@ def take_turns(runs: list[Run], request: Request):
     turns: dict[Run, list[dict[str, Any]]] = {run: [] for run in runs}
     with (
         tqdm(total=sum(run.config.rounds for run in runs), unit='turn', disable=None) as bar,
-        _measuring() as measure,
+        forks('timing') as call,
     ):
         for number in range(max(run.config.rounds for run in runs)):
             for run, done in turns.items():
@@ -89,7 +50,7 @@ def take_turns(runs: list[Run], request: Request):
                     raise OutOfTime('time is up before all had their turns; nothing is kept')
                 bar.set_description(run.name)
                 if not _has_enough(done):
-                    _turn(run, done, measure, partial(bar.write, file=sys.stderr))
+                    _turn(run, done, call, partial(bar.write, file=sys.stderr))
                 bar.update()
             if bar.disable:
                 tqdm.write(
@@ -103,12 +64,12 @@ def take_turns(runs: list[Run], request: Request):
 def _turn(
     run: Run,
     taken: list[dict[str, Any]],
-    measure: Callable[[str], dict[str, Any]],
+    call: Callable[..., list[dict[str, Any]]],
     say: Callable[[str], None],
 ):
     try:
         write_config(run, say)
-        taken.append(measure(str(run.path('config.json'))))
+        taken.append(call('bench', 'measure', str(run.path('config.json')))[-1])
     except (StudyError, UsageError) as error:
         note_failure(run, str(error), say)
 
