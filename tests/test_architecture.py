@@ -1275,6 +1275,21 @@ ARROWS = {
     ],
     'cli.fork': ['bench.routing', 'cli.main', 'study.machine', 'training.fit'],
     'study.forks': ['study.child', 'study.machine'],
+    'show.explore.claims': [
+        'data.loading',
+        'errors',
+        'show.explore.picture',
+        'study.answers',
+        'study.gates',
+        'study.ledger',
+        'study.places',
+        'study.records',
+        'study.resolving',
+        'study.results',
+        'study.rules',
+        'study.statements',
+        'study.verdicts',
+    ],
 }
 
 # What each trunk may never load, not even inside a function.

@@ -20,6 +20,7 @@ from live import HOSTS, ROOT, Live, live
 
 from encapnet.show.explore import serve
 from encapnet.errors import StudyError
+from encapnet.study.answers import pack_mistakes
 from encapnet.study.planning import plan
 from encapnet.study.profiles import PROFILES
 from encapnet.study.run import Run, finish
@@ -146,7 +147,9 @@ def test_runs_are_compared(browser, store, tmp_path, host):
 
 
 OTHERS = sorted(
-    path.stem for path in (ROOT / 'nbs' / 'explore').glob('*.ipynb') if path.stem != 'runs'
+    path.stem
+    for path in (ROOT / 'nbs' / 'explore').glob('*.ipynb')
+    if path.stem not in ('runs', 'claims')  # they have tests of their own
 )
 
 
@@ -157,7 +160,8 @@ OTHERS = sorted(
 def test_every_explorer_is_drawn_and_moved(browser, tmp_path, name, host):
     """Without a trained network, with nothing but the keyboard; what each of them shows is tested
     where it is made."""
-    with live(browser, name, host, tmp_path, runs=str(tmp_path / 'none')) as seen:
+    given = dict(runs=str(tmp_path / 'none'), reports=str(ROOT / 'reports'))
+    with live(browser, name, host, tmp_path, **given) as seen:
         label = seen.explorer.locator('input[type=range]').first.get_attribute('aria-label')
         before, facts = seen.pictures(f'{name}-{host}-1'), {**seen.facts, 'milliseconds': 0}
         seen.press(label, 'ArrowRight', 'ArrowRight')
@@ -167,6 +171,61 @@ def test_every_explorer_is_drawn_and_moved(browser, tmp_path, name, host):
             f'{name}, {host}: {seen.seconds} s; per key '
             f'{[round(one) for one in seen.milliseconds(label, *["ArrowLeft", "ArrowRight"] * 3)]} ms'
         )
+        assert seen.errors == [] and seen.elsewhere == []
+
+
+def answered(reports, row, errors_at):
+    "A run of the ledger as if it had been trained: which of 1,000 digits each seed got wrong."
+    for seed, wrong in enumerate(errors_at):
+        [config] = [
+            one
+            for one in plan('table1', PROFILES['quick'], {'digits': '0' * 64}, 3, [row])
+            if one.seed == seed
+        ]
+        error = 100 * len(wrong) / 1000
+        outcome = dict(
+            error=error,
+            errors=[80.0, 30.0, 9.0, error, error],
+            losses=[0.5, 0.4, 0.3, 0.2, 0.1],
+            train_loss=0.1,
+            parameters=1000,
+            test_images=1000,
+            constant_error=90.0,
+            source='embedded',
+            mistakes=pack_mistakes([image in wrong for image in range(1000)]),
+        )
+        with Run(reports / 'store', config).locked() as run:
+            finish(run, outcome, 'a machine', reports, seconds=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize('host', HOSTS)
+def test_a_claim_is_looked_behind(browser, tmp_path, host):
+    """Its runs, how often two rows agree, and the very images on which they do not, which the
+    kernel sends when they are asked for."""
+    answered(tmp_path, 'f_master_aide', [{1, 2, 3}, {1, 2, 4}, {1, 2, 5}])
+    answered(tmp_path, 'e_master', [{1, 7, 8, 9}, {1, 7, 8, 10}, {1, 7, 8, 11}])
+    with live(browser, 'claims', host, tmp_path, reports=str(tmp_path)) as seen:
+        seen.control('Claim').select_option('aide_needed')
+        seen.until(lambda facts: facts['claim'] == 'aide_needed' and facts['pictures'] == 9)
+        seen.until(lambda facts: not facts['working'])
+        facts = seen.facts
+        assert facts['verdict'].startswith('unresolvable') and facts['looks'] == 3, '5, 8 and 12'
+        assert facts['rows'] == ['table1/f_master_aide', 'table1/e_master']
+        assert (facts['profile'], facts['dataset'], facts['images']) == ('quick', 'digits', 1000)
+        # both wrong on image 1 alone, over all nine pairs of seeds
+        wanted = dict(both=994, first=3, second=2, neither=1)
+        assert {name: round(value, 6) for name, value in facts['table'].items()} == wanted
+        assert facts['order'] == [[7, 8, 9, 10, 11], [2, 3, 4, 5]]
+        before = seen.picture(f'claims-{host}-1', '.strip canvas')
+        seen.control('Row').select_option('table1/e_master')
+        seen.until(lambda facts: facts['order'] == [[2, 3, 4, 5], [7, 8, 9, 10, 11]])
+        assert seen.picture(f'claims-{host}-2', '.strip canvas') != before
+        seen.press('Images shown', 'Home')
+        seen.until(lambda facts: facts['most'] == 6)
+        seen.control('Table or figure').select_option('Table 1')
+        seen.until(lambda facts: facts['claim'])
         assert seen.errors == [] and seen.elsewhere == []
 
 

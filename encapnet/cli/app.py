@@ -42,7 +42,7 @@ COMMANDS = dict(
     device=Entry('What this machine computes on, as JSON.', 'device'),
     doctor=Entry('What is here, what is missing, and what it costs to get it.', 'doctor'),
     explore=Entry(
-        'Play with routing, transport, capConv and runs in the browser.', 'explore'
+        'Play with routing, transport, capConv, runs and claims in the browser.', 'explore'
     ),
     data=Entry('Data sets: which there are, fetching, verifying.', 'data'),
     bench=Entry('Timings: candidates in turn, each in a process of its own.', 'bench'),

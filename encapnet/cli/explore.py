@@ -48,7 +48,7 @@ def explore(
     runs: RunsOption = 'runs',
     reports: ReportsOption = 'reports',
 ):
-    "Play with routing, transport, capConv and runs in the browser."
+    "Play with routing, transport, capConv, runs and claims in the browser."
     known, root = notebooks('explore'), check_root(data_root)
     if name and name not in known:
         raise UsageError(f'no explorer {name!r}; {nearest(name, known)}')

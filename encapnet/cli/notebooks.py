@@ -13,7 +13,7 @@ from ..study.places import clone
 __all__ = ['PAGED', 'DEFAULT_REPORTS', 'TOUR', 'notebooks', 'chosen_reports']
 
 # %% ../../nbs/cli/02_notebooks.ipynb #4c7b613c
-PAGED = ('routing', 'transport')  # explorers that work without a kernel, too
+PAGED = ('routing', 'transport', 'claims')  # explorers that work without a kernel, too
 
 
 def notebooks(kind: str = 'reports') -> dict[str, Path]:

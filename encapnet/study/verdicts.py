@@ -69,6 +69,7 @@ class Judgement(NamedTuple):
         tuple[str, str, str], ...
     ] = ()  # of other profiles and data sets: profile, data set, verdict
     stale: tuple[str, ...] = ()  # rows whose code has changed since, with what has
+    routed: str = 'fig2'  # which report's rows stand for the routings, as in `Place`
 
 # %% ../../nbs/study/50_verdicts.ipynb #bae9d379
 def _places(claim: Claim, everywhere: Mapping[Place, Seen]) -> list[Place]:
@@ -182,6 +183,7 @@ def _judgement(claim: Claim, everywhere: Mapping[Place, Seen], families, costs) 
         findings,
         further,
         tuple(f'{row}: {what}' for row, what in stale.items()),
+        where.routed,
     )
 
 # %% ../../nbs/study/50_verdicts.ipynb #ad049203

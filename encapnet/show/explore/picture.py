@@ -95,7 +95,7 @@ class Page:
         )
         model = (
             f"const data = {data};\nconst model = {{ get: (name) => (name === 'data' ? data "
-            f': undefined), on() {{}} }};'
+            f': undefined), on() {{}}, set() {{}}, save_changes() {{}} }};'
         )
         return (
             f'<div class="explorer" id="{html.escape(place)}"></div><style>{style()}</style>'
