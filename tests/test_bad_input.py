@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encapnet.data.registry import DATASETS
+from encapnet.study.datasets import DATASETS
 from encapnet.cli.messages import one_line
 
 from encapnet.cli.main import main

@@ -40,7 +40,7 @@ from encapnet.data.fetching import fetch
 from encapnet.data.listing import available, look, own_sets
 from encapnet.data.loading import load
 from encapnet.data.mapped import _write_mapped
-from encapnet.data.registry import CIFAR10 as CIFAR10_CLASSES, DATASETS, DataSet
+from encapnet.study.datasets import CIFAR10 as CIFAR10_CLASSES, DATASETS, DataSet
 from encapnet.data.sources import locate
 from encapnet.errors import StudyError, UsageError
 from encapnet.study.request import Request

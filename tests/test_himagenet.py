@@ -20,7 +20,7 @@ from PIL import Image
 
 from encapnet.data.content import verify
 from encapnet.data.loading import load
-from encapnet.data.registry import DATASETS
+from encapnet.study.datasets import DATASETS
 from encapnet.data.sources import locate
 from encapnet.himagenet.build import build
 from encapnet.errors import OutOfTime, StudyError, UsageError

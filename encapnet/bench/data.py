@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ..data.batches import batches
 from ..data.images import ImageSet
-from ..data.registry import TEN
+from ..study.datasets import TEN
 from .clock import timed
 from ..nn import networks
 from ..nn.losses import margin_loss

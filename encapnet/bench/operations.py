@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from ..data.cache import cache_folder
-from ..data.registry import DATASETS
+from ..study.datasets import DATASETS
 from ..errors import StudyError
 from ..files import write_atomic
 from ..study.architectures import NetworkConfig

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from .decoding import SUFFIXES, reason_of, refuse_pointer_file
-from .registry import SPLITS
+from ..study.datasets import SPLITS
 from .trees import Member, check_size, is_visible, tell_passed_over
 from ..errors import UsageError
 

@@ -16,7 +16,7 @@ import numpy as np
 from .archives import archive_members
 from .cache import cache_file, signature
 from .decoding import SUFFIXES, decode
-from .registry import SPLITS, entry_of
+from ..study.datasets import SPLITS, entry_of
 from .sources import Source
 from .trees import Member, Tree, tree_members
 from ..errors import StudyError, UsageError

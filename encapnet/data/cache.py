@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from .decoding import unreadable
 from .embedded import embedded_files
-from .registry import entry_of
+from ..study.datasets import entry_of
 from .sources import Source
 from .trees import is_visible
 from ..study.places import resolve

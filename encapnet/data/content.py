@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 from tqdm.auto import tqdm
 from .cache import cache_file, signature
-from .registry import DATASETS, SPLITS, entry_of
+from ..study.datasets import DATASETS, SPLITS, entry_of
 from .sources import IMAGES, MANIFEST, Source, locate
 from .trees import tree_files
 from ..errors import StudyError, UsageError

@@ -16,7 +16,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from .download import Download, download
 from .loading import open_torchvision
-from .registry import BUILD, DATASETS, DataSet, SPLITS, entry_of
+from ..study.datasets import BUILD, DATASETS, DataSet, SPLITS, entry_of
 from ..errors import StudyError, UsageError, nearest
 from ..study.places import resolve
 

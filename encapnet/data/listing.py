@@ -12,7 +12,7 @@ from typing import Any
 from .archives import archive_members
 from .arrays import check_classes
 from .content import fingerprint, remembered
-from .registry import DATASETS, SPLITS, entry_of, own_parts
+from ..study.datasets import DATASETS, SPLITS, entry_of, own_parts
 from .sources import Source, locate, mismatch
 from .trees import tree_files
 from ..errors import StudyError, UsageError

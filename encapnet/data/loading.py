@@ -20,7 +20,7 @@ from .decoding import reason_of, refuse_pointer_file
 from .embedded import EMBEDDED
 from .images import ImageSet, stratified
 from .mapped import read_mapped
-from .registry import DataSet, SPLITS, entry_of
+from ..study.datasets import DataSet, SPLITS, entry_of
 from .sources import Source, locate, mismatch
 from ..errors import UsageError, nearest
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .arrays import check_classes
 from .cache import cache_file, signature
 from .decoding import decode_unguarded, middle, odd_metadata
-from .registry import SPLITS, entry_of
+from ..study.datasets import SPLITS, entry_of
 from .sources import Source
 from .trees import bytes_of, tree_files
 from ..errors import StudyError, UsageError

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from .decoding import OTHERWISE, reason_of
-from .registry import BUILD, DATASETS, SPLITS, entry_of
+from ..study.datasets import BUILD, DATASETS, SPLITS, entry_of
 from ..errors import UsageError, nearest
 from ..study.places import resolve
 

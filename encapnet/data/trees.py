@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 from .decoding import SUFFIXES, unreadable
-from .registry import SPLITS
+from ..study.datasets import SPLITS
 from ..errors import UsageError
 
 # %% ../../nbs/data/06_trees.ipynb #07562161

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
-from ..data.registry import is_own
+from .datasets import is_own
 from .config import OWN, BenchConfig, MeasureConfig, RunConfig
 from .profiles import Profile
 from .request import Request

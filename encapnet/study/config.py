@@ -8,7 +8,7 @@ import hashlib
 import json
 from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
-from ..data.registry import DATASETS, own_parts
+from .datasets import DATASETS, own_parts
 from .architectures import FeedbackConfig, NetworkConfig, Positive, Strict
 
 # %% auto #0

@@ -18,7 +18,7 @@ from encapnet.study.architectures import (
     TorchvisionConfig,
     VanillaCNNConfig,
 )
-from ..data.registry import SMALL, is_own, side_of
+from .datasets import SMALL, is_own, side_of
 
 # %% auto #0
 __all__ = ['TABLE1', 'TABLE1_VARIANTS', 'EXPERIMENTS', 'SOFTMAX_AXIS', 'Row', 'find_row', 'suits']

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 from .claims import CLAIMS
-from ..data.registry import is_own
+from .datasets import is_own
 from .experiments import EXPERIMENTS
 from .gaps import Gap, gaps, none_at_all
 from .gates import Curves, curves_of, missing, rows_at, too_early

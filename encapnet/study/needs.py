@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from ..errors import UsageError
 from .child import call
-from ..data.registry import is_own
+from .datasets import is_own
 from .config import OWN
 from .experiments import EXPERIMENTS
 from .own import plan_own

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from ..data.registry import is_own
+from .datasets import is_own
 from .gaps import Gap, constant_loss, ended_at, mean, unit_of
 from .paper import FIG2_PRINTED, TABLE1
 from .results import Result, Seen, statistic

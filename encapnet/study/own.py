@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from ..errors import UsageError, nearest
 from .architectures import FeedbackConfig, NetworkConfig
-from ..data.registry import side_of
+from .datasets import side_of
 from .config import OWN, RunConfig, Schedule, sides_of
 from .experiments import find_row
 from .own_rows import FIELDS, OwnRow, rows_of

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from ..errors import UsageError, nearest
-from ..data.registry import is_own, own_parts
+from .datasets import is_own, own_parts
 from .own import read_rows
 from .own_rows import OwnRow
 from .places import resolve

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
-from ..data.registry import DATASETS
+from .datasets import DATASETS
 from .answers import answers_of
 from .experiments import EXPERIMENTS
 from .judging import Table, look
@@ -190,7 +190,7 @@ def records_hold(result: Result, name: str) -> bool:
 CONFIRMING = 'paper'  # the one profile that can reproduce
 
 
-_DATASETS = tuple(DATASETS)  # the registry's order: what is nearest to the paper first
+_DATASETS = tuple(DATASETS)  # their order: what is nearest to the paper first
 
 
 BY_EFFORT = tuple(name for name, profile in reversed(PROFILES.items()) if profile.in_ledger)

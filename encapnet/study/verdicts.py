@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from .claims import CLAIMS
-from ..data.registry import is_own
+from .datasets import is_own
 from .experiments import EXPERIMENTS
 from .findings import VERDICTS, Finding, by_measurement, family, judge, kind, weakest
 from .gaps import gaps

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..data.content import fingerprint
 from ..data.images import ImageSet
 from ..data.loading import load
-from ..data.registry import DATASETS, side_of
+from ..study.datasets import DATASETS, side_of
 from ..errors import OutOfTime, StudyError, UsageError
 from ..files import check_writable
 from ..study import freshness

@@ -13,7 +13,7 @@ from . import twins
 from .provenance import Provenance, provenance_table
 from .standing import Standing
 from .style import DATASET_TITLE, dataset_title
-from ...data.registry import SMALL, is_own
+from ...study.datasets import SMALL, is_own
 from ...study.profiles import Profile
 from ...study.stats import Interval, error_interval
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 import pandas as pd
 from great_tables import GT
-from ...data.registry import SMALL, is_own
+from ...study.datasets import SMALL, is_own
 from ...study.records import Record
 from ...study.stats import Interval
 

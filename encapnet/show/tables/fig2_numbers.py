@@ -12,7 +12,7 @@ from ..report.study import Trained
 from .fig2_figure import conditions
 from .fig2_frames import AUTHORS, CLASSES, STATISTICS
 from ...study import paper
-from ...data.registry import is_own
+from ...study.datasets import is_own
 from ...study.stats import Interval, mean_interval
 
 # %% auto #0

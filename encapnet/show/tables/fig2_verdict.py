@@ -14,7 +14,7 @@ from .fig2_figure import conditions
 from .fig2_numbers import _text, distance_to_authors
 from ...study import paper
 from ...study.claims import comparisons
-from ...data.registry import is_own
+from ...study.datasets import is_own
 from ...study.findings import family, judge
 from ...study.results import Place
 from ...study.rules import Level, Trend, routings

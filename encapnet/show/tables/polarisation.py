@@ -13,7 +13,7 @@ from .fig2 import Agreement
 from .fig2_figure import conditions
 from .fig2_frames import STATISTICS, interval_of
 from ...study import paper
-from ...data.registry import is_own
+from ...study.datasets import is_own
 from ...study.profiles import Profile
 from ...study.request import Request
 

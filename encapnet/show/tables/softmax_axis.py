@@ -14,7 +14,7 @@ from ..report.study import Trained, seeds_told
 from ..report.style import error_text, seconds_text, themed
 from ..report.verdict import Verdict
 from .softmax_lines import AXIS, BEGINNING, LAYERS, SEEN, run_lines, vote_lines
-from ...data.registry import is_own
+from ...study.datasets import is_own
 from ...study.experiments import EXPERIMENTS
 from ...study.stats import unresolvable
 from ...study.profiles import Profile

@@ -16,7 +16,7 @@ from ..report.style import bytes_text, clear_best, error_text, seconds_text, the
 from ..report.verdict import Verdict, verdict
 from ...study import paper
 from ...study.statements import PAPER_COLUMN
-from ...data.registry import is_own
+from ...study.datasets import is_own
 from ...study.experiments import EXPERIMENTS
 from ...study.needs import measured
 from ...study.records import COSTS

@@ -17,7 +17,7 @@ from ..report.verdict import Verdict, seen_on, verdict, verdict_text
 from ...study import paper
 from ...study.claims import CLAIMS
 from ...study.statements import GROUPS
-from ...data.registry import is_own
+from ...study.datasets import is_own
 from ...study.experiments import EXPERIMENTS
 from ...study.stats import Interval, reduction
 from ...study.findings import family, judge
