@@ -88,7 +88,12 @@ def _one_by_one(todo: list[Run], request: Request):
     from tqdm.auto import tqdm
 
     weight = [getattr(getattr(run.config, 'schedule', None), 'epochs', 1) for run in todo]
-    with tqdm(total=sum(weight), unit='epoch', disable=None) as bar, forks('training') as call:
+    with (
+        tqdm(total=sum(weight), unit='epoch', disable=None) as bar,
+        forks('training') as train,
+        # with the threads that this machine has, where trainings have their own
+        forks('timing') as measure,
+    ):
         say = partial(bar.write, file=sys.stderr)
         for run, epochs in zip(todo, weight):
             if request.deadline is not None and time.monotonic() > request.deadline:
@@ -96,6 +101,7 @@ def _one_by_one(todo: list[Run], request: Request):
             bar.set_description(run.name)
             before = bar.n
             while _awaited(run, request.deadline, say).name in wanted(request.retrain):
+                call = train if isinstance(run.config, RunConfig) else measure
                 if _train(run, request, call, bar, say):
                     break
             bar.n = before + epochs
