@@ -27,7 +27,7 @@ EXTRAS = dict(
 
 
 def main():
-    "Run the command line. A package that is not installed is named, with the extra that brings it."
+    "Run the command line. If a package is not installed, name it and the extra that brings it."
     try:
         from encapnet.cli.main import main as command_line
 

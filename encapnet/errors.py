@@ -12,23 +12,23 @@ __all__ = ['UsageError', 'StudyError', 'OutOfTime', 'nearest']
 
 # %% ../nbs/00_errors.ipynb #eac6c01a
 class UsageError(ValueError):
-    "What the user asked for makes no sense; the message says what would. Exit code 2."
+    "The user asked for something that makes no sense; the message says what would. Exit code 2."
 
 
 class StudyError(RuntimeError):
-    "The study could not do what was rightly asked of it. Exit code 1."
+    "The study could not do what it was correctly asked to do. Exit code 1."
 
 
 class OutOfTime(StudyError):
-    """A time box is used up; the same command goes on from the last checkpoint. Exit code 75, by
+    """A time box is used up; the same command goes on from the last checkpoint. Exit code 75, on
     which queues requeue."""
 
 # %% ../nbs/00_errors.ipynb #8d84f9a1
 def nearest(
     name: str,  # what was given
-    choices: Iterable[str],  # what would have been understood
+    choices: Iterable[str],  # the valid choices
 ) -> str:  # a phrase that ends an error message
-    "Name the choices, and the one that was probably meant."
+    "List the choices, and suggest the one that was probably meant."
     choices = [str(choice) for choice in choices]
     close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     listed = ', '.join(choices) if choices else 'nothing'

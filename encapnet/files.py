@@ -38,7 +38,7 @@ def write_atomic(
         raise StudyError(f'cannot write {path}: {error.strerror or error}') from error
     try:
         with os.fdopen(handle, 'wb') as file:
-            # or another process could take it for one that was left behind
+            # otherwise another process could take it for a leftover
             _hold(file)
             file.write(content)
             file.flush()
@@ -61,7 +61,7 @@ def write_atomic(
 # %% ../nbs/01_files.ipynb #69ea5cbb
 @lru_cache(1)
 def public_mode() -> int:
-    "What a file that is made in the ordinary way may be read and written by."
+    "The permissions of a file that is created in the ordinary way."
     mask = os.umask(0o022)
     os.umask(mask)
     return 0o666 & ~mask
@@ -79,8 +79,8 @@ def _sync_folder(folder: Path):
 
 
 def _behind(path: Path) -> Path:
-    """Where a link leads that we, or who owns the folder for us, have laid; the path itself where
-    there is none."""
+    """The target of a link, if the link or its folder belongs to us or to root; otherwise the path
+    itself."""
     if not path.is_symlink():
         return path
     ours = {0, getattr(os, 'geteuid', int)()}
@@ -88,8 +88,8 @@ def _behind(path: Path) -> Path:
 
 
 def _hold(file) -> bool:
-    """Whether an open file is held by us alone now, for as long as it stays open: however its
-    process ends, that ends the hold."""
+    """Try to lock an open file for us alone; returns whether we hold it. The lock lasts until the
+    file is closed, and ends with its process however that ends."""
     try:
         import fcntl
     except ImportError:
@@ -102,10 +102,10 @@ def _hold(file) -> bool:
 
 # %% ../nbs/01_files.ipynb #631b0214
 def sweep(folder: str | Path, name: str = '*'):
-    """Remove the temporary files that killed processes left beside `name`, and not those that are
+    """Remove the temporary files that killed processes left beside `name`, but not those that are
     being written."""
     for left in Path(folder).glob(f'.{name}.*.tmp'):
-        with suppress(OSError):  # another's, or gone
+        with suppress(OSError):  # somebody else's, or gone
             if os.name != 'posix':
                 left.unlink()  # Windows refuses where somebody has it open
             else:
@@ -125,14 +125,14 @@ def check_writable(folder: str | Path):
 
 # %% ../nbs/01_files.ipynb #d8e65b4c
 def lock(path: Path, **options) -> FileLock:
-    "A lock that can be taken by whoever may write to its folder."
+    "Create a lock that anyone who may write to its folder can take."
     return FileLock(path, mode=0o600 | path.parent.stat().st_mode & 0o066, **options)
 
 
 @contextmanager
 def held_alone(path: Path) -> Iterator[None]:
-    """Hold a file that many processes write, by a lock beside it: those of other users and of
-    other temporary folders see it too."""
+    """Hold a file that many processes write, by a lock beside it, which processes of other users
+    and with other temporary folders see too. Raises StudyError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held = lock(path.with_name(f'.{path.name}.lock'))

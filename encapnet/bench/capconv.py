@@ -69,7 +69,7 @@ def textbook_capconv(network: nn.Module) -> nn.Module:  # the same object
 def bench_capconv(
     config: CapConvBenchConfig, device: torch.device, budget_s: float = 12.0, most: int = 5
 ) -> dict[str, Any]:
-    "One turn of a way of training: see `clock.timed`; no seconds where the account does not fit."
+    "Time one way of training: see `clock.timed`; no seconds where the accounted bytes do not fit."
 
     def build():
         return (textbook_capconv if config.backend == 'textbook' else lambda network: network)(

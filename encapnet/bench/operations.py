@@ -28,11 +28,11 @@ def _accumulated(result, left, right, out_shape=None, **more) -> int:
 
 
 def count(network: NetworkConfig, classes: int = 10) -> float:
-    "What `operations` says, found out by a step without content."
+    "Count what `operations` returns, by a step on the meta device."
     batch, side = 2, getattr(network, 'size', 32)
     with torch.random.fork_rng(devices=[]), torch.device('meta'):
         model, images = build(network, classes).train(), torch.empty(batch, 3, side, side)
-    # The counter knows PyTorch's own names only, and not the one that works in place.
+    # The counter knows only PyTorch's own operations, and not the one that works in place.
     with FlopCounterMode(
         display=False, custom_mapping={torch.ops.aten.baddbmm_: _accumulated}
     ) as counter:
@@ -42,7 +42,7 @@ def count(network: NetworkConfig, classes: int = 10) -> float:
 # %% ../../nbs/bench/07_operations.ipynb #55cf4e01
 @lru_cache(256)
 def operations(network: NetworkConfig, classes: int = 10) -> float:
-    """Floating-point operations of the products of one image's training step; a multiplication
+    """Floating-point operations of the products in one image's training step; a multiplication
     and an addition are two."""
     code = code_closure(
         [f'encapnet.nn.networks:{network.kind}', 'encapnet.bench.operations:count']

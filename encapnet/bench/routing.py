@@ -53,7 +53,7 @@ _ROUTINGS: dict[str, tuple[Callable, Callable]] = dict(
 
 
 def _inputs(c: RoutingBenchConfig) -> tuple[Tensor, Tensor, Tensor]:
-    "Lower capsules, how active each is, and the transform; as each layer wants them."
+    "Lower capsules, how active each is, and the transform, in the shapes that each layer expects."
     if c.layer == 'untied':
         u, active = torch.randn(c.batch, c.groups, c.dim), torch.rand(c.batch, c.groups)
         by_component = torch.randn(c.groups, c.dim, c.higher, c.higher_dim)
@@ -72,7 +72,7 @@ def _inputs(c: RoutingBenchConfig) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def routing_call(config: RoutingBenchConfig) -> tuple[Callable[..., Tensor], list[Tensor]]:
-    """What is timed, and its leaves, on the current default device. Equal configurations get
+    """The function to time and its leaves, on the current default device. Equal configurations get
     equal numbers."""
     torch.manual_seed(0)
     u, active, transform = (leaf.requires_grad_() for leaf in _inputs(config))
@@ -92,7 +92,7 @@ def routing_call(config: RoutingBenchConfig) -> tuple[Callable[..., Tensor], lis
 
 # %% ../../nbs/bench/03_routing.ipynb #21d9b468
 def make_ready(config: RoutingBenchConfig):
-    "Compile, or load, what a candidate needs: nothing of what is timed."
+    "Compile or load what a candidate needs; none of this is timed."
     if config.backend != 'numba':
         return
     call, leaves = routing_call(config.model_copy(update=dict(batch=1, groups=1, higher=1)))
@@ -101,7 +101,7 @@ def make_ready(config: RoutingBenchConfig):
 # %% ../../nbs/bench/03_routing.ipynb #ea50075f
 def routing_bytes(config: RoutingBenchConfig) -> int:
     """Peak bytes of live tensors above weights and inputs, by account; the fused kernels keep
-    what the chunked ones keep, scratch memory apart."""
+    what the chunked ones keep, apart from scratch memory."""
     if config.backend == 'triton':
         config = config.model_copy(update=dict(backend='chunked'))
     with torch.device('meta'):
@@ -146,7 +146,7 @@ def largest_batch(config: RoutingBenchConfig, budget: int = 12 * 2**30) -> int:
 
 # %% ../../nbs/bench/03_routing.ipynb #1bb6e402
 def largest_batches() -> list[dict[str, Any]]:
-    "For both routings of Table 1's layer, with votes and without."
+    "The largest batch for both routings of Table 1's layer, with votes and without."
     layer: dict[str, Any] = dict(
         row='layer',
         hardware='',
@@ -171,7 +171,7 @@ def largest_batches() -> list[dict[str, Any]]:
 def bench_routing(
     config: RoutingBenchConfig, device: torch.device, budget_s: float = 2.0, most: int = 9
 ) -> dict[str, Any]:
-    "One turn of a way of routing: see `timed`; no seconds where the account does not fit."
+    "Time one way of routing: see `timed`; no seconds where the accounted bytes do not fit."
     facts = dict(accounted=routing_bytes(config), operations=routing_operations(config))
     if facts['accounted'] > 0.8 * free_bytes(device):
         return dict(seconds=[], peak=None, **facts)

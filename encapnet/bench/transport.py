@@ -52,8 +52,8 @@ def _pot_plan(cost: Tensor, eps: float, iterations: int) -> Tensor:
 
 # %% ../../nbs/bench/04_transport.ipynb #43f2c9e0
 def annealing(eps: float, iterations: int) -> dict[str, float]:
-    """Settings with which geomloss takes so many iterations: the diameter, the steps between, and
-    the blur once more."""
+    """Settings with which geomloss takes this many iterations: one at the diameter, those in
+    between, and one more at the blur."""
     blur = math.sqrt(eps)
     return dict(p=2, blur=blur, diameter=2 * blur, scaling=0.5 ** (1 / (iterations - 2.5)))
 
@@ -61,7 +61,7 @@ def annealing(eps: float, iterations: int) -> dict[str, float]:
 def divergence_call(
     config: TransportBenchConfig,
 ) -> tuple[Callable[[Tensor, Tensor], Tensor], list[Tensor]]:
-    """What is timed, and its leaves, on the current default device. Raises ImportError for a
+    """The function to time and its leaves, on the current default device. Raises ImportError for a
     package that is not installed."""
     torch.manual_seed(0)
     c, leaves = (
@@ -85,7 +85,7 @@ def divergence_call(
 def bench_transport(
     config: TransportBenchConfig, device: torch.device, budget_s: float = 1.5, most: int = 30
 ) -> dict[str, Any]:
-    """One turn of a way to the divergence: see `clock.timed`. Raises ImportError for a package
+    """Time one way to the divergence: see `clock.timed`. Raises ImportError for a package
     that is not installed."""
     with torch.device(device):
         call, leaves = divergence_call(config)

@@ -32,7 +32,7 @@ app = typer.Typer(
 
 
 def _bench(bench: str, request: Request, as_json: bool):
-    "Take all turns of a bench anew, and say what came of them."
+    "Take all turns of a bench again, and print the results. Raises StudyError."
     candidates = needs.benched(bench, request)
     needed = {config.package: config.backend for config in BENCHES[bench][1]('') if config.package}
     absent = sorted(name for package, name in needed.items() if find_spec(package) is None)
@@ -114,7 +114,7 @@ def bench_data(
     max_minutes: MinutesOption = None,
     as_json: JsonOption = False,
 ):
-    "Time the bringing of a batch beside training steps."
+    "Time the loading of a batch beside training steps."
     request = Request.from_command(profile, runs=runs, reports=reports, max_minutes=max_minutes)
     _bench('bench_data', request, as_json)
 

@@ -26,7 +26,7 @@ __all__ = ['app', 'certify', 'replay_first_epoch']
 
 # %% ../../nbs/cli/09_certify.ipynb #5f1ed582
 def _certified(record: Record, request: Request) -> bool | None:  # None: there was no time left
-    "Try one record, and say what came of it."
+    "Try to certify one record, and print the result."
     name = (
         f'{record.experiment}/{record.row} on {record.config["data"]["name"]}, '
         f'{record.config["profile"]}, seed {record.config["seed"]}'

@@ -18,16 +18,16 @@ from ..files import lock
 # %% ../../nbs/data/00_download.ipynb #2a25acc6
 @dataclass(frozen=True)
 class Download:
-    "A file to fetch, and how to know it."
+    "A file to fetch, and how to recognise it."
 
     urls: tuple[str, ...]  # mirrors, the first one first
     path: str  # below the folder that it is fetched to
-    md5: str  # of the whole file, as its publisher says
+    md5: str  # of the whole file, as published
 
 
 def md5_of(path: str | os.PathLike) -> str:  # 32 hexadecimal digits
-    """The checksum that torchvision's data sets are published with. It guards against accidents,
-    not against forgers."""
+    """The MD5 checksum, with which torchvision's data sets are published. It guards against
+    accidents, not against forgers."""
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
@@ -41,8 +41,8 @@ class BrokenOff(OSError):
 
 def _span(
     response: http.client.HTTPResponse, have: int
-) -> tuple[int, int | None]:  # first byte; one past the last, None if it is not said
-    "Which part of the file an answer brings."
+) -> tuple[int, int | None]:  # first byte; one past the last, None if not stated
+    "Which part of the file a response holds. Raises HTTPException if it is not the one asked for."
     if response.status != 206:
         return 0, int(length) if (
             length := response.headers.get('Content-Length', '')
@@ -57,7 +57,7 @@ def _span(
 
 def _fetch_rest(url: str, part: Path, bar: tqdm):
     """Append what `part` lacks. Raises OSError or HTTPException when the connection does not
-    bring it."""
+    deliver it."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(
         url, headers={'User-Agent': 'encapnet'} | ({'Range': f'bytes={have}-'} if have else {})
@@ -89,11 +89,11 @@ def _put(file, chunk: bytes):
         raise StudyError(f'cannot write {file.name}: {error.strerror or error}') from error
 
 # %% ../../nbs/data/00_download.ipynb #b1ab3395
-ATTEMPTS, PAUSE_S = 3, 1.0  # that bring nothing, in a row; seconds before the next
+ATTEMPTS, PAUSE_S = 3, 1.0  # attempts in a row that bring nothing; seconds before the next
 
 
 def proxy_of(url: str) -> str:
-    "By which proxy an address is asked for, in words and without a password; '' if by none."
+    "A phrase that names the proxy used for an address, without its password; '' if there is none."
     parts = urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme, '')
     if not proxy or urllib.request.proxy_bypass(parts.hostname or ''):
@@ -123,8 +123,8 @@ def _said(error: Exception, url: str) -> str:
 def _from(
     url: str, part: Path, md5: str, bar: tqdm
 ) -> str:  # what is wrong; "" when `part` is whole
-    "Fetch a file from one mirror, in as many pieces as it takes."
-    # whether some of it came before, perhaps from another server
+    "Fetch a file from one mirror, in as many pieces as needed."
+    # elsewhere: some of the file is already here, perhaps from another server
     idle, elsewhere = 0, part.exists()
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -153,8 +153,8 @@ def download(
     folder: str | os.PathLike,  # where the file appears, and where its beginning waits
     bar: bool | None = None,  # progress bar; None: on a terminal
 ) -> Path:  # of the whole, checked file
-    """Fetch a file, from where an earlier attempt broke off. Raises StudyError; what came is kept
-    for the next attempt."""
+    """Fetch a file, starting where an earlier attempt broke off. Raises StudyError; what has
+    arrived is kept for the next attempt."""
     target = Path(folder) / what.path
     part, troubles = target.with_name(f'{target.name}.part'), []
     try:

@@ -17,7 +17,7 @@ from torch import Tensor
 class ImageSet:
     "One split of a data set, whole and in memory."
 
-    name: str  # as in `DATASETS`, or of the user's own images
+    name: str  # as in `DATASETS`, or the name of the user's own images
     split: str  # "train" or "test"
     images: UInt8[Tensor, 'n c h w']  # grey levels 0 to 255
     labels: Int64[Tensor, ' n']  # positions in `classes`
@@ -31,7 +31,7 @@ class ImageSet:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> 'ImageSet':
-        "The same set on another device."
+        "Return the same set on another device."
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 # %% ../../nbs/data/01_images.ipynb #3f5157f2
@@ -39,7 +39,7 @@ def stratified(
     labels: Int64[Tensor, ' n'],  # one class per image
     count: int,  # how many to choose
 ) -> Int64[Tensor, ' m']:  # their positions, rising
-    "The fixed subset in which every class keeps its share (to one image)."
+    "Choose the fixed subset in which every class keeps its share (to within one image)."
     members: dict[int, list[int]] = {}
     for position, label in enumerate(labels.tolist()):
         members.setdefault(label, []).append(position)

@@ -101,7 +101,7 @@ def _jobs(tree: Tree, chosen: list[str], target: Path, settings: Settings) -> li
 def _cut_all(
     jobs: list[Job], run: Callable, deadline: float | None
 ) -> list[tuple[Job, dict[str, Any]]]:
-    "All jobs with their records, in order. Raises StudyError where one has come to nothing."
+    "Do all jobs; returns them and their records, in order. Raises StudyError if one has no images."
     found = {
         job.record: record
         for job in jobs
@@ -135,7 +135,7 @@ def _finish(
     chosen: list[str],
     records: list[tuple[Job, dict[str, Any]]],
 ):
-    "Write the manifest, clear the work away, and let the set appear under its name."
+    "Write the manifest, remove the work folder, and move the set to its final name."
     lines = ''.join(json.dumps(image) + '\n' for _, record in records for image in record['images'])
     problems = [
         dict(source=f'val/{label}', problem=f'not scored: {why}')
@@ -169,7 +169,7 @@ def _appear(target: Path, place: Path):
 
 # %% ../../nbs/himagenet/06_build.ipynb #329ae180
 def _begin(target: Path, settings: Settings):
-    "Go on with what was begun with the same settings. Raises UsageError with what differs."
+    "Start a build, or continue one with the same settings. Raises UsageError naming differences."
     begun = _read_record(target / 'work' / 'settings.json')
     if begun and (differs := differences(begun, settings)):
         raise UsageError(
@@ -183,7 +183,7 @@ def _begin(target: Path, settings: Settings):
 
 
 def _there(place: Path, settings: Settings) -> bool:
-    "Whether the set is there, with these settings. Raises UsageError where it is another one."
+    "Whether the set is there, with these settings. Raises UsageError if something else is there."
     if not place.exists():
         return False
     about = _read_record(place / MANIFEST) if place.is_dir() else None
@@ -214,7 +214,7 @@ def build(
     workers: int | None = None,  # processes; None: one for each processor
     deadline: float | None = None,  # on time.monotonic()'s clock
 ) -> dict[str, Any]:  # the manifest
-    """Build h-ImageNet, from where an earlier build stopped. Raises UsageError, StudyError,
+    """Build h-ImageNet, continuing where an earlier build stopped. Raises UsageError, StudyError,
     OutOfTime."""
     if workers is not None and workers < 1:
         raise UsageError(f'--workers is {workers}; expected at least one process')

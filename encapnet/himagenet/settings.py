@@ -19,7 +19,7 @@ from .source import Tree, validation_files
 class Settings:
     "What h-ImageNet depends on, besides the pixels and boxes of the source."
 
-    classes: int  # how many, those of lowest accuracy
+    classes: int  # how many classes, those of lowest accuracy
     padding: float  # share of the box's width (height) that is added on each of two sides
     side: int  # the short side of a crop is at most this
     weights: str  # sha256 of the file of ResNet-18's weights
@@ -28,7 +28,7 @@ class Settings:
 
 
 def settings_of(tree: Tree, classes: int, padding: float, side: int, weights: Path) -> Settings:
-    "The settings of a build. Raises UsageError for those that are out of range."
+    "The settings of a build. Raises UsageError for values out of range."
     if not 1 <= classes <= len(tree.classes):
         raise UsageError(
             f'--classes is {classes}; expected 1 to {len(tree.classes)}, which {tree.images} has'

@@ -23,7 +23,7 @@ class _RectifiedSquash(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, s, groups):
-        # of a component: what squares can still be summed
+        # the largest component whose squares can still be summed
         longest = (torch.finfo(s.dtype).max * groups / (2 * s.shape[1])) ** 0.5
         r = s.clamp(0, longest).unflatten(1, (groups, -1))
         # vector_norm takes ten times as long over planes on a CPU
@@ -38,7 +38,7 @@ class _RectifiedSquash(torch.autograd.Function):
         v, n = ctx.saved_tensors
         # 1e-18 squared is still a float32
         g, squared, divisor = g.reshape(v.shape), n * n, n.clamp(min=1e-18)
-        # the one map made here; all that follows happens in it
+        # the only map allocated here; what follows is computed in place
         r = v * g
         along = r.sum(2, keepdim=True).div_(divisor * divisor).mul_((1 - squared) / divisor)
         torch.mul(v, along, out=r).addcmul_(g, n / (1 + squared))
@@ -57,8 +57,8 @@ def _rectified_squash(
 
 # %% ../../nbs/nn/24_capconv.ipynb #0e4d4b24
 def _blocks(weight, groups, merge):
-    """Weights (groups * o, i, k, k) of a grouped convolution as those of one with `merge` times
-    fewer groups: block-diagonal."""
+    """Turn weights (groups * o, i, k, k) of a grouped convolution into those of one with `merge`
+    times fewer groups: block-diagonal."""
     blocks = weight.view(groups // merge, merge, -1, 1, *weight.shape[1:])
     own = torch.eye(merge, dtype=weight.dtype, device=weight.device)[:, None, :, None, None, None]
     return (blocks * own).flatten(0, 2).flatten(1, 2)
@@ -221,7 +221,7 @@ class CapConv(_Mixed):
         skip: bool = False,  # Type I's: add a 3x3 convolution of the input before the last BN
         scope: str = 'all',  # capsule channels that the aide sees; "remaining": all but its own
         aide_kernel: int | None = None,  # k2; None: k1 + 4
-        backend: str = 'compact',  # "reference": plain operations, differentiable as often as one likes
+        backend: str = 'compact',  # "reference": plain operations, differentiable to any order
     ):
         _one_of(('all', 'remaining'), scope=scope)
         aide_kernel = kernel + 4 if aide_kernel is None else aide_kernel

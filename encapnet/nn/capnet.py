@@ -16,7 +16,7 @@ from .routed import RoutedCapsules
 __all__ = ['CapNet']
 
 # %% ../../nbs/nn/29_capnet.ipynb #4885029e
-def _check_choices(**options: tuple):  # name -> what was given, and the two that there are
+def _check_choices(**options: tuple):  # name -> what was given, and the two allowed
     for name, (given, one, other) in options.items():
         if given not in (one, other):
             raise ValueError(f'{name} must be {one!r} or {other!r}, got {given!r}')
@@ -30,8 +30,8 @@ def _by_channel(groups: int, v: Tensor, active: Tensor) -> tuple[Tensor, Tensor]
 
 @contextmanager
 def _batch_statistics(model: nn.Module):
-    """Normalise by the batch, as in training, for a while; the running statistics are neither
-    used nor touched."""
+    """Normalise by the batch inside the context, as in training; the running statistics are
+    neither used nor changed."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     modes = [(norm.training, norm.track_running_stats) for norm in norms]
     try:
@@ -59,7 +59,7 @@ class CapNet(nn.Module):
         backend: str = 'chunked',  # "reference" forms the votes
         initialization: str = 'scaled',  # of both transforms, see `RoutedCapsules`
         primary: str = 'squashed',  # "plain": the capsules below are not squashed
-        score: str = 'activation',  # of a class; "length": that of its capsule, which differs with EM only
+        score: str = 'activation',  # of a class; "length": of its capsule (differs with EM only)
     ):
         super().__init__()
         _check_choices(
@@ -99,7 +99,7 @@ class CapNet(nn.Module):
     def diagnostics(
         self, x: Float[Tensor, 'b channels 32 32']
     ) -> dict[str, dict[str, float]]:  # "capsules": the fifth layer, "classes": the sixth
-        """What `RoutedCapsules.diagnostics` says of both routed layers, as training sees them;
+        """Return `RoutedCapsules.diagnostics` of both routed layers, as training sees them;
         changes nothing."""
         with _batch_statistics(self):
             u = self._primary(x)

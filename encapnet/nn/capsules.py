@@ -19,10 +19,10 @@ def squash(
     "Shrink each capsule's length into [0, 1) and keep its direction (Sec. 2.1)."
     if s.dtype in (torch.float16, torch.bfloat16):
         return squash(s.float(), dim).to(s.dtype)
-    # of a component: squares of more than that may not be summed
+    # the largest component whose square may be summed
     limit = torch.finfo(s.dtype).max ** 0.5 / 1024
     excess = (s.detach().abs().amax(dim, keepdim=True) / limit).clamp(min=1)
-    # 1 for all but the longest, whose squashed length is 1 all the same
+    # 1 except for extremely long capsules, whose squashed length is 1 anyway
     s = s / excess
     length = torch.linalg.vector_norm(s, dim=dim, keepdim=True)
     return s * (length / (1 + length.square()))
@@ -55,7 +55,7 @@ def squash_map(
     x: Float[Tensor, 'b c h w'],  # a feature map, c = groups * d
     groups: int,  # capsule channels G
 ) -> Float[Tensor, 'b c h w']:
-    "Squash the capsules of a feature map where they lie."
+    "Squash the capsules of a feature map in its own layout."
     b, c, h, w = x.shape
     if groups < 1 or c % groups:
         raise ValueError(f'{c} channels do not divide into {groups} capsule channels')

@@ -45,7 +45,7 @@ def _merge(
     predicted: Tensor,
     scratch: Tensor,
 ) -> None:
-    "U5: take in a block of votes with their weights; the votes are consumed."
+    "Merge in a block of votes with their weights (U5); the votes are overwritten."
     smallest = torch.finfo(mass.dtype).tiny
     more = given.sum(0)
     centre = (
@@ -62,16 +62,16 @@ def _merge(
 
 # %% ../../nbs/nn/20_clusters.ipynb #f99140be
 def _cost(variance: Float[Tensor, 'j e n'], beta_u: Float[Tensor, 'j']) -> Float[Tensor, 'j n']:
-    "Of a unit of a cluster's mass."
+    "The cost of a unit of a cluster's mass."
     return beta_u[:, None] * variance.shape[1] + 0.5 * variance.log().sum(1)
 
 
 def _clusters(
     mean, spread, mass, columns: Columns, costs: Costs, inverse_temperature: float
 ) -> Clusters:
-    "The end of an M-step: floors and activations, as the definition has them."
+    "Finish an M-step: floors and activations, as in the definition."
     total = mass + MASS_FLOOR
-    # by what share the floor under the mass shortens the mean
+    # the share by which the floor under the mass shortens the mean
     short = MASS_FLOOR / total
     spread = spread + mass[:, None] * (mean * short[:, None]).square()
     variance = spread / total[:, None] + VARIANCE_FLOOR
@@ -110,7 +110,7 @@ def em_forward(
 def _responsibility(
     block, predicted, scratch, columns: Columns, before: Clusters | None, log_total: Tensor | None
 ) -> Float[Tensor, 'I j n']:
-    "Of a block: by the clusters of the iteration before, if there was one."
+    "A block's responsibilities, from the clusters of the previous iteration if there was one."
     if before is None:
         return columns.start[block, None].expand(-1, *columns.shape[::2])
     return share_out(
@@ -129,7 +129,7 @@ class _Slopes(NamedTuple):
     def of_weights(
         self, predicted: Tensor, mean: Tensor, offset: Tensor, slope: Tensor, scratch: Tensor
     ) -> Float[Tensor, 'I j n']:
-        """The gradient by the weights of a block; leaves delta and `linear` + `square` delta in
+        """The gradient of a block's weights; leaves delta and `linear` + `square` delta in
         scratch memory."""
         torch.sub(predicted, mean, out=offset)
         torch.addcmul(self.linear, self.square, offset, out=slope)
@@ -146,8 +146,8 @@ def _slopes(
     inverse_temperature,
     to_betas,
 ) -> _Slopes:
-    """From the gradients by what an M-step found to those by its sums; the gradients by the betas
-    are added to theirs."""
+    """Turn the gradients of what an M-step found into those of its sums; the gradients of the betas
+    are added to `to_betas`."""
     mean, variance, mass, log_active = clusters
     share = columns.start.sum(0)
     to_score = -torch.expm1(log_active) * to_log * inverse_temperature
@@ -163,7 +163,7 @@ def _slopes(
 
 # %% ../../nbs/nn/20_clusters.ipynb #bfb16e4d
 class _Before(NamedTuple):
-    "What U7 needs of the iteration before, and the sums over lower capsules that it makes."
+    "What U7 needs of the previous iteration, and the sums over lower capsules that it makes."
 
     clusters: Clusters
     log_total: Tensor | None
@@ -172,7 +172,7 @@ class _Before(NamedTuple):
     zeroth: Float[Tensor, 'j n']  # of b's gradient
 
     def add(self, to_logits: Tensor, predicted: Tensor, to_votes: Tensor, scratch: Tensor) -> None:
-        "U7 for a block, but for the division by variances; the votes are consumed."
+        "Add U7 for a block, without the division by variances; the votes are overwritten."
         away = predicted.sub_(self.clusters.mean)
         pulled = torch.mul(away, to_logits[:, :, None], out=scratch)
         to_votes.addcdiv_(pulled, self.clusters.variance, value=-1)
@@ -181,7 +181,7 @@ class _Before(NamedTuple):
         self.second.add_(away.mul_(pulled).sum(0))
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        "By mean, variance and log a."
+        "The gradients of mean, variance and log a."
         precision = 1 / self.clusters.variance
         return (
             precision * self.first,
@@ -214,7 +214,7 @@ def _em_pass_backward(
     to: Gradients,
     to_active: Tensor,
 ) -> None:
-    "U6 and U7 for one iteration; every gradient is added to its sum."
+    "Compute U6 and U7 for one iteration; every gradient is added to its sum."
     competing = _em_competing(columns, active, mean, slopes, before) if before else None
     known = before[:2] if before else (None, None)
     for block, predicted, offset, slope, scratch in stream(columns, 4):
@@ -231,16 +231,16 @@ def _em_pass_backward(
 # %% ../../nbs/nn/20_clusters.ipynb #991badf0
 def em_backward(
     to_mean: Float[Tensor, 'j e n'],
-    to_log: Float[Tensor, 'j n'],  # the gradient by log a
+    to_log: Float[Tensor, 'j n'],  # the gradient of log a
     columns: Columns,
     active: Float[Tensor, 'i n'],
     costs: Costs,
     found: Sequence[Clusters],
     log_totals: Sequence[Tensor | None],
-    to_transform: Float[Tensor, 'i f jc'],  # to this and the next their gradients are added
+    to_transform: Float[Tensor, 'i f jc'],  # the gradients are added to this and to the next
     to_betas: Sequence[Float[Tensor, 'j']],
-) -> tuple[Float[Tensor, 'i f rn'], Float[Tensor, 'i n']]:  # the gradients by u and activation
-    "All iterations, backward."
+) -> tuple[Float[Tensor, 'i f rn'], Float[Tensor, 'i n']]:  # the gradients of u and activation
+    "Run all iterations backward."
     to, to_active = Gradients(torch.zeros_like(columns.u), to_transform), torch.zeros_like(active)
     to_variance = torch.zeros_like(to_mean)
     for step in range(len(found) - 1, -1, -1):

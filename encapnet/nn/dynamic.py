@@ -33,7 +33,7 @@ def _dynamic_votes(u, transform, iterations, normalize, chosen):
 def _keys(
     v: Float[Tensor, 'j b e'], transform: Float[Tensor, 'j gf e'], dim: int
 ) -> Float[Tensor, 'bg {dim} j']:
-    "W_gj v_j for every group."
+    "Compute W_gj v_j for every group."
     pulled = torch.bmm(v, transform.mT).permute(1, 2, 0).contiguous().flatten(0, 1)
     return pulled.unflatten(0, (len(pulled) // dim, dim))
 
@@ -55,7 +55,7 @@ def _squash_backward(s: Tensor, gradient: Tensor) -> Tensor:
 
 # %% ../../nbs/nn/07_dynamic.ipynb #291f9330
 def _dynamic_backward(gradient, u, transform, s, uniform, groups, backend):
-    "Eqns 3 and 4: the loss's gradients by u and transform."
+    "Compute the loss's gradients with respect to u and transform (Eqns 3 and 4)."
     higher, dim, competitors = (
         len(transform),
         u.shape[3],

@@ -37,7 +37,7 @@ __all__ = ['em_routing']
 
 # %% ../../nbs/nn/09_em.ipynb #5bb96bc1
 class _EM(torch.autograd.Function):
-    """From features and active features (g, b, p, F) to means (j, b, e), log a (j, b) and,
+    """Route features and active features (g, b, p, F) to means (j, b, e), log a (j, b) and,
     without gradient, the last E-step's keys."""
 
     @staticmethod
@@ -116,7 +116,7 @@ def _em_backward(
     share,
     backend,
 ):
-    "The loss's gradients by features, active features, centre and what the clusters are made of."
+    "The gradients of features, active features, centre and the clusters' parameters."
     (groups, samples, _, width), weights = features.shape, (transform, squares, beta_u, beta_a)
     queries, values = features.flatten(0, 1), active.flatten(0, 1)
     to_queries, to_values, to_centre, *to_weights = (

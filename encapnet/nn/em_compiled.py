@@ -46,7 +46,7 @@ class _Forward(Scratch):
         self.total = new(positions)
 
     def e_step(self, group: int, place: int, block: Block, fit: Fit, chosen, coefficients):
-        "A1 and A2: the block's moments."
+        "Compute the block's moments (A1 and A2)."
         keys, logits, total, scaled = arrays_of(self.keys, self.logits, self.total, self.scaled)
         own, pair = self.own[place], self.pair(group, block.first)
         flat = keys.reshape(-1)
@@ -63,7 +63,7 @@ class _Forward(Scratch):
                 coefficients[sample, group] = found.t()
 
     def group_step(self, group: int, place: int, block: Block, fit: Fit | None, sums: Sums, asked):
-        "One group's part in an iteration: an E-step unless it is the first, and A3 and A4."
+        "Compute one group's part of an iteration: an E-step except in the first, then A3 and A4."
         own, pair = self.own[place], self.pair(group, block.first)
         if fit is None:
             width = self.scaled.shape[1]
@@ -78,7 +78,7 @@ class _Forward(Scratch):
 def _forward(
     lower: Lower, weights: Weights, blocks: list[Block], schedule: list[float], chosen, coefficients
 ):
-    "All iterations: fills in the blocks, and the chosen coefficients where they are asked for."
+    "Run all iterations: fill in the blocks, and the chosen coefficients if asked for."
     scratch = _Forward(lower, weights)
     for step, inverse_temperature in enumerate(schedule):
         is_last = step == len(schedule) - 1
@@ -114,7 +114,7 @@ class _Backward(Scratch):
         self.to_own = torch.zeros(self.own.shape, dtype=self.scaled.dtype).numpy()
 
     def transforms(self) -> Iterator[tuple[int, int]]:
-        "The same, and what came of them is given back."
+        "The same, and add the gradients of each batch of groups to the whole."
         last = self.transform.shape[1] - 1
         for group, place in super().transforms():
             yield group, place
@@ -122,7 +122,7 @@ class _Backward(Scratch):
                 em_kernels.give(self.to_transform, group - place, self.to_own)
 
     def e_step(self, group: int, block: Block):
-        "A9: from keys and gradients by moments to gradients by keys and moments."
+        "Compute A9: from keys and gradients of moments to gradients of keys and moments."
         clusters = len(self.transform)
         both, scaled, total, inner = arrays_of(
             self.both, self.scaled, self.total.view(-1), self.inner.view(-1)
@@ -138,7 +138,7 @@ class _Backward(Scratch):
             torch.mm(flat.t(), keys, out=self.by_features[group, sample])
 
     def group_step(self, group, place, block: Block, fit: Fit, slopes: Slopes, to_fit: Sums):
-        "One group's part in an iteration that has an E-step."
+        "Compute one group's part of an iteration that has an E-step."
         own, pair = self.own[place], self.pair(group, block.first)
         keys, found, to_centre = arrays_of(
             self.keys.view(-1), self.found.view(-1), self.to_centre.view(-1)
@@ -154,12 +154,12 @@ class _Backward(Scratch):
         )
 
     def after_groups(self):
-        "A9's gradients by features and activations, of all groups at once."
+        "Add A9's gradients of features and activations, of all groups at once."
         self.to_features.addcmul_(self.by_features, (self.lower.active / self.total)[..., None])
         self.to_active += self.inner
 
     def first_step(self, work: list[tuple[Block, Slopes]]):
-        "The first iteration, in which all responsibilities are equal."
+        "Run the first iteration, in which all responsibilities are equal."
         lower = self.lower
         to_moments = lower.first.new_zeros(*lower.first.shape, self.to_own.shape[3])
         to_moments_, to_centre = arrays_of(to_moments.view(-1), self.to_centre.view(-1))
@@ -175,7 +175,7 @@ class _Backward(Scratch):
         self.to_active += (lower.features * by_moments).sum(3)
 
     def by_capsules(self) -> tuple[Float[Tensor, 'b g p d'], Float[Tensor, 'b g p']]:
-        "A12."
+        "The gradients of capsules (A12) and activations."
         lower = self.lower
         dim = lower.x.shape[3]
         to_x = features_backward(self.to_features[:, :, : lower.positions], lower.x)
@@ -193,7 +193,7 @@ def _backward(
     blocks: list[Block],
     schedule: list[float],
 ) -> tuple[Float[Tensor, 'b g p d'], Float[Tensor, 'b g p']]:
-    "The loss's gradients by capsules and activations; those by weights are added to `to`."
+    "The gradients of capsules and activations; those of the weights are added to `to`."
     scratch = _Backward(lower, weights, to)
     arriving = []
     for block in blocks:
@@ -278,7 +278,7 @@ def _route(
     temperature: float = 1.0,
     coefficients: Sequence[int] | None = None,
 ) -> tuple[Tensor, ...]:
-    "`em_compiled` for tensors that fit together; timings rest on this."
+    "As `em_compiled`, for tensors that fit together; records of timings depend on this function."
     check_routing(iterations, 'chunked', transform.shape[1], coefficients)
     inputs = [precise(x) for x in (u, activation, transform, beta_u, beta_a)]
     check_kind(*inputs)

@@ -26,7 +26,7 @@ __all__ = ['Fit', 'Sums', 'Slopes', 'find_keys', 'find_moment_gradients', 'add_m
 
 # %% ../../nbs/nn/12_em_kernels.ipynb #ef1100bf
 class Fit(NamedTuple):
-    "What the E-step wants to know of the clusters."
+    "What the E-step needs to know of the clusters."
 
     mean: np.ndarray  # (j, n, e)
     precision: np.ndarray  # (j, n, e)
@@ -34,15 +34,15 @@ class Fit(NamedTuple):
 
 
 class Sums(NamedTuple):
-    "What the M-step gathers, group after group (A4); or, backward, the gradients by a Fit (A10)."
+    "What the M-step gathers, group after group (A4); or, backward, the gradients of a Fit (A10)."
 
     mean: np.ndarray  # (j, n, e)
-    squares: np.ndarray  # (j, n, e); backward: by the precision
-    mass: np.ndarray  # (j, n); backward: by log a
+    squares: np.ndarray  # (j, n, e); backward: of the precision
+    mass: np.ndarray  # (j, n); backward: of log a
 
 
 class Slopes(NamedTuple):
-    "The loss's gradients by what the M-step has gathered (A7), and the mean that it found."
+    "The gradients of what the M-step has gathered (A7), and the mean that it found."
 
     mean: np.ndarray  # (j, n, e)
     by_squares: np.ndarray  # (j, n, e)
@@ -52,7 +52,7 @@ class Slopes(NamedTuple):
 # %% ../../nbs/nn/12_em_kernels.ipynb #e15ad2a4
 @compiled
 def find_keys(sizes, transform, centre, pair, fit, keys, stride):
-    "A1."
+    "Store the keys (A1)."
     clusters, samples = fit.constant.shape
     for j in range(clusters):
         for b in range(samples):
@@ -74,7 +74,7 @@ def find_keys(sizes, transform, centre, pair, fit, keys, stride):
 
 @compiled
 def find_moment_gradients(sizes, transform, centre, pair, slopes, keys, stride):
-    "A8, in the rows that follow a sample's keys."
+    "Store A8, in the rows that follow a sample's keys."
     clusters, samples = slopes.by_mass.shape
     for j in range(clusters):
         for b in range(samples):
@@ -97,7 +97,7 @@ def find_moment_gradients(sizes, transform, centre, pair, slopes, keys, stride):
 
 @compiled
 def add_moments(sizes, transform, centre, pair, moments, stride, step, sums):
-    "A3 and A4. `step` is 0 where all clusters have the same moments."
+    "Add up A3 and A4. `step` is 0 where all clusters have the same moments."
     clusters, samples = sums.mass.shape
     for j in range(clusters):
         for b in range(samples):
@@ -120,7 +120,7 @@ def add_moments(sizes, transform, centre, pair, moments, stride, step, sums):
 def spread_gradients(
     sizes, transform, to_transform, centre, to_centre, pair, found, fit, slopes, to_fit
 ):
-    "A10 to A12. `found` has a sample's gradients by keys, and behind them its moments."
+    "Add A10 to A12. `found` has a sample's gradients of keys, followed by its moments."
     clusters, samples = slopes.by_mass.shape
     for j in range(clusters):
         for b in range(samples):
@@ -152,7 +152,7 @@ def spread_gradients(
 def spread_first_gradients(
     sizes, transform, to_transform, centre, to_centre, pair, moments, to_moments, slopes
 ):
-    "A8, A11 and A12 of the first iteration."
+    "Add A8, A11 and A12 of the first iteration."
     clusters, samples = slopes.by_mass.shape
     for j in range(clusters):
         for b in range(samples):
@@ -176,7 +176,7 @@ def spread_first_gradients(
 # %% ../../nbs/nn/12_em_kernels.ipynb #b56f2297
 @compiled
 def take(transform, first, some):
-    "Some groups (n, j, f, e) of a transform (j, g, f, e), from the `first` on."
+    "Copy groups (n, j, f, e) out of a transform (j, g, f, e), from the `first` on."
     clusters, groups, height, size = transform.shape
     for j in range(clusters):
         for g in range(min(some.shape[0], groups - first)):
@@ -187,7 +187,7 @@ def take(transform, first, some):
 
 @compiled
 def give(transform, first, some):
-    "The way back: added to the transform, and zero is left."
+    "Do the reverse: add the groups to the transform, and set them to zero."
     clusters, groups, height, size = transform.shape
     for j in range(clusters):
         for g in range(min(some.shape[0], groups - first)):
@@ -207,7 +207,7 @@ def _find_peaks(logits, clusters, positions, peak):
 
 @compiled
 def _scale(features, active, first, total, scaled):
-    "Features (p, F) times activation over Z. Those of this group and sample begin at row `first`."
+    "Scale features (p, F) by activation over Z. This group and sample begin at row `first`."
     positions, width = scaled.shape
     for p in range(positions):
         weight = active[first + p] / total[p]
@@ -217,7 +217,7 @@ def _scale(features, active, first, total, scaled):
 
 @compiled
 def soften(logits, total, peak, features, active, first, scaled):
-    "A2: logits (j, p) become exponentials, `total` their sums Z."
+    "Compute A2: logits (j, p) become exponentials, `total` their sums Z."
     clusters, positions = logits.shape
     total[:] = 0
     _find_peaks(logits, clusters, positions, peak)
@@ -229,7 +229,7 @@ def soften(logits, total, peak, features, active, first, scaled):
 
 @compiled
 def soften_backward(both, totals, inners, peak, features, active, first, scaled):
-    "A9: from logits and h (2, j, p) to G and r, but for Z; `inners` become the gradient by a."
+    "Turn logits and h (2, j, p) into A9's G and r, without Z; `inners` become a's gradient."
     _, clusters, positions = both.shape
     total = totals[first : first + positions]
     inner = inners[first : first + positions]

@@ -90,7 +90,7 @@ class EncapNet(FourModules):
         coefficients: str = 'v3',  # or "master", "v1", "v2"
         skip: str = 'none',  # or "type1", "type2", "both"
         scope: str = 'all',  # of the aide
-        master_modules: int = 0,  # so many shallow modules have no aide; v2: 2
+        master_modules: int = 0,  # how many of the first modules have no aide; v2: 2
         size: int = 32,  # of the image; v3: 64
     ):
         super().__init__(channels, classes, groups, size, depths)

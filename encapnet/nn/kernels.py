@@ -29,7 +29,7 @@ def assign_reference(
 def coefficients_reference(
     queries: Float[Tensor, 'b g p f'], keys: Float[Tensor, 'b g j f'], normalize: str = 'higher'
 ) -> Float[Tensor, 'b g p j']:
-    "All of Eqn 1's c at once."
+    "Compute all of Eqn 1's c at once."
     logits = queries @ keys.mT
     return (
         logits.softmax(-1)
@@ -40,7 +40,7 @@ def coefficients_reference(
 # %% ../../nbs/nn/02_kernels.ipynb #0a81c870
 def _blocks(pairs: int, lines: int, size: int, budget: int) -> list[tuple[slice, slice]]:
     """Slices of pairs and of their lines whose coefficients, `size` bytes for each line, fit the
-    budget (one line always does)."""
+    budget (one line is always allowed)."""
     together = max(1, budget // max(lines * size, 1))
     part = max(1, min(lines, budget // max(size, 1)))
     return [
@@ -57,7 +57,7 @@ def _budget(device: torch.device) -> int:
 def _scratch(
     queries, keys, budget, pieces, lower=False
 ) -> tuple[list[tuple[slice, slice]], Callable[..., Tensor]]:
-    """The blocks, and a function that gives a block's place in one of several pieces of scratch
+    """The blocks, and a function that returns a block's place in one of several pieces of scratch
     memory."""
     lines, length = (
         (keys.shape[2], queries.shape[1]) if lower else (queries.shape[1], keys.shape[2])
@@ -79,12 +79,12 @@ def collect(
     queries: Float[Tensor, 'n p f'],
     keys: Float[Tensor, 'n f j'],
     values: Float[Tensor, 'n p e'],
-    groups: int = 0,  # softmax over j; else over the p of so many consecutive n: "lower"
+    groups: int = 0,  # 0: softmax over j; else over the p of this many consecutive n ("lower")
     budget: int | None = None,  # bytes of coefficients alive at any time
 ) -> tuple[
     Float[Tensor, 'n e j'], Float[Tensor, '2 n j'] | None
 ]:  # Eqn 1's z; the normalizer of "lower"
-    "Eqn 1 forward, coefficients computed block by block and forgotten."
+    "Compute Eqn 1 forward; coefficients are made block by block and discarded."
     blocks, place = _scratch(queries, keys, budget, 1, lower=groups > 0)
     out = (values.new_empty if blocks else values.new_zeros)(
         len(keys), values.shape[2], keys.shape[2]
@@ -116,19 +116,19 @@ def _collect_lower(queries, keys, values, out, groups, blocks, place):
 
 # %% ../../nbs/nn/02_kernels.ipynb #e8b893f7
 def collect_backward(
-    gradient: Float[Tensor, 'n e j'],  # of the loss by z
+    gradient: Float[Tensor, 'n e j'],  # of the loss with respect to z
     queries: Float[Tensor, 'n p f'],
     keys: Float[Tensor, 'n f j'],
     values: Float[Tensor, 'n p e'],
     out: Float[Tensor, 'n e j'] | None,  # z, which "lower" needs
-    normalizer: Float[Tensor, '2 n j'] | None,  # as `collect` gave it
+    normalizer: Float[Tensor, '2 n j'] | None,  # as `collect` returned it
     groups: int = 0,
-    recollect: bool = False,  # compute z again on the way, since it was not kept
+    recollect: bool = False,  # also compute z again, since it was not kept
     budget: int | None = None,
 ) -> tuple[
     Tensor, Tensor, Tensor, Tensor | None
-]:  # gradients of the loss by queries, keys, values; z
-    "Eqn 1 backward."
+]:  # gradients of the loss with respect to queries, keys, values; z
+    "Compute Eqn 1 backward."
     if groups:
         return _collect_lower_backward(
             gradient, queries, keys, values, out, normalizer, groups, budget
@@ -191,8 +191,8 @@ def vote_free(backend: str) -> tuple[Callable, Callable]:  # `collect` and `coll
 
 
 def full_precision(device: torch.device):
-    """Autocast switched off, on devices that know it (the meta device, on which shapes are tried
-    out, does not)."""
+    """A context with autocast off, on devices that have it (the meta device, used to try out
+    shapes, has not)."""
     return (
         torch.autocast(device.type, enabled=False)
         if torch.amp.is_autocast_available(device.type)
@@ -233,7 +233,7 @@ def assign(
     normalize: str = 'higher',  # softmax over j, or "lower": over (g, p)
     backend: str = 'chunked',
     budget: int
-    | None = None,  # bytes of coefficients alive at any time, of "chunked"; None: what suits the device
+    | None = None,  # bytes of coefficients alive at a time ("chunked"); None: what suits the device
 ) -> Float[Tensor, 'b g j e']:  # what each higher capsule is given, per group
     """Softmax assignment of values to keys (Eqn 1), coefficients recomputed instead of stored.
     Raises ValueError on an unknown axis or backend."""
@@ -266,7 +266,7 @@ def coefficients(
     budget: int | None = None,
 ) -> Float[Tensor, 'b g p k']:  # c of the chosen j, in that order; without gradient
     """Eqn 1's coefficients of chosen higher capsules; those of the others are never stored.
-    Raises IndexError on a j that there is not."""
+    Raises IndexError on a j that does not exist."""
     higher, shape = keys.shape[2], (*queries.shape[:3], len(chosen))
     if wrong := [j for j in chosen if not 0 <= j < higher]:
         raise IndexError(f'there is no higher capsule {wrong[0]}: expected 0 to {higher - 1}')

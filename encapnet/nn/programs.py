@@ -6,7 +6,7 @@
 from __future__ import annotations
 from typing import TYPE_CHECKING, no_type_check
 
-# as the kernels call it; loaded by whoever compiles them
+# the name that the kernels use; whoever compiles them imports it
 if TYPE_CHECKING:
     import triton.language as tl
 
@@ -124,7 +124,7 @@ def _collect(
     EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    "Per higher capsule: the sum over p of values, times coefficients."
+    "Per higher capsule: the sum over p of values times coefficients."
     n = (tl.program_id(0) // count).to(tl.int64)
     column, feature, channel = (
         tl.program_id(0) % count * J + tl.arange(0, J),

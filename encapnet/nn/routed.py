@@ -16,7 +16,7 @@ from .sizes import check_shape, check_sizes
 __all__ = ['VARYING_LENGTH', 'deviation_of', 'check_initialization', 'RoutedCapsules', 'routing_diagnostics', 'check_activation']
 
 # %% ../../nbs/nn/16_routed.ipynb #acea66ca
-# of a channel's mean capsule: the part that differs between images, and all of it
+# length of a channel's mean capsule: of the part that differs between images, and of all
 VARYING_LENGTH = {'scaled': 0.2, 'full_length': 0.8}
 
 
@@ -59,8 +59,8 @@ def check_initialization(routing: str, initialization: str):
 def _route(
     u: Tensor, activation: Tensor | None, transform: Tensor, betas: list[Tensor], options: dict
 ) -> tuple[Tensor, Tensor]:
-    """Higher capsules (b, j, e), and how active each is (b, j). EM with its two costs, dynamic
-    routing without."""
+    """Higher capsules (b, j, e), and how active each is (b, j): by EM if there are costs, else by
+    dynamic routing."""
     if betas:
         if activation is None:
             raise ValueError('EM routing needs the activation of the lower capsules')
@@ -70,7 +70,7 @@ def _route(
 
 # %% ../../nbs/nn/16_routed.ipynb #0ce5ddf1
 class _Transform(nn.Module):
-    "A transform as it lies in memory, and views of its parts in the letters of the text."
+    "A transform as it lies in memory, and views of its parts with the letters of the text."
 
     transform: nn.Parameter  # (j, g, d + 1, e)
 
@@ -148,7 +148,7 @@ class RoutedCapsules(_Transform):
     def diagnostics(
         self, u: Float[Tensor, 'b g p d'], activation: Float[Tensor, 'b g p'] | None = None
     ) -> dict[str, float]:
-        """How long votes and higher capsules are, and what share is saturated or dead: see
+        """How long votes and higher capsules are, and which share is saturated or dead: see
         `routing_diagnostics`."""
         return routing_diagnostics(self, u, activation)
 
@@ -192,8 +192,7 @@ def routing_diagnostics(
     u: Float[Tensor, 'b g p d'],  # lower capsules
     activation: Float[Tensor, 'b g p'] | None = None,  # how active each is; EM only
 ) -> dict[str, float]:
-    """What votes and higher capsules are like on a batch; computed in float64 and without forming
-    the votes.
+    """Measure votes and higher capsules on a batch, in float64 and without forming the votes.
 
     `vote_length` root mean square of |V_ij| over images, i and j · `bias_share` |bias|^2 /
     (|bias|^2 + |W^T u|^2), mean squares, in [0, 1] · `s_length` median over images and j of |s_j|

@@ -42,8 +42,8 @@ class RoutingTrace(NamedTuple):
     activation: Float[Tensor, 'b g p'] | None  # of the lower capsules; EM only
     chosen: Int[Tensor, 'b k']  # which j
     votes: Float[Tensor, 'b k g p e']  # V_ij
-    coefficients: Float[Tensor, 'r b k g p']  # c_ij that each iteration summed with
-    higher: Float[Tensor, 'r b k e']  # v_j (EM: the mean) that came of it
+    coefficients: Float[Tensor, 'r b k g p']  # c_ij with which each iteration summed
+    higher: Float[Tensor, 'r b k e']  # the v_j (EM: the mean) that resulted
     lengths: Float[Tensor, 'r b j']  # |v_j| (EM: the activation) of all j
     entropy: (
         Float[Tensor, 'b'] | None
@@ -59,7 +59,7 @@ class MixTrace(NamedTuple):
     "A capConv layer on a batch (Eqn 6)."
 
     master: Float[Tensor, 'b c h w']  # the branches, after their squash
-    aide: Float[Tensor, 'b c h w'] | None  # None, as the coefficients: a layer without an aide
+    aide: Float[Tensor, 'b c h w'] | None  # None, like m1 and m2: a layer without an aide
     m1: Float[Tensor, 'b g h w'] | None  # what the master is multiplied by
     m2: Float[Tensor, 'b g h w'] | None  # what the aide is multiplied by
     input: Float[Tensor, 'b c1 h1 w1']
@@ -69,14 +69,14 @@ class MixTrace(NamedTuple):
 class PlanTrace(NamedTuple):
     "An agreement unit on a batch (Sec. 3.2)."
 
-    generated: Float[Tensor, 'b d']  # f(u'): what the higher map says the lower one was
+    generated: Float[Tensor, 'b d']  # f(u'), with u' generated from the higher map
     real: Float[Tensor, 'b d']  # f(u)
     cost: Float[Tensor, 'b b']  # Q
     plan: Float[Tensor, 'b b']  # P
 
 # %% ../../nbs/nn/37_trace.ipynb #34d87162
-# higher capsules of which all coefficients are looked at: class capsules, not those of Table 1's
-# fifth layer
+# up to this many higher capsules, all coefficients are looked at: so for class capsules, not for
+# those of Table 1's fifth layer
 _FEW = 64
 
 
@@ -152,7 +152,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _noted(
     modules: dict[str, nn.Module],
-) -> Iterator[dict[str, tuple[tuple, Tensor]]]:  # name -> what entered and what came out
+) -> Iterator[dict[str, tuple[tuple, Tensor]]]:  # name -> inputs and output
     passed = {}
     hooks = [
         module.register_forward_hook(
@@ -190,12 +190,12 @@ def trace(
     points: Sequence[str] | None = None,  # names of `hook_points`; None: all
     chosen: Tensor
     | Sequence[int]
-    | None = None,  # higher capsules of routing layers: for all images, or (b,) or (b, k), each its own
+    | None = None,  # higher capsules to trace: for all images, or each image's as (b,) or (b, k)
 ) -> dict[str, RoutingTrace | MixTrace | PlanTrace]:
     """What a network's routing layers, capConvs and agreement units do with a batch, as in
     evaluation; changes nothing.
 
-    Raises ValueError on an unknown point, IndexError on a higher capsule that there is not."""
+    Raises ValueError on an unknown point, IndexError on a higher capsule that does not exist."""
     known = hook_points(model)
     points = list(known) if points is None else list(points)
     if wrong := [point for point in points if point not in known]:
@@ -240,11 +240,11 @@ def class_agreement(
     images: Float[Tensor, 'b channels h w'],
     labels: Int[Tensor, 'b'],
 ) -> dict[str, dict[str, list[float]]]:  # "true" and "other" -> histogram and statistics
-    """Figure 2 of one moment of training: `agreement_histogram` and `agreement` of the class
+    """Figure 2 at one moment of training: `agreement_histogram` and `agreement` of the class
     layer, and the entropy of its coefficients."""
     other = (labels + 1) % len(model.classes.transform)
-    # Not by `trace`: what it knows of other layers shall not decide whether a run of routing is out
-    # of date.
+    # Not by `trace`: its code for other layers must not decide whether a run of routing is out of
+    # date.
     with _evaluating(model), _noted(dict(classes=model.classes)) as passed:
         model(images)
     found, said = (

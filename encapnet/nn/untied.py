@@ -19,8 +19,8 @@ __all__ = ['dynamic_routing_untied', 'em_routing_untied', 'UntiedCapsules']
 
 # %% ../../nbs/nn/22_untied.ipynb #31a87dc7
 def _with_one(u: Tensor, transform: Tensor) -> Tensor:
-    """The capsules, with the constant 1 that a bias needs. Raises ValueError if transform and
-    capsules do not fit."""
+    """Append the constant 1 to the capsules if the transform has a bias. Raises ValueError if
+    transform and capsules do not fit."""
     lower, dim = u.shape[1:]
     if len(transform) == lower and transform.shape[2] == dim:
         return u
@@ -46,8 +46,8 @@ def dynamic_routing_untied(
 ) -> (
     Float[Tensor, 'b j e'] | tuple[Float[Tensor, 'b j e'], Float[Tensor, 'b i k']]
 ):  # higher capsules, squashed
-    """Routing by agreement, votes by blocks (U2). Raises ValueError on an unknown option, a
-    transform of another size or fewer than one iteration."""
+    """Routing by agreement with votes in blocks (U2). Raises ValueError on an unknown option, a
+    transform of the wrong size or fewer than one iteration."""
     check_options(
         normalize, ('higher', 'lower'), iterations, backend, transform.shape[1], coefficients
     )
@@ -81,7 +81,7 @@ def em_routing_untied(
     | None = None,  # also return the responsibilities of these j, as (b, i, k), without gradient
     budget: int | None = None,  # bytes of votes alive at any time; None: what suits the device
 ) -> tuple[Tensor, ...]:  # means (b, j, e): the higher capsules; their activations (b, j)
-    """Routing as clustering of votes by Gaussians, votes by blocks (U5). Raises ValueError as
+    """Routing as clustering of votes by Gaussians, with votes in blocks (U5). Raises ValueError as
     `dynamic_routing_untied` does."""
     check_options('higher', ('higher',), iterations, backend, transform.shape[1], coefficients)
     x, active = _with_one(u, transform)[:, :, :, None, None, None], activation[:, :, None, None]

@@ -21,7 +21,7 @@ __all__ = ['Trainer', 'build', 'total_loss', 'mean_loss', 'digest']
 
 # %% ../../nbs/training/03_trainer.ipynb #99f9b355
 class Trainer:
-    "A network and its optimiser, decided by a configuration. Computes; touches no file."
+    "A network and its optimiser, built from a configuration. It computes and touches no file."
 
     def __init__(self, config: RunConfig, classes: int, device: torch.device):
         self.config, self.device, self.watched = config, device, None
@@ -37,8 +37,8 @@ class Trainer:
 
     def outputs(
         self, images: Tensor
-    ) -> tuple[Tensor, Tensor | None]:  # the divergence of a network in training with feedback
-        "Class scores in float32, and what feedback says of them."
+    ) -> tuple[Tensor, Tensor | None]:  # scores; feedback's divergence in training, else None
+        "Class scores in float32, and the divergence that feedback adds."
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.precision == 'bfloat16'
         ):
@@ -65,7 +65,7 @@ class Trainer:
         return mean_loss(torch.stack(values).cpu(), number)
 
     def evaluate(self, images: ImageSet, batch: int = 250) -> dict[str, Any]:
-        "How a set is classified, see `evaluate_whole`."
+        "Classify a set, see `evaluate_whole`."
         return evaluate_whole(self, images, batch)
 
     def recompute(self, images: ImageSet):
@@ -78,10 +78,10 @@ class Trainer:
 def build(
     network: NetworkConfig, classes: int, feedback: FeedbackConfig | None = None
 ) -> torch.nn.Module:
-    "The network that a configuration describes, initialised from torch's global generator."
+    "Build the network that a configuration describes, initialised from torch's global generator."
     model = getattr(networks, network.kind)(classes=classes, **network.model_dump(exclude={'kind'}))
-    # By name, as the network is: the code hash of a run covers what `freshness.roots` says of its
-    # configuration, and no more.
+    # Looked up by name, as the network is: a run's code hash covers what `freshness.roots` lists
+    # for its configuration, and no more.
     return (
         model
         if feedback is None
@@ -92,7 +92,7 @@ def build(
 def total_loss(
     trainer: Trainer, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:  # what is minimised; its parts, without gradient
-    "The loss of the task (1,); with feedback the divergence too (2,), weighted in the total."
+    "The total loss; its parts are the task's loss (1,), or with feedback the divergence too (2,)."
     scores, divergence = trainer.outputs(x)
     loss = trainer.loss(scores, y)
     if divergence is None:
@@ -104,11 +104,11 @@ def total_loss(
 
 
 def mean_loss(
-    values: Tensor,  # (steps, 1): the loss of the task; (steps, 2): and the divergence
+    values: Tensor,  # (steps, 1): the loss of the task; (steps, 2): the divergence too
     number: int,  # of the epoch, from 0
 ) -> dict[str, float]:
-    """The means over an epoch's steps. Raises StudyError with the first step at which one is not
-    a number."""
+    """The means over an epoch's steps. Raises StudyError naming the first step at which a value is
+    not a finite number."""
     for name, value in zip(('loss', 'divergence'), values.unbind(1)):
         if value.isfinite().all():
             continue
@@ -120,7 +120,7 @@ def mean_loss(
 
 # %% ../../nbs/training/03_trainer.ipynb #a2514813
 def digest(model: torch.nn.Module) -> str:
-    "Sixteen digits that stand for all of a network's weights and statistics."
+    "Sixteen hexadecimal digits that identify all of a network's weights and statistics."
     found = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())

@@ -19,15 +19,15 @@ def moved(
     down: float = 0.0,  # pixels
     larger: float = 1.0,  # factor
 ) -> torch.Tensor:
-    """Images rotated, shifted and scaled about their middle. Raises ValueError unless the factor
-    is positive."""
+    """Rotate, shift and scale images about their middle. Raises ValueError unless the factor is
+    positive."""
     if not larger > 0:
         raise ValueError(f'an image can be made larger by a positive factor only, got {larger}')
     height, width = images.shape[2:]
     angle = torch.tensor(turn * torch.pi / 180)
     cosine, sine = torch.cos(angle).item() / larger, torch.sin(angle).item() / larger
     x, y = -2 * right / width, -2 * down / height
-    # Output to input, in shares of the half side: first the shift is undone, then the turn.
+    # Maps output to input, in shares of the half side: the shift is undone first, then the turn.
     turned = torch.tensor(
         [
             [cosine, -sine * height / width, cosine * x - sine * y],
@@ -44,10 +44,10 @@ def explained(
     before: torch.Tensor,  # (n, e): capsules of images as they are
     after: torch.Tensor,  # (n, e): of the same images, moved
     kinds: torch.Tensor | None = None,  # (n,): their classes; None: one class
-    ridge: float = 1e-3,  # of the fit, in shares of the mean square
+    ridge: float = 1e-3,  # regularisation of the fit, in shares of the mean square
 ) -> tuple[float, float]:
-    """Eqn 1: held-out share of variance explained by one linear map, and by none; every second
-    image is held out. Raises ValueError on fewer than 4."""
+    """Held-out share of variance explained by one linear map (Eqn 1), and by no map; every second
+    image is held out. Raises ValueError on fewer than 4 images."""
     if len(before) < 4:
         raise ValueError(f'an index needs at least 4 images, got {len(before)}')
     before, after = before.double(), after.double()
@@ -58,7 +58,7 @@ def explained(
     fit = torch.linalg.solve(square, with_one[known].T @ after[known])
     kinds = torch.zeros(len(before)) if kinds is None else kinds
     peers = (kinds[held, None] == kinds[None, known]).to(after)
-    # a class that the fit has not seen: the mean of all
+    # for a class that the fit has not seen, the mean of all images
     peers[peers.sum(1) == 0] = 1
     total = (
         (after[held] - peers @ after[known] / peers.sum(1, keepdim=True))
@@ -75,7 +75,7 @@ def explained(
 def capsules_of(
     model: nn.Module, images: torch.Tensor, chosen: torch.Tensor | range
 ) -> torch.Tensor:  # (b, k, e)
-    "Class capsules of a batch: of all images the same ones, or of each its own."
+    "Class capsules of a batch: of the same classes for all images, or of each image's own class."
     return trace(model, images, ['classes'], chosen)['classes'].higher[-1]
 
 
@@ -85,8 +85,8 @@ TURNS = tuple(range(-60, 61, 15))
 def equivariance(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, turns: tuple[int, ...] = TURNS
 ) -> dict[str, list[float]]:
-    """The index of each rotation (degrees): `index` with one linear map, `unmoved` with none;
-    held-out shares of variance within classes."""
+    """The index for each rotation (degrees): `index` with one linear map, `unmoved` with none; both
+    are held-out shares of variance within classes."""
     own = capsules_of(model, images, labels)[:, 0]
     pairs = [
         explained(own, capsules_of(model, moved(images, turn), labels)[:, 0], labels)

@@ -19,10 +19,10 @@ __all__ = ['packed', 'unpacked', 'script', 'style', 'Picture', 'Page', 'said']
 # %% ../../../nbs/show/explore/00_picture.ipynb #8c804473
 def packed(
     values,  # numbers: an array or a tensor
-    coarse: bool = False,  # a byte for each, as text: for pages
-) -> dict[str, Any]:  # shape, type, bytes, and scale: what one step of a coarse number stands for
-    "An array as explorers' scripts take it."
-    # here and below: not before it is needed, an explorer of runs never does
+    coarse: bool = False,  # one byte for each, as text, for pages
+) -> dict[str, Any]:  # shape, type, bytes, and scale: the size of one step of a coarse number
+    "Pack an array as explorers' scripts take it."
+    # imported here, and below, only when needed: an explorer of runs never needs it
     import torch
 
     array = np.ascontiguousarray(torch.as_tensor(values).detach().cpu().numpy(), dtype=np.float32)
@@ -39,7 +39,7 @@ def packed(
 
 
 def unpacked(one: dict[str, Any]) -> np.ndarray:
-    "The numbers of `packed`."
+    "Unpack the numbers of `packed`."
     content = base64.b64decode(one['bytes']) if isinstance(one['bytes'], str) else one['bytes']
     return np.frombuffer(content, dtype=one['type']).reshape(one['shape']).astype(
         np.float32
@@ -48,7 +48,7 @@ def unpacked(one: dict[str, Any]) -> np.ndarray:
 # %% ../../../nbs/show/explore/00_picture.ipynb #783a2919
 @lru_cache
 def script(name: str) -> str:  # JavaScript
-    "The script of an explorer, with what it draws with. Raises StudyError if there is none."
+    "The script of an explorer, with the shared drawing code. Raises StudyError if there is none."
     folder = resources.files('encapnet.show.explore')
     try:
         return '\n'.join(
@@ -76,7 +76,7 @@ class Picture(anywidget.AnyWidget):
     data = traitlets.Dict().tag(sync=True)
 
     def __init_subclass__(cls, drawn_by: str | None = None, **more):
-        # None: a class that traitlets makes of its own
+        # None: a class that traitlets makes itself
         if drawn_by is not None:
             cls._esm, cls._css = script(drawn_by) + _EXPORT, style()
         super().__init_subclass__(**more)
@@ -108,7 +108,7 @@ def said(
     text: str,
     wrong: bool = False,  # something could not be done
 ) -> str:
-    "A line of an explorer's own, which screen readers are told of; nothing for no text."
+    "A message line of an explorer, which screen readers announce; '' without text."
     return (
         text
         and '<p role="status" style="margin:2px '

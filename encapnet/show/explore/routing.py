@@ -22,7 +22,7 @@ __all__ = ['RoutingControls', 'RoutingExplorer']
 
 # %% ../../../nbs/show/explore/03_routing.ipynb #ca575517
 class RoutingControls(widgets.VBox):
-    "What the kernel is asked for: a network at some epoch, an image, and how it lies."
+    "What the kernel is asked for: a network at some epoch, an image, and its position."
 
     def __init__(self, offers: list[Offer]):
         wide = dict(style=dict(description_width='6.5em'))
@@ -72,13 +72,13 @@ class RoutingControls(widgets.VBox):
         self._fill(self.network, [(one.title, number) for number, one in enumerate(offers)], chosen)
 
     def offer_epochs(self, epochs: tuple[int, ...]):
-        "Fill the list of epochs; the last one is chosen."
+        "Fill the list of epochs; the last epoch is chosen."
         self._fill(
             self.epoch, [(str(epoch) if epoch else '–', epoch) for epoch in epochs], epochs[-1]
         )
 
     def _fill(self, control, options, value):
-        # new options choose the first of them on the way, which nobody asked for
+        # setting options briefly selects the first, which the reader has not chosen
         self.filling = True
         control.options, control.value = options, value
         self.filling = False
@@ -88,12 +88,12 @@ class RoutingControls(widgets.VBox):
 
 # %% ../../../nbs/show/explore/03_routing.ipynb #22d31b62
 class RoutingExplorer(widgets.VBox):
-    """Network, image and its position are chosen above; what routing makes of the votes, in the
-    picture."""
+    """The explorer: controls for the network, the image and its position, and a picture of what
+    routing makes of the votes."""
 
     def __init__(
         self, runs: str = 'runs', data_root: str = '', learn: bool = True
-    ):  # the store; where data sets lie; train a tiny network meanwhile
+    ):  # the store; the data root; train a tiny network in the background
         self.data_root, self.model, self.title, self.sets, self.curves = data_root, None, '', {}, {}
         self.offers = on_offer(runs, self.images('digits')[0], data_root)
         self.controls, self.status, self.picture = (
@@ -119,7 +119,7 @@ class RoutingExplorer(widgets.VBox):
             self.worker.start()
 
     def saying(self, work: Callable[[], None]) -> Callable:
-        "The work, as an answer to a control: its errors are said."
+        "Wrap work as a control's callback whose errors are shown in the status line."
 
         def answer(_):
             if self.controls.filling:
@@ -156,7 +156,7 @@ class RoutingExplorer(widgets.VBox):
 # %% ../../../nbs/show/explore/03_routing.ipynb #1ff23eaf
 @patch
 def load(self: RoutingExplorer):
-    "Take the chosen network as it was after the chosen epoch."
+    "Load the chosen network as it was after the chosen epoch."
     chosen, epoch = self.offers[self.controls.network.value], self.controls.epoch.value
     if chosen.why:
         return
@@ -169,7 +169,7 @@ def load(self: RoutingExplorer):
 
 @patch
 def show(self: RoutingExplorer):
-    "Send the votes of the image as it lies."
+    "Send the votes of the image in its current position."
     pixels, labels, names = self.images(self.offers[self.controls.network.value].data)
     place = self.controls.image.value
     before = capsules_of(self.model, pixels[place : place + 1], range(len(names)))[0]
@@ -185,7 +185,7 @@ def show(self: RoutingExplorer):
 
 @patch
 def measure(self: RoutingExplorer):
-    "Take the equivariance index of the network that is shown over its hundred images, and draw it."
+    "Compute the equivariance index of the shown network over its hundred images, and draw it."
     pixels, labels, _ = self.images(self.offers[self.controls.network.value].data)
     self.curves[self.title] = equivariance(self.model, pixels, labels)
     self.show()
@@ -198,12 +198,12 @@ def _learn(explorer: RoutingExplorer):
         explorer.offers.append(tiny(controls.progress, explorer.stop, **explorer.lesson))
     except OutOfTime:
         return
-    except Exception as error:  # in a thread of its own: nobody else would say it
+    except Exception as error:  # in this thread nothing else would report the error
         explorer.status.value = said(f'the tiny network could not be trained: {error}', True)
         return
     finally:
         controls.bar.layout.display = 'none'
     controls.offer(explorer.offers, chosen := controls.network.value)
-    # unless the reader has gone elsewhere
+    # unless the reader has chosen another network
     if chosen == 0:
         controls.network.value = len(explorer.offers) - 1

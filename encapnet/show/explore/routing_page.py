@@ -20,14 +20,14 @@ __all__ = ['routing_page', 'pages_networks', 'routing_still']
 def routing_page(
     shown: list[
         tuple[str, nn.Module, tuple[int, ...]]
-    ],  # titles, networks, and the rotations of each image in degrees
+    ],  # titles, networks, and each image's rotations in degrees
     images: torch.Tensor,
     labels: torch.Tensor,
     names: tuple[str, ...],
     watched: tuple[torch.Tensor, torch.Tensor]
     | None = None,  # images and labels to take the equivariance index over; None: no index
 ) -> Page:
-    "The explorer for a page on disk. Raises ValueError if there is nothing to show."
+    "Make the explorer for a page on disk. Raises ValueError if there is nothing to show."
     if not shown or not len(images):
         raise ValueError('a page needs at least one network and one image')
     entries = [
@@ -69,8 +69,8 @@ _SHOWN = {
 
 # %% ../../../nbs/show/explore/05_routing_page.ipynb #f3a8aa6f
 def pages_networks(runs: str, images: torch.Tensor) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
-    """What a page shows: of the store's fresh `quick` runs of Figure 2 the last epochs, and the
-    first of one; without any, the untrained networks."""
+    """The networks on a page: the last epochs of the store's fresh `quick` runs of Figure 2, and
+    the first epoch of dynamic routing; without such runs, the untrained networks."""
     offers, turns, networks = on_offer(runs, images), (-60, -30, 0, 30, 60), []
     for place, name in _SHOWN.items():
         one = next(
@@ -98,7 +98,7 @@ def pages_networks(runs: str, images: torch.Tensor) -> list[tuple[str, nn.Module
 def routing_still(
     shown: list[tuple[str, nn.Module]], image: torch.Tensor, label: int, names: tuple[str, ...]
 ) -> Figure:
-    "Coefficients, votes and class capsules of one image, a row for each network."
+    "Draw coefficients, votes and class capsules of one image, a row for each network."
     drawing, axes = canvas(
         7.2, 2.3 * len(shown), 3, rows=len(shown), squeeze=False, width_ratios=[1.5, 1, 1]
     )

@@ -34,7 +34,7 @@ class RunsExplorer(widgets.VBox):
         self.read()
 
     def read(self):
-        "Send what there is now."
+        "Read store and ledger, and send what they hold now."
         began = time.monotonic()
         try:
             data = gathered(*self.places)
@@ -62,8 +62,8 @@ def runs_figure(
     data: dict[str, Any],  # of `gathered`
     most: int = 8,  # families
 ):  # `plots.Figure`
-    "Test error over epochs: thin lines are seeds, bold ones their means."
-    # not before it is needed: the explorer is there first
+    "Draw test error over epochs: thin lines are seeds, bold lines their means."
+    # imported only when needed, so that the explorer starts sooner
     from encapnet.show.plots.canvas import PALETTE, Figure, canvas, own_style
 
     with own_style():

@@ -39,7 +39,7 @@ def votes_of(
     network: str,  # what the network is called
     before: torch.Tensor | None = None,  # (classes, e): class capsules of the image unmoved
     coarse: bool = False,  # for pages
-    **more,  # goes to the script as it is
+    **more,  # passed to the script unchanged
 ) -> dict[str, Any]:
     "Everything that `routing.js` draws from."
     layer, array = model.classes, partial(packed, coarse=coarse)
@@ -69,19 +69,19 @@ def votes_of(
 # %% ../../../nbs/show/explore/04_votes.ipynb #3be1dddb
 @torch.no_grad()
 def untrained(
-    images: torch.Tensor,  # (b, 3, 32, 32), what its normalisation is to have seen
+    images: torch.Tensor,  # (b, 3, 32, 32), the batch that its normalisation averages over
     classes: int = 10,
     **options,  # of `CapNet`
 ) -> nn.Module:
-    "A CapNet as it is before the first step, in evaluation."
+    "A CapNet as it is before the first step, in evaluation mode."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return settled(CapNet(classes=classes, **{'groups': 4, **options}), images)
 
 # %% ../../../nbs/show/explore/04_votes.ipynb #52c2dbfc
 def on_offer(runs: str, images: torch.Tensor, data_root: str = '') -> list[Offer]:
-    "All networks that there are or could be, in the order of the list."
-    # enough for a mean and a variance
+    "All networks that exist or could be trained, in the order of the list."
+    # twenty images are enough for a mean and a variance
     begun = lru_cache(
         lambda routing, normalize: untrained(images[:20], routing=routing, normalize=normalize)
     )
@@ -95,7 +95,7 @@ def on_offer(runs: str, images: torch.Tensor, data_root: str = '') -> list[Offer
         for title, *options in kinds
     ]
     have, load = list(stored(runs, 'CapNet')), partial(look_back, data_root=data_root or None)
-    # what was trained last comes first: it is what the reader has come to see
+    # the network trained last comes first: the reader most likely wants to see it
     have.sort(key=lambda run: -_ended(run))
     return [
         *fresh,
@@ -113,12 +113,12 @@ def _ended(run: Run) -> float:
 
 # %% ../../../nbs/show/explore/04_votes.ipynb #00cb5b12
 def tiny(
-    tell: Callable[[int, int], None] = lambda step, steps: None,  # how far it is
+    tell: Callable[[int, int], None] = lambda step, steps: None,  # told of its progress
     stop: threading.Event | None = None,
     count: int = 1000,  # digits to learn from
     epochs: int = 4,
 ) -> Offer:
-    """A small CapNet trained on some digits, with the weights of all its epochs. Raises OutOfTime
+    """Train a small CapNet on some digits, and keep the weights of all its epochs. Raises OutOfTime
     when stopped."""
     config = plan('table1', PROFILES['quick'], {'digits': '0' * 64}, rows=['a512_dynamic'])[0]
     config = config.model_copy(

@@ -17,13 +17,13 @@ __all__ = ['OPEN_FILES', 'kernel_manager', 'has_room_for_sockets', 'own_folders'
 # %% ../../../nbs/show/page/02_kernel.ipynb #034bc0fe
 @lru_cache(1)
 def kernel_manager() -> type:
-    "A kernel manager class that starts this interpreter, whatever kernelspecs are installed."
+    "Make a kernel manager class that starts this interpreter, whatever kernelspecs are installed."
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
     from jupyter_core.paths import jupyter_runtime_dir
     from traitlets import default
 
-    # What a kernel has to say of its own end is no line for the reader: errors of cells come as
+    # What a kernel logs about its own end is not for the reader: errors in cells arrive as
     # messages.
     start = [
         sys.executable,
@@ -51,7 +51,7 @@ def kernel_manager() -> type:
 
         @default('ip')
         def _choose_address(self):
-            # Left alone, every kernel of one folder takes the sockets "kernel-ipc-1" and so on: two
+            # By default every kernel in a folder takes the sockets "kernel-ipc-1" and so on: two
             # at once would talk to each other.
             if self.transport != 'ipc':
                 return '127.0.0.1'
@@ -61,13 +61,13 @@ def kernel_manager() -> type:
 
 
 def has_room_for_sockets(folder: str | Path) -> bool:
-    """Whether a socket in a folder has an address: its path ends at 107 bytes, and its name takes
-    about 20."""
+    """Whether a socket in a folder can have an address: its path may have 107 bytes, of which its
+    name takes about 20."""
     return len(os.fsencode(folder)) < 80
 
 # %% ../../../nbs/show/page/02_kernel.ipynb #ae3bdd7e
 def _draw_lines(ipython: Path):
-    "Let pyplot show drawings, which stay sharp at any size, where it would show pixels."
+    "Let pyplot show drawings, which stay sharp at any size, instead of pixels."
     profile = ipython / 'profile_default'
     profile.mkdir(parents=True)
     (profile / 'ipython_kernel_config.py').write_text(
@@ -81,9 +81,9 @@ OPEN_FILES = 256  # a kernel's sockets, its libraries and its notebook, with som
 @contextmanager
 def own_folders(
     parent: str | Path | None = None,
-) -> Iterator[dict[str, str]]:  # the environment variables that say so
-    """Let kernels that are started meanwhile read and write in private folders. Raises StudyError
-    if there is no room for them."""
+) -> Iterator[dict[str, str]]:  # the environment variables that name them
+    """Let kernels started within this context read and write in private folders. Raises StudyError
+    if the folders cannot be made."""
     allow_open_files()
     try:
         folder = tempfile.TemporaryDirectory(
@@ -116,7 +116,7 @@ def own_folders(
 
 # %% ../../../nbs/show/page/02_kernel.ipynb #01e3b955
 def home_instead(instead: str) -> dict[str, str]:
-    "What stands in for a home folder that cannot be used; nothing where it can."
+    "Environment variables that replace a home folder that cannot be used; {} if it can."
     home = os.path.expanduser('~')
     if os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK):
         return {}

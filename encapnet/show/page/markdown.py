@@ -16,7 +16,7 @@ __all__ = ['equation', 'slug', 'text_of', 'Reader', 'to_html', 'line_to_html']
 
 # %% ../../../nbs/show/page/05_markdown.ipynb #b686d8c3
 def equation(tex: str) -> str:
-    "Mathematics on a line of its own, with its number if it has one."
+    "An equation on a line of its own, with its number if it has one."
     tag = re.search(r'\\tag\*?\{([^{}]*)\}', tex)
     formula = mathml(re.sub(r'\\(tag\*?|label)\{[^{}]*\}', '', tex), block=True)
     attributes = (
@@ -32,20 +32,20 @@ def slug(text: str) -> str:
 
 
 def text_of(html: str) -> str:
-    "What remains of HTML without its tags."
+    "The text of HTML, without its tags."
     return unescape(re.sub(r'<[^>]*>', '', html)).strip()
 
 # %% ../../../nbs/show/page/05_markdown.ipynb #33a5646d
 class Reader(NamedTuple):
-    "Where the reader of a page gets to what its notebook names."
+    "Where the links and names of a notebook lead on its page."
 
     leads: Callable[[str], str] = str  # from a link of the notebook to a link of the page
-    stands: Callable[[str], str] = lambda name: ''  # from a name in code to where it stands, or ''
+    stands: Callable[[str], str] = lambda name: ''  # from a name in code to its address, or ''
 
 
 @lru_cache(1)
 def _renderer() -> type:
-    "A markdown renderer class that fills `outline`, a list of headings."
+    "Make a markdown renderer class that fills `outline`, a list of headings."
     from nbconvert.filters.markdown_mistune import IPythonRenderer
 
     class PageRenderer(IPythonRenderer):
@@ -87,7 +87,7 @@ def _renderer() -> type:
 
 
 def _heading(outline: list[dict], text: str, level: int) -> str:
-    """A heading with an address that no other has; level 1 is the page's title, so the rest start
+    """A heading with an address of its own; level 1 is the page's title, so other headings start
     at 2."""
     level, taken, name = max(level, 2), [heading['id'] for heading in outline], slug(text)
     address = next(
@@ -101,7 +101,7 @@ def _heading(outline: list[dict], text: str, level: int) -> str:
 def to_html(
     text: str, outline: list[dict] | None = None, reader: Reader | None = None, **settings
 ) -> str:
-    "Markdown to HTML, mathematics included; headings go into the outline."
+    "Render Markdown to HTML, mathematics included; headings go into the outline."
     from nbconvert.filters.markdown_mistune import MarkdownWithMath
 
     renderer = _renderer()(escape=False, **settings)
@@ -111,5 +111,5 @@ def to_html(
 
 
 def line_to_html(text: str) -> str:
-    "One line of markdown, without a paragraph around it."
+    "Render one line of Markdown, without a paragraph around it."
     return to_html(text).strip().removeprefix('<p>').removesuffix('</p>')

@@ -37,7 +37,7 @@ def mathml(
     tex: str,  # without the dollars around it
     block: bool = False,  # on a line of its own?
 ) -> str:  # a <math> element
-    "TeX to MathML that browsers draw by themselves. StudyError for TeX that would come out wrong."
+    "Translate TeX to MathML. Raises StudyError for TeX that would come out wrong."
     from xml.etree.ElementTree import tostring
     from latex2mathml.converter import convert_to_element
 
@@ -60,12 +60,12 @@ def mathml(
 
 # %% ../../../nbs/show/page/04_mathml.ipynb #5e909e3d
 def _known_tex(tex: str) -> str:
-    "The same in the words that latex2mathml knows."
+    "Rewrite TeX in commands that latex2mathml knows."
     tex = re.sub(r'\\(begin|end)\{equation\*?\}', '', tex)
     tex = re.sub(
         r'\\(begin|end)\{(\w+\*?)\}', lambda m: f'\\{m[1]}{{{_ENVIRONMENTS.get(m[2], m[2])}}}', tex
     )
-    # it takes the power of a matrix for a power of nothing
+    # latex2mathml takes the power of a matrix for a power of nothing
     tex = re.sub(r'(\\begin\{(\w*matrix)\}.*?\\end\{\2\})(?=[\^_])', r'{\1}', tex, flags=re.DOTALL)
     # its \mathrm{d} would come out slanted
     upright = lambda m: f'\\text{{{m[1].replace(" ", "")}}}'
@@ -92,8 +92,8 @@ def _style(element):
 
 @lru_cache(None)
 def _styled(character: str, style: str) -> str:
-    """The character in a mathematical style, by its Unicode name; itself where there is no such
-    character."""
+    """The character in a mathematical style, found by its Unicode name; the character itself where
+    there is no styled one."""
     letter = re.sub('LATIN |GREEK |LETTER ', '', unicodedata.name(character, ''))
     style = (
         style.upper()
@@ -162,8 +162,8 @@ def _space(row):
 
 
 def _function_name(element):
-    """The part that says `log` or `max`, also where it carries an index; None if there is no such
-    part."""
+    """The part that is a function's name, such as `log` or `max`, also where it has an index; None
+    if there is none."""
     if element.tag in ('msub', 'msup', 'msubsup', 'munder', 'munderover'):
         return _function_name(element[0])
     named = element.tag in ('mi', 'mo') and re.fullmatch(

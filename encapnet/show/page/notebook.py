@@ -33,5 +33,5 @@ def authored(cells: list) -> list:
 def read_notebook(notebook):
     import nbformat
 
-    cells_of(notebook)  # says what is wrong with a file that is no notebook
+    cells_of(notebook)  # raises a clear error for a file that is no notebook
     return nbformat.read(notebook, as_version=4)

@@ -13,7 +13,7 @@ __all__ = ['output_metadata', 'size_of', 'tidy', 'take_head', 'profile_of', 'not
 
 # %% ../../../nbs/show/page/07_outputs.ipynb #27c8707a
 def output_metadata(output, mime: str, key: str) -> str:
-    "What the output says of itself under this key."
+    "What the output's metadata say under a key."
     said = output.get('metadata', {})
     return str(said.get(mime, {}).get(key) or said.get(key) or '')
 
@@ -37,7 +37,7 @@ def tidy(nb) -> list[str]:
             continue
         cell.outputs = [output for output in cell.outputs if _is_shown(output)]
         for output in cell.outputs:
-            if output.output_type == 'stream':  # a carriage return means: write over this line
+            if output.output_type == 'stream':  # a carriage return means: overwrite this line
                 output.text = '\n'.join(
                     line.rstrip('\r').rsplit('\r', 1)[-1] for line in output.text.split('\n')
                 )
@@ -93,7 +93,7 @@ def notebook_metadata(nb, key: str) -> str:
 
 # %% ../../../nbs/show/page/07_outputs.ipynb #8cd37c82
 def verdict_of(nb) -> str:
-    "One line on what came out, if the notebook says it."
+    "One line on the result, if the notebook gives it."
     for cell in nb.cells:
         for output in cell.get('outputs', []):
             said = next(

@@ -32,8 +32,8 @@ def _policy(ours: list[str], explorers: list[str], sheet: str) -> str:
 
 # %% ../../../nbs/show/page/08_shell.ipynb #9466745a
 def style_sheet(name: str) -> str:
-    "A style sheet of the pages, as short as it can be written."
-    # what it says to its own readers stays at home
+    "A style sheet of the pages, without comments and spare white space."
+    # comments are for readers of the sheet, not of the page
     text = re.sub(r'/\*.*?\*/', '', _text(name), flags=re.DOTALL)
     return re.sub(r'\s+', ' ', text).strip()
 
@@ -56,7 +56,7 @@ def page_settings(
     sheet: str = '',  # where its style sheet is, if that is a file; the page then carries none
     **said,
 ) -> dict:
-    "What the shell of every page asks for."
+    "The settings that the template of every page needs."
     css = '' if sheet else ''.join(map(style_sheet, ['style.css', *styles]))
     ours = [_text(name) for name in ('theme.js', 'page.js', more) if name]
     return dict(
@@ -74,14 +74,14 @@ def page_settings(
 
 # %% ../../../nbs/show/page/08_shell.ipynb #b8d05c35
 def check_ours(page: Path):
-    "Raise StudyError if a page would take the place of a file that was not made here."
+    "Raise StudyError if a page would replace a file that was not made by encapnet."
     try:
         head, _, body = page.read_text(encoding='utf-8', errors='replace').partition('</head>')
     except FileNotFoundError:
         return
     except OSError as error:
         raise StudyError(f'cannot write {page}: {error.strerror}') from error
-    # in the name of a mark, and what the front page says of itself
+    # a prefix of the pages' meta tags, and the start of the front page's description
     if (head or body).strip() and 'encapnet:' not in head:
         raise StudyError(
             f'{page} is there and was not made by encapnet; move it, or let --reports name '

@@ -19,8 +19,8 @@ __all__ = ['kept_bytes', 'routing_costs', 'candidate_seconds', 'layer_profile']
 def kept_bytes(
     frame: pd.DataFrame,  # backend, higher, model, kept (bytes per sample)
 ) -> Figure:
-    """Bytes kept for the backward pass per sample over the number of higher capsules: model as
-    lines, autograd's count as marks."""
+    """Plot bytes kept for the backward pass per sample over the number of higher capsules: the
+    model as lines, autograd's count as marks."""
     drawing, ax = canvas(5.2, 3.2)
     for number, (backend, lines) in enumerate(frame.groupby('backend', sort=False)):
         ax.plot(
@@ -62,7 +62,7 @@ def routing_costs(
     size: str,  # what the horizontal axis shows
     what: str,  # what was timed, for the caption
 ) -> Figure:
-    "Time and peak memory of ways of routing over a size, on logarithmic axes."
+    "Plot time and peak memory of ways of routing over a size, on logarithmic axes."
     drawing, (time, memory) = canvas(7.2, 3.2, 2)
     if frame.empty:
         return empty_figure(
@@ -110,7 +110,7 @@ def routing_costs(
         plain_log(ax.yaxis)
         ax.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
         ax.tick_params(axis='x', which='minor', bottom=False)
-        # over less than two decades they would be written across ours
+        # over less than two decades minor labels would overwrite ours
         ax.xaxis.set_minor_formatter(NullFormatter())
     memory.legend(loc='upper left')
     return Figure(
@@ -128,7 +128,7 @@ def candidate_seconds(
     frame: pd.DataFrame,  # group, way, turns (a list of lists of seconds); one line per candidate
     what: str,  # what was timed, for the caption
 ) -> Figure:
-    "Seconds of every step of every candidate on a logarithmic axis, a panel for each group."
+    "Plot the seconds of every step of every candidate on a logarithmic axis, a panel per group."
     groups = list(frame.groupby('group', sort=False)) or [('', frame)]
     rows = max(1, *(len(lines) for _, lines in groups))
     drawing, axes = canvas(7.2, 0.9 + 0.36 * rows, len(groups), sharey=True, squeeze=False)
@@ -144,7 +144,7 @@ def candidate_seconds(
         ax.set_yticks(range(len(lines)), lines.way)
         ax.margins(x=0.15)
         plain_log(ax.xaxis)
-        # or numbers run into each other
+        # otherwise the numbers would overlap
         if math.log10(ax.get_xlim()[1] / ax.get_xlim()[0]) > 3:
             ax.xaxis.set_major_locator(LogLocator())
     return Figure(
@@ -159,8 +159,8 @@ def candidate_seconds(
 def layer_profile(
     frame: pd.DataFrame,  # network, module, height, parameters, operations; one line per layer, in order
 ) -> Figure:
-    """Output size, parameters and multiply-adds of each layer, a column of three panels for each
-    network; colours are modules."""
+    """Draw output size, parameters and multiply-adds of each layer, a column of three panels for
+    each network; colours are modules."""
     networks = list(frame.network.unique())
     with own_style():
         drawing = Canvas(figsize=(7.2, 4.6))

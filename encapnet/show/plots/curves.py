@@ -26,7 +26,7 @@ def training_curves(
     frame: pd.DataFrame,  # row, epoch, error, train_loss, seed
     dataset: str,
 ) -> Figure:
-    "Test error and training loss over epochs, a line per row, its band the range over seeds."
+    "Plot test error and training loss over epochs, a line per row, its band the range over seeds."
     import seaborn as sns
 
     drawing, axes = canvas(7.2, 3.0, 2)
@@ -64,8 +64,8 @@ def loss_and_lengths(
     frame: pd.DataFrame,  # row, axis, initialization, seed, epoch (from 0), train_loss (none at 0), s_length, s_varying
     dataset: str,
 ) -> Figure:
-    """Training loss, median |s_j| of the class capsules, and how far s_j moves between images,
-    over epochs; the mean over seeds."""
+    """Plot training loss, median |s_j| of the class capsules, and how far s_j moves between images,
+    over epochs; means over seeds."""
     about = (
         "Training loss, length of a class capsule's s, and its variation between images, "
         f'over epochs on {dataset}'
@@ -173,7 +173,7 @@ def polarisation_curves(
     printed: pd.DataFrame,  # row, statistic, value: what the paper prints for the end of training
     dataset: str,
 ) -> Figure:
-    "Statistics of agreement over epochs, a panel for each, a line with its band for each row."
+    "Plot statistics of agreement over epochs, a panel for each, a line with its band for each row."
     about = f'How votes agree, epoch by epoch on {dataset}'
     if frame.empty:
         return no_run_yet(about)

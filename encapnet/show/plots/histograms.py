@@ -16,7 +16,7 @@ __all__ = ['agreement_histograms']
 def _agreement_panel(
     ax, bars: pd.DataFrame, outline: pd.DataFrame, shades=('0.74', PALETTE[0], PALETTE[3])
 ):
-    "One histogram; returns the axis of lengths and what the legend shows."
+    "Draw one histogram; returns the axis of lengths and what the legend shows."
     filled = bars[bars.share > 0]
     edges = [*bars.left, bars.left.iloc[-1] + 0.1]
     grey = ax.stairs(bars.share, edges, color=shades[0], fill=True, lw=0)
@@ -39,7 +39,7 @@ def _agreement_panel(
 
 
 def _share_axes(grid, rights, rows: list[str]):
-    "One scale for shares, one for each row's lengths; numbers at the outer edges only."
+    "Set one scale for shares and one for each row's lengths; numbers at the outer edges only."
     most = max(ax.get_ylim()[1] for ax in grid.flat)
     for line, (axes, lengths) in zip(rows, zip(grid, rights)):
         top = max([ax.get_ylim()[1] for ax in lengths if ax] or [1])
@@ -66,7 +66,7 @@ def agreement_histograms(
     which: str,  # whose votes: "the true class"
     dataset: str,
 ) -> Figure:
-    "Shares of lower capsules and mean length of their votes by cosine, at moments of training."
+    "Draw the shares of lower capsules and the mean length of their votes, by cosine and moment."
     about = (
         f"Cosine of lower capsules' votes and the capsule of {which}, over moments of "
         f'training on {dataset}'

@@ -16,17 +16,17 @@ __all__ = ['INK', 'SOFT', 'PLAIN', 'MAIN', 'AIDE', 'WEIGHT', 'BACK', 'tint', 'Bo
 
 # %% ../../../nbs/show/plots/05_sheet.ipynb #be3ce1e5
 INK, SOFT, PLAIN = map(to_rgb, ('#23252b', '#5c616b', '#8d9099'))
-# maps, the aide, coefficients, feedback
+# for maps, the aide, coefficients, feedback
 MAIN, AIDE, WEIGHT, BACK = (tuple(PALETTE[number]) for number in (0, 1, 2, 3))
 
 
 def tint(colour: tuple[float, float, float], strength: float) -> tuple[float, float, float]:
-    "The colour on white paper: 0 is white, 1 the colour itself."
+    "Mix a colour with white paper: 0 is white, 1 the colour itself."
     return tuple(1 - strength * (1 - part) for part in colour)
 
 
 class Box(NamedTuple):
-    "Where something was drawn, by its middle."
+    "Where something was drawn: its centre and size, in inches."
 
     x: float
     y: float
@@ -51,12 +51,12 @@ class Box(NamedTuple):
 
 # %% ../../../nbs/show/plots/05_sheet.ipynb #8cee5af5
 def _towards(here: np.ndarray, goal: np.ndarray, length: float) -> np.ndarray:
-    "The point so far along the way."
+    "The point that lies `length` from `here` towards `goal`."
     return here + length * (goal - here) / np.linalg.norm(goal - here)
 
 # %% ../../../nbs/show/plots/05_sheet.ipynb #0788e0ce
 class _Paper:
-    "What words, boxes and arrows are put on; inches from the lower left corner."
+    "Paper for words, boxes and arrows; positions in inches from the lower left corner."
 
     def __init__(self, width: float, height: float):
         self.canvas, self.ax = canvas(width, height)
@@ -109,7 +109,7 @@ class _Paper:
         head: bool = True,
         corner: float = 0.09,
     ):
-        "A line through the points, its elbows rounded, with a head at the end."
+        "Draw a line through the points, with rounded elbows and a head at the end."
         way = [np.array(point, float) for point in points]
         along = _towards(way[-2], way[-1], 1) - way[-2]
         vertices, codes = [way[0]], [Outline.MOVETO]
@@ -141,7 +141,7 @@ class Sheet(_Paper):
     "Paper on which capsules can be drawn: bundles of numbers, maps, matrices."
 
     def node(self, x: float, y: float, sign: str, colour=INK) -> Box:
-        "A small circle: a sum or a product."
+        "Draw a small circle: a sum or a product."
         self.ax.add_patch(
             Circle((x, y), 0.11, facecolor='white', edgecolor=colour, linewidth=1.0, zorder=3)
         )
@@ -151,7 +151,7 @@ class Sheet(_Paper):
     def capsule(
         self, x: float, y: float, values, colour=MAIN, cell: float = 0.1, upright: bool = True
     ) -> Box:
-        "A bundle of numbers, one cell for each; the stronger the fuller."
+        "Draw a bundle of numbers, one cell for each; larger values are darker."
         width, height = (cell, cell * len(values)) if upright else (cell * len(values), cell)
         for place, value in enumerate(values):
             near = place * cell
@@ -186,7 +186,7 @@ class Sheet(_Paper):
     def matrix(
         self, x: float, y: float, values: np.ndarray, width: float, height: float, colour=MAIN
     ) -> Box:
-        "A matrix as shades, 0 white and its largest entry full."
+        "Draw a matrix as shades: 0 is white, the largest entry has the full colour."
         shades = values / max(values.max(), 1e-12)
         long, high = width / values.shape[1], height / values.shape[0]
         for (row, column), shade in np.ndenumerate(shades):
@@ -222,7 +222,7 @@ class Sheet(_Paper):
         colour=MAIN,
         marked: tuple[int, int] | None = None,
     ) -> Box:
-        "A channel of capsules on its grid; `marked` (row, column) is one to speak of."
+        "Draw a channel of capsules on its grid; the capsule `marked` (row, column) is highlighted."
         cell, left, top = side / cells, x - side / 2, y + side / 2
         self.ax.add_patch(
             Rectangle(

@@ -51,12 +51,12 @@ class Table:
 
 
 def plain(content: Content) -> str:
-    "The words alone."
+    "The words of a cell without marks."
     return ' '.join(''.join(text for kind, text in content if kind == 'text').split())
 
 # %% ../../../nbs/show/report/05_seen.ipynb #7c80be30
 class _Reader(HTMLParser):
-    "Rows of the three parts of a table, and its name."
+    "Reads the rows of the three parts of a table, its name and its title."
 
     def __init__(self):
         super().__init__()
@@ -117,7 +117,7 @@ class _Reader(HTMLParser):
 
 # %% ../../../nbs/show/report/05_seen.ipynb #47c10145
 def titles(table: Table) -> list[list[tuple]]:
-    "For each column its labels, from the widest to its own: text, row, place and name."
+    "The labels of each column, from the widest to its own: text, row, place and name."
     width, labels = sum(cell.columns for cell in table.head[0]), {}
     for number, row in enumerate(table.head):
         place = 0

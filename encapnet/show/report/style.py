@@ -27,7 +27,7 @@ def error_text(interval: Interval | None) -> str:
 
 
 def bytes_text(count: float | None) -> str:
-    "Bytes with a fitting unit."
+    "Bytes with a suitable unit."
     if count is None or pd.isna(count):
         return '–'
     for unit, size in (('GiB', 2**30), ('MiB', 2**20), ('KiB', 2**10)):
@@ -37,12 +37,12 @@ def bytes_text(count: float | None) -> str:
 
 
 def seconds_text(value: float | None) -> str:
-    "Seconds with three digits that count, without the unit."
+    "Seconds with three significant digits, without the unit."
     return '–' if value is None or pd.isna(value) else f'{value:#.3g}'.rstrip('.')
 
 
 def duration_text(seconds: float) -> str:
-    "Two digits and the unit that fits."
+    "A duration with two digits and a suitable unit."
     if pd.isna(seconds):
         return '–'
     for unit, size in (('d', 86400), ('h', 3600), ('min', 60)):
@@ -76,15 +76,15 @@ DATASET_TITLE = dict(
 
 def dataset_title(
     name: str, source: str = ''
-) -> str:  # source: of the images, as a record's outcome has it
-    """What pages call a data set. One read from image files says so, and so do the user's own
-    images."""
+) -> str:  # source: of the images, from a record's outcome
+    """What pages call a data set. The title says so if it was read from image files, or holds the
+    user's own images."""
     if is_own(name):
         return f'{name} (own images)'
     title = DATASET_TITLE.get(name, name)
     if name not in SMALL or not source.startswith('imagefolder'):
         return title
-    # older records do not tell, and theirs were of JPEG
+    # older records do not give formats, and theirs were JPEG
     formats = source.partition(' (')[2].rstrip(')') or 'JPEG'
     return f'{title} ({formats} copy)'
 
@@ -101,7 +101,7 @@ def titles_of(records: Iterable[Record]) -> dict[str, str]:
 
 # %% ../../../nbs/show/report/00_style.ipynb #46450560
 def themed(table: GT) -> GT:
-    "The table in the size and weight that all tables of a page have."
+    "Give a table the size and weight that all tables of a page have."
     return table.tab_options(
         table_font_size='0.9em', data_row_padding='4px', column_labels_font_weight='bold'
     )

@@ -36,7 +36,7 @@ WAYS = dict(
 
 
 def workload_of(config: SimpleNamespace) -> str:
-    "What a candidate is compared within."
+    "The group within which a candidate is compared."
     layer = getattr(config, 'layer', 'shared')
     if layer == 'shared':
         return config.routing
@@ -45,7 +45,7 @@ def workload_of(config: SimpleNamespace) -> str:
 
 
 def way_of(config: SimpleNamespace) -> str:
-    "How it is computed."
+    "How a candidate computes, in words."
     memory = getattr(config, 'memory', 'trained')
     return WAYS[config.backend] if memory == 'trained' else f'with votes, memory {memory}'
 
@@ -79,11 +79,11 @@ def bench_frame(records: list[Record]) -> pd.DataFrame:
     )
 
 
-WITH_VOTES = ('reference', 'textbook')  # with memory as in trainings
+WITH_VOTES = ('reference', 'textbook')  # with memory kept as in trainings
 
 
 def candidate(frame: pd.DataFrame, size, backends: Sequence[str]) -> pd.Series | None:
-    "The first of these backends that was run at the workload, J and batch of a size."
+    "The first of some backends that was run at the workload, J and batch of a size."
     same = frame[
         (frame.workload == size.workload)
         & (frame.higher == size.higher)
@@ -104,8 +104,8 @@ def _ratio(before: float, after: float) -> str:
 
 # %% ../../../nbs/show/tables/20_bench_routing.ipynb #658fba05
 def cost_table(frame: pd.DataFrame, hardware: str) -> GT:
-    """Seconds and peak memory of every candidate, and the ratio to the one with votes at the same
-    size."""
+    """Seconds and peak memory of every candidate, and the ratio to the candidate with votes at the
+    same size."""
     lines = []
     for line in frame.itertuples():
         other, ran = baseline(frame, line), not pd.isna(line.median)
@@ -189,14 +189,14 @@ def largest_table(found: list[dict]) -> GT:
 
 # %% ../../../nbs/show/tables/20_bench_routing.ipynb #bcaefb40
 class Rule(NamedTuple):
-    "What shall hold of one size, without votes over with votes."
+    "A statement about one size: how much better routing without votes is than with votes."
 
     statement: str
     workload: str
     higher: int
     batch: int
-    what: str  # of a line of the frame: median (seconds) or peak (bytes)
-    least: float  # the ratio, with votes over without
+    what: str  # column of the frame: median (seconds) or peak (bytes)
+    least: float  # the least ratio, with votes over without
     ours: str = 'chunked'
     theirs: Sequence[str] = WITH_VOTES
 
@@ -341,6 +341,6 @@ class RoutingBench(Bench):
 
 # %% ../../../nbs/show/tables/20_bench_routing.ipynb #fcf40bfb
 def routing_bench(request: Request) -> RoutingBench:
-    """Collect the bench, measuring what is missing, or from the committed ledger. Raises
-    UsageError, StudyError."""
+    """Collect the bench, taking missing timings, or from the committed ledger. Raises UsageError,
+    StudyError."""
     return RoutingBench(*timed_candidates('bench_routing', request))

@@ -42,7 +42,7 @@ class Cards:
 
 # %% ../../../nbs/show/tables/24_claims.ipynb #f644d72e
 class Claims:
-    "What became of every claim."
+    "The verdict on every claim."
 
     def __init__(self, reports: str | Path):
         self.reports, self.judged, self.runs = (
@@ -104,7 +104,7 @@ def _rollup(judged: list[Judgement]) -> Verdict:
         | dict(all=str(counted.total()))
         for group, counted in (groups | {'all': counts}).items()
     ]
-    # the word first: a cell that begins with = is a formula to a spreadsheet
+    # the word comes first: a spreadsheet takes a cell that begins with = for a formula
     table = GT(pd.DataFrame(lines), id='claims-rollup').cols_label(
         group='', all='claims', **{word: f'{word} {VERDICTS[word]}' for word in words}
     )

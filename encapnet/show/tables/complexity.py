@@ -47,7 +47,7 @@ def parameter_table() -> GT:
 
 # %% ../../../nbs/show/tables/18_complexity.ipynb #e20c3533
 def reduction_table(built: dict[str, int]) -> GT:
-    """Sec. 3.1's two factors: by algebra, and of the networks as built
+    """Sec. 3.1's two reduction factors: by algebra, and for the networks as built
     (`bench.account.built_sizes`)."""
     by_algebra = paper.reduction_factors()
     rows = [

@@ -98,6 +98,6 @@ class Fig2(Agreement):
 
 
 def fig2(request: Request) -> Fig2:
-    """Collect the rows, training what is missing, or from the committed ledger. Raises UsageError,
+    """Collect the rows, training missing runs, or from the committed ledger. Raises UsageError,
     StudyError."""
     return Fig2(*trained_rows('fig2', request))

@@ -36,7 +36,7 @@ def pooled_bins(study: Trained, which: str) -> pd.DataFrame:
 
 
 def authors_bins(study: Trained, which: str, moments: list[int]) -> pd.DataFrame:
-    """The authors' histograms under the moments at which they are drawn, for each row of dynamic
+    """The authors' histograms, each with the moment at which it is drawn, for each row of dynamic
     routing."""
     last = len(moments) - 1
     spread = (
@@ -90,7 +90,7 @@ def draw_histograms(study: Trained, which: str) -> Figure:
 
 
 def conditions(study: Trained) -> str:
-    "What every number of the page is conditional on."
+    "The conditions under which every number of the page holds."
     seeds = (
         int(study.runs.groupby(['row', 'dataset']).seed.nunique().min()) if len(study.runs) else 0
     )

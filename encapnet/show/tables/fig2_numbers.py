@@ -20,7 +20,7 @@ __all__ = ['RULE', 'distance_to_authors', 'number_table']
 
 # %% ../../../nbs/show/tables/12_fig2_numbers.ipynb #bcab0d5d
 def _text(found: Interval | None, statistic: str) -> str:
-    "A number with its interval, with as many digits as its kind deserves."
+    "A number with its interval, with the number of digits that suits the statistic."
     if found is None:
         return '–'
     form = (
@@ -37,8 +37,8 @@ def _text(found: Interval | None, statistic: str) -> str:
 
 
 def distance_to_authors(study: Trained, row: str, dataset: str, which: str) -> Interval | None:
-    """Total variation between a row's last histogram and the authors' at epoch 200, in percent;
-    an interval over seeds only."""
+    """Total variation between a row's last histogram and the authors' at epoch 200, in percent; the
+    interval is over seeds only."""
     bins = study.bins[
         (study.bins.row == row) & (study.bins.dataset == dataset) & (study.bins.which == which)
     ]
@@ -55,7 +55,7 @@ def distance_to_authors(study: Trained, row: str, dataset: str, which: str) -> I
 
 # %% ../../../nbs/show/tables/12_fig2_numbers.ipynb #06dce323
 def _numbers(study: Trained, dataset: str, which: str) -> list[dict[str, str]]:
-    "A line for each statistic: of every row ours, and beside it the paper's and the authors'."
+    "A line for each statistic: our number for every row, beside the paper's and the authors'."
     theirs, lines = {} if is_own(dataset) else paper.authors_statistics(AUTHORS[which]), []
     group = f'{study.title(dataset)}, {CLASSES[which]}'
     for statistic, label in STATISTICS.items():
@@ -77,7 +77,7 @@ def _numbers(study: Trained, dataset: str, which: str) -> list[dict[str, str]]:
             else '–'
         )
         lines.append(line)
-    # theirs is of dynamic
+    # the authors' histogram is of dynamic routing
     far = {
         name: _text(distance_to_authors(study, name, dataset, which), '') for name in study.rows
     } | {study.routed['em']: '–'}
@@ -109,7 +109,7 @@ def _all_numbers(study: Trained) -> list[dict[str, str]]:
 
 # %% ../../../nbs/show/tables/12_fig2_numbers.ipynb #717ee446
 def number_table(study: Trained) -> GT:
-    # or the table is wider than the page
+    # line breaks, since otherwise the table is wider than the page
     frame = pd.DataFrame(_all_numbers(study)).replace(' <small>', '<br><small>', regex=True)
     table_labels = dict(what='after the last epoch')
     for name in study.rows:

@@ -38,7 +38,7 @@ class Polarisation(Agreement):
 
 
 def polarisation(request: Request) -> Polarisation:
-    """Collect the rows, training what is missing, or from the committed ledger. Raises UsageError,
+    """Collect the rows, training missing runs, or from the committed ledger. Raises UsageError,
     StudyError."""
     return Polarisation(*trained_rows('polarisation', request))
 

@@ -33,7 +33,7 @@ _OURS = dict(
 
 
 def row_label(row: str) -> str:
-    "The paper's letter for a row of Table 1; ours say what they change."
+    "The paper's letter for a row of Table 1; labels of our own rows say what they change."
     base = row.removesuffix('_votes')
     letter = (
         paper.TABLE1[base].label
@@ -90,7 +90,7 @@ class Table1(Trained):
 
 # %% ../../../nbs/show/tables/00_table1.ipynb #fe51640b
 def table1(request: Request) -> Table1:
-    """Collect Table 1, training what is missing, or from the committed ledger. Raises UsageError,
+    """Collect Table 1, training missing runs, or from the committed ledger. Raises UsageError,
     StudyError."""
     profile, command, trained = trained_rows('table1', request)
     if request.ledger:
@@ -122,12 +122,12 @@ def _error_lines(study: Table1) -> list[dict[str, str]]:
 
 
 def _tested(runs: pd.DataFrame) -> str:
-    "`1,000 test images`; with several data sets a number for each."
+    "`1,000 test images`; with several data sets, a number for each."
     return ' and '.join(f'{count:,}' for count in runs.images.unique()) + ' test images'
 
 
 def _error_note(study: Table1) -> str:
-    "What the numbers of the error table are conditional on."
+    "The conditions under which the numbers of the error table hold."
     seeds = seeds_told(study.runs)
     over = (
         _tested(study.runs)
@@ -213,7 +213,7 @@ def _cost_table(study: Table1) -> GT:
 
 # %% ../../../nbs/show/tables/00_table1.ipynb #829b8b36
 def _steps(study: Table1) -> str:
-    "`1 to 7 steps`: how many were timed."
+    "How many steps were timed, such as `1 to 7 steps`."
     counts = sorted(
         {len(taken) for cost in study.costs.values() for taken in cost.get('seconds', {}).values()}
     ) or [0]

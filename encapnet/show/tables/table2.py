@@ -134,7 +134,7 @@ def versions_table() -> GT:
 
 # %% ../../../nbs/show/tables/01_table2.ipynb #6eb8e24f
 def profile() -> Figure:
-    "Table 2's two networks, layer by layer."
+    "Draw Table 2's two networks, layer by layer."
     lines = [
         dict(
             network=version,
@@ -150,7 +150,7 @@ def profile() -> Figure:
 
 
 def save(reports: str | Path, profile_name: str = 'quick') -> list[Path]:
-    "The tables and the picture, beside the page."
+    "Save the tables and the picture beside the page."
     shown = {
         f'Table 2: {version}, layer by layer.': table2(version)
         for version in ('EncapNet_v1', 'ResNet')

@@ -30,7 +30,7 @@ __all__ = ['HALVES', 'row_letter', 'Table3', 'table3', 'over_epochs']
 
 # %% ../../../nbs/show/tables/02_table3.ipynb #e4e7924e
 def row_letter(row: str) -> str:
-    "The paper's number or letter for a row of Table 3; a dash for one of ours."
+    "The paper's number or letter for a row of Table 3; a dash for a row of our own."
     return paper.TABLE3[row].label if row in paper.TABLE3 else '–'
 
 
@@ -79,13 +79,13 @@ class Table3(Trained):
 
 # %% ../../../nbs/show/tables/02_table3.ipynb #47606935
 def table3(experiment: str, request: Request) -> Table3:
-    """Collect the rows of a half, training what is missing, or from the committed ledger. Raises
+    """Collect the rows of a half, training missing runs, or from the committed ledger. Raises
     UsageError, StudyError."""
     return Table3(experiment, *trained_rows(experiment, request, compared=True))
 
 # %% ../../../nbs/show/tables/02_table3.ipynb #f9441df3
 def _effort(study: Table3) -> str:
-    "What every number of the page is conditional on."
+    "The conditions under which every number of the page holds."
     effort = study.profile.effort(next(iter(study.rows.values())).network)
     images = (
         f'{effort.train_images:,} training images' if effort.train_images else 'all training images'
@@ -126,7 +126,7 @@ def _error_lines(study: Table3) -> list[dict[str, str]]:
 
 # %% ../../../nbs/show/tables/02_table3.ipynb #cac37643
 def _fallen(curves: list[list[float]]) -> str:
-    "From the first epoch to the last, in the mean over runs."
+    "The divergence from the first epoch to the last, averaged over runs."
     if not curves:
         return '–'
     return ' to '.join(
@@ -215,8 +215,8 @@ def _curves(study: Table3) -> Figure:
 
 # %% ../../../nbs/show/tables/02_table3.ipynb #ae3a7255
 def _reductions(study: Table3) -> Verdict:
-    """The share of the error that optimal transport takes away, in both networks, and whether it
-    is more in EncapNet."""
+    """The share of the error that optimal transport removes, in both networks, and whether it is
+    larger in EncapNet."""
     lines, said, rule = [], [], CLAIMS['ot_helps_encapnet_more'].rules[0]
     for dataset, seen in seen_on(study.standings[0]).items():
         place, own = Place(study.profile.name, dataset), is_own(dataset)
@@ -241,7 +241,7 @@ def _reductions(study: Table3) -> Verdict:
                 )
             )
         said.append(finding.verdict)
-        # The rule's first gap is EncapNet's own gain, which is told already.
+        # The rule's first gap is EncapNet's own gain, which is listed already.
         lines.append(
             about
             | dict(

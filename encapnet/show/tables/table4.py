@@ -25,13 +25,13 @@ from ...study.request import Request
 __all__ = ['SETS', 'LARGE', 'HIMAGENET_IMAGES', 'CLASSES', 'Table4', 'table4', 'hours_text', 'command_text']
 
 # %% ../../../nbs/show/tables/03_table4.ipynb #437772c3
-# of the table's left half
+# the data sets of the table's left half, and the rest
 SETS = tuple(name for name in TABLE4_SETS if name.startswith(('cifar', 'svhn')))
 LARGE = tuple(name for name in TABLE4_SETS if name not in SETS)
 
 
 class Table4(Trained):
-    "Rows of Table 4, on whatever data there was."
+    "Rows of Table 4, on whatever data were available."
 
     def __init__(self, profile: Profile, command: str, standing: Standing, teraflops: float = 10.0):
         self.profile, self.command, self.standings, self.teraflops = (
@@ -44,7 +44,7 @@ class Table4(Trained):
             run_frame(standing, lambda row: EXPERIMENTS['table4'][row].title),
             EXPERIMENTS['table4'],
         )
-        # Of complete ImageNet the paper tells the top-5 error.
+        # For complete ImageNet the paper gives the top-5 error.
         self.runs['error'] = [
             record.outcome.get('error_top5', record.outcome['error'])
             if record.config['data']['name'] == 'imagenet'
@@ -77,7 +77,7 @@ def table4(
     request: Request,
     teraflops: float = 10.0,  # what a device sustains, for the estimates
 ) -> Table4:
-    """Collect the rows, training what is missing, or from the committed ledger. Raises UsageError,
+    """Collect the rows, training missing runs, or from the committed ledger. Raises UsageError,
     StudyError."""
     return Table4(*trained_rows('table4', request), teraflops)
 
@@ -87,7 +87,7 @@ CLASSES = dict(cifar100=100, himagenet=200, himagenet32=200, imagenet=1000)
 
 
 def hours_text(row: str, dataset: str, teraflops: float) -> str:
-    "One run of a row in the paper's effort, at a sustained rate of 10^12 operations a second."
+    "The time of one run at the paper's effort, at `teraflops` times 10^12 operations a second."
     config = plan('table4', PROFILES['paper'], {dataset: '0' * 64}, 1, [row])[0]
     images = HIMAGENET_IMAGES if dataset.startswith('himagenet') else None
     return duration_text(work(config, CLASSES.get(dataset, 10), images) / 1e12 / teraflops)
@@ -99,7 +99,7 @@ def command_text(row: str, dataset: str, profile: str) -> str:
 
 # %% ../../../nbs/show/tables/03_table4.ipynb #817d3f97
 def _columns(study: Table4) -> list[str]:
-    "Other small sets on which rows were trained, then the paper's."
+    "Other small sets on which rows were trained, then the paper's sets."
     return [*(name for name in study.datasets if name not in (*SETS, *LARGE)), *SETS]
 
 
@@ -203,7 +203,7 @@ def _large_lines(study: Table4) -> list[dict[str, str]]:
 
 
 def _wanted(study: Table4, name: str, dataset: str, quoted: bool = False) -> dict[str, str]:
-    "What a missing run would take; dashes for one that is there."
+    "The hours and the command of a missing run; dashes for a run that is there."
     if quoted or study.interval(name, dataset) is not None:
         return dict(hours='–', command='–')
     return dict(

@@ -24,11 +24,11 @@ class Stop(NamedTuple):
     page: str  # its address below reports/tour, without .html
     module: str  # what it exports, below encapnet; '' for a guide
     title: str
-    line: str  # what it says of itself, as Markdown
+    line: str  # its quote line, as Markdown
 
 
 def look_at(notebook: Path, nbs: Path) -> Stop:
-    "What the tour has to know of a notebook. Raises StudyError if it cannot be read."
+    "What the tour needs to know about a notebook. Raises StudyError if it cannot be read."
     cells = cells_of(notebook)
     text = {
         kind: '\n'.join(''.join(cell['source']) for cell in cells if cell['cell_type'] == kind)
@@ -53,7 +53,7 @@ _ELSEWHERE = ('reports', 'explore')
 
 
 class Part(NamedTuple):
-    "A part of the tour: what stands under one of its headings."
+    "A part of the tour: the stops under one of its headings."
 
     heading: str
     about: str
@@ -61,7 +61,7 @@ class Part(NamedTuple):
 
 
 def parts(nbs: Path) -> list[Part]:
-    "The tour, heading by heading, in the order in which it leads to its stops."
+    "The parts of the tour, in the order of its headings."
     text = '\n\n'.join(''.join(cell['source']) for cell in cells_of(nbs / TOUR))
     seen: set[Path] = set()
     found = []
@@ -82,7 +82,7 @@ def parts(nbs: Path) -> list[Part]:
 
 
 def stops(nbs: Path) -> list[Stop]:
-    "Every stop of the tour, in the order in which the tour leads to them."
+    "Every stop of the tour, in the tour's order."
     return [stop for part in parts(nbs) for stop in part.stops]
 
 # %% ../../../nbs/show/tour/00_stops.ipynb #bbf24701
