@@ -124,7 +124,7 @@ WORDS = [
     ('reproduce --profle quick', '--profile'),
     (
         'reproduce --data minst',
-        "unknown data set 'minst': expected one of: digits, mnist, cifar10, cifar100",
+        "unknown data set 'minst': expected one of: cifar10, cifar100, svhn, himagenet",
     ),
     (
         'reproduce --data mnist',
@@ -176,7 +176,7 @@ WORDS = [
     ('data verfy mnist', "No such command 'verfy'. Did you mean 'verify'?"),
     (
         'data verify minst',
-        "unknown data set 'minst': expected one of: digits, mnist, cifar10, cifar100",
+        "unknown data set 'minst': expected one of: cifar10, cifar100, svhn, himagenet",
     ),
     ('data list minst', "did you mean 'mnist'"),
     ('data fetch minst', "did you mean 'mnist'"),
@@ -670,7 +670,7 @@ def test_rivals_of_table_4_take_the_images_of_h_imagenet(tmp_path, monkeypatch):
     (config,) = plan('table1', PROFILES['smoke'], hashes, 1, ['c_cnn_shape'])
     with pytest.raises(
         UsageError,
-        match='takes images of 32 pixels, and himagenet has 64; expected one of: digits, .*own '
+        match='takes images of 32 pixels, and himagenet has 64; expected one of: cifar10, .*own '
         '.NAME.',
     ):
         prepare(Run(tmp_path / 'runs', config), tmp_path, torch.device('cpu'))

@@ -39,6 +39,15 @@ def name(path):
     return path.relative_to(NBS).with_suffix('').as_posix()
 
 
+def draws(path):
+    return re.search(r'plt\.show\(\)|\bax\.set\(', path.read_text(encoding='utf-8'))
+
+
+@pytest.mark.parametrize('path', sorted(NBS.glob('nn/*.ipynb')), ids=name)
+def test_an_essay_on_capsules_has_a_picture(path):
+    assert draws(path), 'no cell draws: a picture where the idea is'
+
+
 def over(notebooks):
     return pytest.mark.parametrize('path', notebooks, ids=name)
 

@@ -46,7 +46,11 @@ COMMANDS = dict(
     ),
     data=Entry('Data sets: which there are, fetching, verifying.', 'data'),
     bench=Entry('Timings: candidates in turn, each in a process of its own.', 'bench'),
-    fork=Entry('Run the commands that come as lines of JSON, in forks.', 'fork', hidden=True),
+    fork=Entry(
+        'Run the commands that come as lines of JSON, each in a fork of this process.',
+        'fork',
+        hidden=True,
+    ),
 )
 
 # %% ../../nbs/cli/18_app.ipynb #754ede29
