@@ -1,5 +1,6 @@
 """The command line: where every row stands, what one run is and how it is asked for."""
 
+from contextlib import nullcontext
 import json
 import os
 import re
@@ -51,8 +52,9 @@ def ends(tmp_path, monkeypatch, capsys):
         assert code == 0, words
         return [json.loads(line) for line in told.splitlines()]
 
-    for module in (child, launch, needs):
+    for module in (child, needs):
         monkeypatch.setattr(module, 'call', call)
+    monkeypatch.setattr(launch, 'forks', lambda purpose: nullcontext(call))
     monkeypatch.setattr(needs, '_KNOWN', {})
     monkeypatch.chdir(tmp_path)
     return run
