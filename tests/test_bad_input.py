@@ -617,7 +617,7 @@ def test_own_images_are_trained_on_under_their_own_name(ends, refused, tree, wor
     ) == ('pets', 'imagefolder', 6)
     message = (
         'table1/c_cnn_shape takes images of 32 pixels, and pets@64 has 64; expected one '
-        'of: digits, '
+        'of: cifar10, '
     )
     refused(
         message,
