@@ -1099,6 +1099,7 @@ ARROWS = {
         'cli.messages',
         'errors',
         'study.config',
+        'study.datasets',
         'study.experiments',
         'study.needs',
         'study.own',

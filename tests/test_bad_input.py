@@ -190,6 +190,7 @@ WORDS = [
         'pets@48: networks take images of 32 or 64 pixels; expected pets (32) or pets@64',
     ),
     ('run table1/e_master --data Pets', "unknown data set 'Pets': expected one of: cifar10, "),
+    ('run table1/e_master --data nope --show', "unknown data set 'nope': expected one of: "),
     (
         'run table1/e_master --show --data Pets',
         'one of your own is named as its folder, by a-z, 0-9, _ and -',

@@ -284,7 +284,7 @@ def test_figure_2_needs_networks_that_have_learned():
     }
     assert judge([rule], lost, HERE)[0][4:6] == (
         'too early',
-        '(a) errs 60.0 %, a constant answer 90 %',
+        '(a) has an error of 60.0 %, a constant answer 90 %',
     )
     beginning = Level('unequal_lengths', ('dynamic', 'first'), 'below', 0.1)
     assert (
@@ -364,7 +364,7 @@ def word(better, worse, rule=None, **more):
 def test_networks_that_have_not_learned_are_not_compared():
     assert word([90.0, 46.0, 45.5], [90.0, 60.0, 60.0]) == (
         'too early',
-        '(f) errs 45.5 %, a constant answer 90 %',
+        '(f) has an error of 45.5 %, a constant answer 90 %',
     )
     # the better one has
     assert word([90.0, 41.3, 41.3], [90.0, 85.0, 85.0])[0] == 'direction agrees'
@@ -502,7 +502,7 @@ def test_twice_the_seeds_resolve_less_but_not_less_than_the_images_do():
 
 
 def entered(reports, row, seed, wrong):
-    "A record in a ledger, of a network that errs on the first so many of 1,000 images."
+    "A record in a ledger, of a network that is wrong on the first so many of 1,000 images."
     experiment, _, name = row.partition('/')
     config = plan(experiment, PROFILES['quick'], {'digits': fingerprint('digits')}, 1, [name])[
         0

@@ -204,21 +204,18 @@ def test_the_table_is_aligned_and_ends_in_a_sum(ends, hashes):
     assert edges == {lines[0].index('command')}
     rows = TRAINED + MEASURED
     assert (
-        said == f'1 of {rows} fresh or running; the rest: nobody knows yet how long they take '
-        'here\n'
+        said == f'1 of {rows} fresh or running; the rest: how long they take '
+        'here is not known yet\n'
     )
 
 
 def test_minutes_of_which_little_is_known():
     "A sum of what is known; nothing is called 0.0 minutes for want of knowledge."
-    assert in_minutes([]) == in_minutes([None]) == 'nobody knows yet how long they take here'
+    assert in_minutes([]) == in_minutes([None]) == 'how long they take here is not known yet'
     assert (
         in_minutes([1.5, 0.25], ', one after the other') == 'about 1.8 minutes, one after the other'
     )
-    assert (
-        in_minutes([3.0, None])
-        == 'about 3.0 minutes, and 1 of which nobody knows yet how long they take'
-    )
+    assert in_minutes([3.0, None]) == 'about 3.0 minutes, and 1 whose time is not known yet'
 
 
 def test_everything_is_announced_before_it_begins(ends, hashes):
@@ -238,7 +235,7 @@ def test_everything_is_announced_before_it_begins(ends, hashes):
     assert code == 75 and told == '' and failed.startswith('encapnet: time is up before ')
     assert (
         announced
-        == f'{count - 1} of {count} runs are to be made: nobody knows yet how long they take here'
+        == f'{count - 1} of {count} runs are to be made: how long they take here is not known yet'
     )
 
 

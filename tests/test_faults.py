@@ -651,7 +651,7 @@ def test_config_of_another_run_in_the_folder(tmp_path, capsys, smooth):
     run.write('config.json', tiny(seed=7).model_dump(mode='json'))
     train(arguments)
     assert (
-        f'config.json was not that of run {run.config.key} and is written anew'
+        f'config.json was not that of run {run.config.key} and is written again'
         in capsys.readouterr().err
     )
     assert outcome(run) == smooth

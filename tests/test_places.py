@@ -179,7 +179,7 @@ def test_the_home_of_nobody_is_one_line(tmp_path, monkeypatch, capsys, arguments
     named = home.partition('/')[0]
     assert ended.value.code == 2, said
     assert (
-        said == f'encapnet: {home}: nobody knows the home folder that {named} stands for; expected '
+        said == f'encapnet: {home}: there is no home folder that {named} stands for; expected '
         'the folder written out\n'
     )
     assert not list(tmp_path.iterdir()), 'nothing was made'
@@ -224,5 +224,5 @@ def test_notebooks_and_explorers_read_home_alike(tmp_path, monkeypatch):
     twins.save('~/reports', '', {}, {}, {})
     assert not (tmp_path / '~').exists()
     monkeypatch.setenv('ENCAPNET_CACHE', '~nosuchuser/cache')
-    with pytest.raises(UsageError, match='the home folder that ~nosuchuser stands for'):
+    with pytest.raises(UsageError, match='no home folder that ~nosuchuser stands for'):
         cache_folder()

@@ -117,7 +117,7 @@ JUDGED = [
     judged(
         'aide_needed',
         'unresolvable at 3 seeds',
-        statement='the aide branch is needed: (f) errs less than (e) <b>',
+        statement='the aide branch is needed: (f) has a lower error than (e) <b>',
         why='the interval holds zero',
         findings=[SimpleNamespace(gap='+0.40 points (-0.91 to +1.71)')],
     ),
@@ -233,7 +233,7 @@ def test_every_claim_stands_on_the_front_page(browser, front):
         assert row.count() == 1 and visit.page.locator('#found').inner_text() == '1 of 7 claims'
         said = ' '.join(row.inner_text().split())
         for expected in (
-            '(f) errs less than (e) <b>',
+            '(f) has a lower error than (e) <b>',
             '~ unresolvable at 3 seeds',
             '11.93 < 13.87',
             '(f) 2.10, (e) 2.50',

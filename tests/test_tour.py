@@ -152,10 +152,18 @@ def test_no_tour_is_said_with_the_command(tmp_path, capsys):
 def test_passages_are_what_a_reader_reads():
     page = (
         '<head><title>no</title></head><body><main><h1>T</h1><h2 id="h">H<a class="anchor">#</a></h2>'
-        '<p>a <b>b</b><br>c</p><script>no</script><table><tr><td>1</td><td>2</td></tr></table>'
+        '<p>a <b>b</b><br>c<br/></p><script>no</script><table><tr><td>1</td><td>2</td></tr></table>'
         '<nav>no</nav></main><footer>no</footer></body>'
     )
     assert passages.passages(page) == ('T', [passages.Passage('H', 'h', 'a bc 1 2', '')])
+
+
+def test_pages_are_read_to_their_end(pages):
+    "An end of something that was not open once ended the reading; so did every picture."
+    for page in pages:
+        _, found = passages.passages(page.read_text(encoding='utf-8'))
+        if found:
+            assert any(one.text or one.names for one in found[-2:]), page
 
 
 # The committed tour

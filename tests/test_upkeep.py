@@ -596,7 +596,7 @@ def test_pages_that_a_training_has_overtaken_are_named(checked, capsys):
     checking.tell_of_others(str(reports), [])
     told = (
         'overtaken by new records: quick/softmax_axis.html; `encapnet reproduce softmax_axis '
-        '--from-ledger` renders them anew'
+        '--from-ledger` renders them again'
     )
     assert capsys.readouterr().err.splitlines() == [told]
 
@@ -605,7 +605,7 @@ def test_each_profile_is_rendered_by_a_command_of_its_own():
     both = checking.rendering_command(['claims.html', 'quick/fig2.html', 'long/polarisation.html'])
     assert both == (
         '`encapnet reproduce claims fig2 --from-ledger` and `encapnet reproduce polarisation '
-        '--profile long --from-ledger` render them anew'
+        '--profile long --from-ledger` render them again'
     )
 
 

@@ -42,7 +42,7 @@ def rendering_command(pages: list[str]) -> str:  # below reports/
         for profile, names in profiles.items()
     ]
     render = 'renders' if len(commands) == 1 else 'render'
-    return f'{" and ".join(commands)} {render} them anew'
+    return f'{" and ".join(commands)} {render} them again'
 
 # %% ../../nbs/cli/06_check.ipynb #9ad066fb
 def tell_of_others(reports: str, made: list[Path]):
@@ -70,7 +70,7 @@ def check_pages(given: set[str], names: list[str], profile: str, reports: str):
     if OWN in names:
         raise UsageError(
             f'the page {OWN} is yours and no part of the ledger that --check holds pages against: '
-            f'expected other reports, or `encapnet reproduce {OWN} --rows FILE` to make it anew'
+            f'expected other reports, or `encapnet reproduce {OWN} --rows FILE` to make it again'
         )
     for name in names:
         if name not in known:

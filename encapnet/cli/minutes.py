@@ -89,8 +89,8 @@ def in_minutes(each: list[float | None], how: str = '') -> str:
     known = [minutes for minutes in each if minutes is not None]
     unknown = len(each) - len(known)
     if not known:
-        return 'nobody knows yet how long they take here'
-    also = f', and {unknown} of which nobody knows yet how long they take' if unknown else ''
+        return 'how long they take here is not known yet'
+    also = f', and {unknown} whose time is not known yet' if unknown else ''
     return f'about {sum(known):.1f} minutes{how}{also}'
 
 

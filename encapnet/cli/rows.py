@@ -10,6 +10,7 @@ from .messages import say
 from ..errors import UsageError, nearest
 from ..study import needs, ranks
 from ..study.config import OWN, BenchConfig, MeasureConfig, RunConfig
+from ..study.datasets import is_own
 from ..study.experiments import EXPERIMENTS, find_row, suits
 from ..study.own import plan_own
 from ..study.places import resolve
@@ -137,14 +138,14 @@ def _own_row(name: str, request: Request, seed: int, show: bool) -> list[RunConf
 
 
 def hashes_of(names: list[str], root: str | None, show: bool) -> dict[str, str]:
-    """Content hashes of data sets; where a configuration is only shown, zeros stand for data that
-    are not here. Otherwise raises UsageError for them."""
+    """Content hashes of data sets; where a configuration is only shown, zeros stand for a known
+    set that is not here. Otherwise raises UsageError for it."""
     found, absent = {}, []
     for name in names:
         try:
             found |= needs.data_hashes([name], root)
         except UsageError as error:
-            if not show:
+            if not show or is_own(name):
                 raise
             found[name] = '0' * 64
             absent.append(f'zeros stand for the content hash of {name}, which is not here: {error}')

@@ -66,7 +66,7 @@ def old_essays(reports: str) -> str:
         return ''
     return (
         f'{len(bad)} of {len(told)} pages of the tour no longer hold; `encapnet reproduce {TOUR}` '
-        'makes them anew'
+        'makes them again'
     )
 
 

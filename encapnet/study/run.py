@@ -114,9 +114,9 @@ def write_config(run: Run, say: Callable[[str], None]):
             f'{path}: schema version {version!r}, this version of encapnet reads {SCHEMA}'
         )
     if found is None and path.exists():
-        say(f'{run.name}: config.json was damaged and is written anew')
+        say(f'{run.name}: config.json was damaged and is written again')
     elif found is not None:
-        say(f'{run.name}: config.json was not that of run {run.config.key} and is written anew')
+        say(f'{run.name}: config.json was not that of run {run.config.key} and is written again')
     run.write('config.json', wanted)
 
 # %% ../../nbs/study/18_run.ipynb #3755744f

@@ -124,9 +124,10 @@ def rule_text(rule: Rule) -> str:
         case Below(better, worse, 'loss'):
             return f'the training loss of {label(better)} lies below that of {label(worse)}'
         case Below(better, worse) if rule.margin:
-            return f'{label(better)} errs at most {100 * rule.margin:g} % more than {label(worse)}'
+            above = f'{100 * rule.margin:g} %'
+            return f'the error of {label(better)} is at most {above} above that of {label(worse)}'
         case Below(better, worse):
-            return f'{label(better)} errs less than {label(worse)}'
+            return f'{label(better)} has a lower error than {label(worse)}'
         case Trend(statistic, higher, lower):
             sides = [
                 f'{ROUTING[routing]} after {_MOMENT[moment]}' for routing, moment in (higher, lower)
@@ -153,7 +154,7 @@ def rule_text(rule: Rule) -> str:
                 f"{100 * CONVERGED:g} % of the best constant answer's"
             )
         case Crops(row):
-            return f'{label(row)} errs less on ten crops of each test image than on one'
+            return f'{label(row)} has a lower error on ten crops of each test image than on one'
         case Reaches(row, dataset, error):
             return f'{label(row)} has at most {error:g} % on {dataset}' + (
                 f', as {rule.whose}' if rule.whose else ''

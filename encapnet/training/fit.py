@@ -114,7 +114,9 @@ def fit(
 ) -> Record:
     "Train a run to its end, from its last checkpoint if it has one. Raises StudyError, OutOfTime."
     if run.config.divided and trainer_of is None:
-        raise UsageError(f'{run.name} divides its batches: encapnet.distributed.fit trains it')
+        raise UsageError(
+            f'{run.name} divides its batches: encapnet.training.distributed.fit trains it'
+        )
 
     def say(note: str):
         tqdm.write(note, file=sys.stderr)

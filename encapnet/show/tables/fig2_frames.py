@@ -47,7 +47,7 @@ def with_agreement(standing: Standing, command: str) -> Standing:
         for record in standing.records
         if not _tells(record)
     }
-    cure = f'made by older code; `{command.replace(" --from-ledger", "")} --retrain` trains anew'
+    cure = f'made by older code; `{command.replace(" --from-ledger", "")} --retrain` trains again'
     if silent and len(silent) == len(standing.records):
         raise StudyError(
             f'no word on how votes agreed in the record of {", ".join(silent.values())}: {cure}'

@@ -27,7 +27,7 @@ class Fig4(Table3):
 
     def tables(self) -> dict[str, Any]:
         return {
-            'Figure 4: what each row errs.': self.error_table(),
+            'Figure 4: the test error of each row.': self.error_table(),
             'Figure 4: the share of the error that optimal transport takes '
             'away.': self.reductions(),
         }

@@ -76,7 +76,7 @@ class Table1(Trained):
 
     def tables(self) -> dict[str, Any]:
         return {
-            'Table 1: what each row errs.': self.error_table(),
+            'Table 1: the test error of each row.': self.error_table(),
             'Table 1: parameters and memory.': self.cost_table(),
             'Table 1: seconds of a training step.': self.time_table(),
             'Table 1: what the paper says of its rows.': self.verdict(),

@@ -283,7 +283,7 @@ HALVES = dict(table3_left='Table 3, left', table3_right='Table 3, right')
 
 def _tables(study: Table3) -> dict[str, Any]:
     half = HALVES[study.experiment]
-    shown = {f'{half}: what each row errs.': study.error_table()}
+    shown = {f'{half}: the test error of each row.': study.error_table()}
     if study.experiment == 'table3_right':
         shown[f'{half}: the share of the error that optimal transport takes away.'] = (
             study.reductions()

@@ -53,9 +53,11 @@ class _Reading(HTMLParser):
             self._open.append((tag, {*(given.get('class') or '').split()}))
 
     def handle_endtag(self, tag):
-        while self._open:
-            if self._open.pop()[0] == tag:
-                break
+        # `<br/>` and what a browser forgives end nothing that is open
+        if tag not in [name for name, _ in self._open]:
+            return
+        while self._open.pop()[0] != tag:
+            pass
 
     def handle_data(self, data):
         tags = {tag for tag, _ in self._open}

@@ -1,20 +1,33 @@
 /* Claims can be searched by word and by verdict. Without this script all of them are shown. */
 (function () {
   "use strict";
-  var table = document.querySelector("table.claims"), find = document.getElementById("find"), found = document.getElementById("found");
+  var table = document.querySelector("table.claims"),
+    find = document.getElementById("find"),
+    found = document.getElementById("found");
   if (!table) return;
-  var rows = Array.from(table.querySelectorAll("tr[data-kind]")), chosen = "", buttons = [];
+  var rows = Array.from(table.querySelectorAll("tr[data-kind]")),
+    chosen = "",
+    buttons = [];
 
   function show() {
-    var words = find.value.toLowerCase().split(/\s+/).filter(Boolean), count = 0;
+    var words = find.value.toLowerCase().split(/\s+/).filter(Boolean),
+      count = 0;
     rows.forEach(function (row) {
       var text = row.textContent.toLowerCase();
-      row.hidden = !!chosen && row.dataset.kind !== chosen || !words.every(function (word) { return text.includes(word); });
+      row.hidden =
+        (!!chosen && row.dataset.kind !== chosen) ||
+        !words.every(function (word) {
+          return text.includes(word);
+        });
       if (!row.hidden) count += 1;
     });
-    Array.from(table.tBodies).forEach(function (body) { body.hidden = !body.querySelector("tr[data-kind]:not([hidden])"); });
+    Array.from(table.tBodies).forEach(function (body) {
+      body.hidden = !body.querySelector("tr[data-kind]:not([hidden])");
+    });
     found.textContent = count === rows.length ? "" : count + " of " + rows.length + " claims";
-    buttons.forEach(function (button) { button.setAttribute("aria-pressed", String(button.dataset.kind === chosen)); });
+    buttons.forEach(function (button) {
+      button.setAttribute("aria-pressed", String(button.dataset.kind === chosen));
+    });
   }
 
   document.querySelectorAll(".counts li").forEach(function (item) {
