@@ -4,7 +4,6 @@ exit code, no traceback.
 What image trees and archives may hold is told by test_data.py; here it is what the user of the
 command line gets to read."""
 
-from contextlib import nullcontext
 import io
 import json
 import os
@@ -16,6 +15,7 @@ import sys
 import tarfile
 import zlib
 from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np

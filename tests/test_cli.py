@@ -1,12 +1,12 @@
 """The command line: where every row stands, what one run is and how it is asked for."""
 
-from contextlib import nullcontext
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 

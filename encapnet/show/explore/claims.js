@@ -250,18 +250,18 @@ function draw(model, element) {
   function strip(place, title, chosen, dataset, { left, right }) {
     const known = pictures[dataset],
       cells = chosen.slice(0, state.most).map((k) => {
-        const runs_ = [state.first, state.second].map((row) => of(row).label);
-        const shares_ =
-          `${percent(left[k])} of the runs of ${runs_[0]} ` +
-          `and ${percent(right[k])} of ${runs_[1]} get it wrong`;
+        const labels = [state.first, state.second].map((row) => of(row).label);
+        const told =
+          `${percent(left[k])} of the runs of ${labels[0]} ` +
+          `and ${percent(right[k])} of ${labels[1]} get it wrong`;
         const at = known ? known.at.get(k) : undefined;
         if (at === undefined)
           return node("figure", {}, node("b", {}, `${k}`), node("figcaption", {}, "image"));
         const canvas = node("canvas", {
           class: "pixels",
           role: "img",
-          "aria-label": `test image ${k}, ${known.classes[known.labels[at]]}: ${shares_}`,
-          title: `${k}: ${shares_}`,
+          "aria-label": `test image ${k}, ${known.classes[known.labels[at]]}: ${told}`,
+          title: `${k}: ${told}`,
           style: "width:44px;height:44px",
         });
         const [, channels, height, width] = known.shape,

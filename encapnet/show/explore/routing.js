@@ -290,7 +290,7 @@ function draw(model, element) {
     });
     const { chosen } = state,
       now = found.lengths[found.lengths.length - 1],
-      said_ = agreement(votes, n, classes, dim, chosen, found.capsules);
+      agreed = agreement(votes, n, classes, dim, chosen, found.capsules);
     const side = Math.round(Math.sqrt(n / entry.groups)),
       map = Float64Array.from({ length: n }, (_, i) => found.coefficients[i * classes + chosen]);
     let least = Infinity;
@@ -304,19 +304,19 @@ function draw(model, element) {
       `${entry.groups} channels of ${side} × ${side}`;
     couplingScale.replaceChildren(scale(CIVIDIS, low, high, "c"));
 
-    const top = Math.max(...said_.share) * 108,
-      longest = Math.max(...said_.length) * 1.1 || 1;
+    const top = Math.max(...agreed.share) * 108,
+      longest = Math.max(...agreed.length) * 1.1 || 1;
     const bars = chart({
       label: "Share of lower capsules and mean vote length by cosine",
       x: { low: -1, high: 1, title: "cosine of vote and capsule" },
       y: { low: 0, high: top, title: "lower capsules (%)" },
       right: { low: 0, high: longest, title: "mean |V|" },
     });
-    said_.share.forEach((value, k) =>
+    agreed.share.forEach((value, k) =>
       bars.bar(-0.95 + 0.1 * k, 100 * value, 0.09, { fill: "#949494" }),
     );
     bars.line(
-      [...said_.length].map((value, k) => [-0.95 + 0.1 * k, said_.share[k] ? value : NaN]),
+      [...agreed.length].map((value, k) => [-0.95 + 0.1 * k, agreed.share[k] ? value : NaN]),
       { stroke: INK[0] },
       true,
     );
@@ -348,11 +348,11 @@ function draw(model, element) {
     said.textContent =
       `After ${state.iterations} iteration${state.iterations > 1 ? "s" : ""} the network answers ` +
       `${entry.names[winner]} (${brief(now[winner])}); the votes for ${entry.names[chosen]} ` +
-      `have polarisation ${said_.polarisation.toFixed(3)}.`;
+      `have polarisation ${agreed.polarisation.toFixed(3)}.`;
     tell(element, {
       lengths: now,
-      polarisation: said_.polarisation,
-      share: [...said_.share],
+      polarisation: agreed.polarisation,
+      share: [...agreed.share],
       chosen,
       iterations: state.iterations,
       kind: entry.kind,
