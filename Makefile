@@ -3,9 +3,12 @@
 
 VENV := .venv
 ARGS ?=
+MINUTES ?= 9
+OUT ?= gpu
+DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab check
+.PHONY: help reproduce test lab gpu check
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -18,6 +21,9 @@ test: $(VENV)/.ready ## run every notebook and every test: 15 minutes at most
 
 lab: $(VENV)/.ready ## open the guided tour in JupyterLab
 	@$(VENV)/bin/jupyter lab --allow-root --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
+
+gpu: ## measure what a borrowed GPU is worth, MINUTES=9 OUT=gpu DATA=folder; needs PyTorch there, fetches nothing
+	@MINUTES="$(MINUTES)" OUT="$(OUT)" DATA="$(DATA)" sh .ci/gpu $(ARGS)
 
 check: $(VENV)/.ready ## bring package, notebooks and README in step, and check style and types: under a minute
 	@sh .ci/check

@@ -46,6 +46,10 @@ COMMANDS = dict(
     ),
     data=Entry('Data sets: which there are, fetching, verifying.', 'data'),
     bench=Entry('Timings: candidates in turn, each in a process of its own.', 'bench'),
+    gpu=Entry(
+        'Measure what a borrowed GPU is worth, until the time is up; again, to go on.', 'gpu'
+    ),
+    enter=Entry("Enter the records of another folder's ledger in ours.", 'gpu'),
     fork=Entry(
         'Run the commands that come as lines of JSON, each in a fork of this process.',
         'fork',

@@ -5,8 +5,12 @@
 # %% ../../nbs/cli/13_bench.ipynb #473deef8
 from __future__ import annotations
 import json
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 import typer
@@ -20,10 +24,11 @@ from ..study.freshness import roots
 from ..study.planning import BENCHES
 from ..study.run import finished, state
 from ..study.commands import reproduce_command
-from ..study.request import Request
+from ..study.request import Request, deadline_after
 
 # %% auto #0
-__all__ = ['app', 'bench_routing', 'bench_transport', 'bench_capconv', 'bench_data', 'bench_measure']
+__all__ = ['app', 'bench_routing', 'bench_transport', 'bench_capconv', 'bench_data', 'bench_kernels', 'bench_tiles',
+           'bench_measure']
 
 # %% ../../nbs/cli/13_bench.ipynb #24a5eb2e
 app = typer.Typer(
@@ -48,7 +53,7 @@ def _bench(bench: str, request: Request, as_json: bool):
             continue
         found = record.outcome
         if as_json:
-            typer.echo(json.dumps(dict(row=run.config.row, **found)))
+            typer.echo(json.dumps(dict(row=run.config.row, batch=run.config.batch, **found)))
         elif not found['n']:
             typer.echo(
                 f'{run.config.row:32} does not fit here: {found["accounted"] / 2**20:,.0f} MiB '
@@ -117,6 +122,98 @@ def bench_data(
     "Time the loading of a batch beside training steps."
     request = Request.from_command(profile, runs=runs, reports=reports, max_minutes=max_minutes)
     _bench('bench_data', request, as_json)
+
+# %% ../../nbs/cli/13_bench.ipynb #8254f1dd
+def _device_for_kernels():
+    "The device that the kernels run on. Raises StudyError if there is none."
+    from encapnet.nn import fused
+    from encapnet.training.devices import pick_device
+
+    device = pick_device()
+    if not fused.available(device):
+        raise StudyError(
+            f'the fused kernels need Triton and a CUDA device, this is {device.type!r}; '
+            'TRITON_INTERPRET=1 interprets them, slowly'
+        )
+    return device
+
+
+@app.command('kernels')
+def bench_kernels(as_json: JsonOption = False):
+    "How exact each fused kernel is, beside the definition in the same precision."
+    from encapnet.bench.kernels import kernel_errors, shapes
+
+    device = _device_for_kernels()
+    for shape in shapes(device):
+        for normalize in ('higher', 'lower'):
+            for one in kernel_errors(shape, normalize, device):
+                typer.echo(
+                    json.dumps(one)
+                    if as_json
+                    else f'{one["layer"]:8} {normalize:7} {one["kernel"]:17} {one["result"]:11} '
+                    f'{one["error"]:.1e} (definition {one["definition"]:.1e})'
+                )
+
+
+@app.command('tiles')
+def bench_tiles(
+    known: Annotated[
+        Path | None, typer.Option(help='A file with timings that need not be taken again.')
+    ] = None,
+    max_minutes: MinutesOption = None,
+    as_json: JsonOption = False,
+):
+    "The fastest block sizes of each fused kernel; each time as it is taken, then the winners."
+    from encapnet.bench.kernels import KERNELS, shapes, tile_times, tiles, winners
+
+    device, deadline = _device_for_kernels(), deadline_after(max_minutes)
+    found = _kept_times(known)
+    there: dict[tuple, set[tuple]] = {}
+    for one in found:
+        case = there.setdefault((one['layer'], one['normalize']), set())
+        case.add((one['kernel'], one['lower'], one['higher'], one['warps']))
+    cases = [
+        tile_times(shape, axis, device, there.get((shape.name, axis), set()))
+        for shape in shapes(device)
+        for axis in ('higher', 'lower')
+    ]
+    left = sum(len(tiles(shape)) * len(KERNELS) for shape in shapes(device)) * 2 - len(found)
+    for one in _in_turn(cases):
+        found.append(one)
+        left -= 1
+        if as_json:
+            typer.echo(json.dumps(one))
+        if deadline is not None and time.monotonic() > deadline:
+            break
+    for best in winners(found):
+        gain = f'{best["gain"]:.2f}x the usual' if best['gain'] else 'the usual one does not run'
+        typer.echo(
+            json.dumps(best)
+            if as_json
+            else f'{best["layer"]:8} {best["normalize"]:7} {best["kernel"]:17} '
+            f'{best["lower"]} x {best["higher"]}, {best["warps"]} warps: {best["seconds"]:.2e} s '
+            f'({gain}, {best["tried"]} tried)'
+        )
+    typer.echo(json.dumps(dict(left=left)) if as_json else f'{left} timings are left')
+
+
+def _in_turn(cases: list[Iterator[dict]]) -> Iterator[dict]:
+    "The first of each, then the second of each, until all are at their end."
+    for turn in zip_longest(*cases):
+        yield from (one for one in turn if one is not None)
+
+
+def _kept_times(path: Path | None) -> list[dict]:
+    "Timings of an earlier call; a line that is none is left out."
+    if path is None or not path.exists():
+        return []
+    kept = []
+    for line in path.read_text(encoding='utf-8').splitlines():
+        with suppress(ValueError):
+            one = json.loads(line)
+            if isinstance(one, dict) and {'kernel', 'lower', 'higher', 'warps'} <= one.keys():
+                kept.append(one)
+    return kept
 
 # %% ../../nbs/cli/13_bench.ipynb #77a9932b
 @app.command('measure', hidden=True)

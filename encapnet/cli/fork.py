@@ -16,11 +16,10 @@ __all__ = ['app', 'fork']
 
 # %% ../../nbs/cli/14_fork.ipynb #47c88c89
 def _load(purpose: str):
-    if purpose == 'timing':
-        import encapnet.bench.routing, encapnet.training.fit  # noqa: F401, E401
-
-        return
-    os.environ |= dict(OMP_NUM_THREADS=str(threads_each()), **arithmetic())
+    if purpose == 'training':
+        os.environ |= dict(OMP_NUM_THREADS=str(threads_each()), **arithmetic())
+    else:
+        import encapnet.bench.routing  # noqa: F401
     import encapnet.training.fit  # noqa: F401
     import torch._dynamo  # noqa: F401
 

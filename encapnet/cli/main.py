@@ -54,7 +54,9 @@ def _end(message, code: int) -> int:
 # %% ../../nbs/cli/19_main.ipynb #aaa206af
 def main(arguments: list[str] | None = None):  # None: this process's own; it then ends too
     "Run the command line; every foreseen problem gives one line and an exit code."
-    sys.exit(_command(arguments) if arguments is not None else _process())
+    code = _command(arguments) if arguments is not None else _process()
+    _ending.code = code or 0 if isinstance(code, int | None) else 1
+    sys.exit(code)
 
 
 def _command(arguments: list[str] | None) -> int:  # exit code
@@ -91,10 +93,10 @@ def _command(arguments: list[str] | None) -> int:  # exit code
 def _process() -> int:  # exit code
     "Run this process's command line to its end, however it ends."
     _open_streams()
-    sys.stderr, signals = _Words(sys.stderr), []
+    sys.stderr = _Words(sys.stderr)
 
     def asked(number, frame):
-        signals.append(number)
+        _ending.signal = _ending.signal or number
         raise SystemExit(128 + number)
 
     for number in {signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)}:
@@ -102,7 +104,7 @@ def _process() -> int:  # exit code
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, asked)
     # the function registered first is called last
-    atexit.register(_end_by, signals)
+    atexit.register(_end_at_once)
     try:
         code = _command(None)
     except SystemExit as ended:
@@ -115,11 +117,27 @@ def _process() -> int:  # exit code
     return code
 
 
-def _end_by(signals: list[int]):
-    "End by the first signal that arrived, if there was one."
-    for number in signals[:1]:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+class _Ending:
+    "How this process is to end."
+
+    signal: int | None = None  # the first that asked it to
+    code: int | None = None  # None: Python has something to say about an error
+
+
+_ending = _Ending()
+
+
+def _end_at_once():
+    """End by the signal that arrived, else with the exit code. All else that was to happen at the
+    end has happened; Python would now take PyTorch apart, object by object, for two seconds."""
+    if _ending.signal is not None:
+        signal.signal(_ending.signal, signal.SIG_DFL)
+        os.kill(os.getpid(), _ending.signal)
+    if _ending.code is not None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(_ending.code)
 
 # %% ../../nbs/cli/19_main.ipynb #4ad0c482
 def _open_streams():

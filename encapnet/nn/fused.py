@@ -14,7 +14,7 @@ from torch import Tensor
 from .programs import _collect, _normalize_higher, _normalize_lower, _to_keys, _to_lower
 
 # %% auto #0
-__all__ = ['available', 'blocks', 'collect', 'collect_backward']
+__all__ = ['available', 'blocks', 'launch', 'collect', 'collect_backward']
 
 # %% ../../nbs/nn/04_fused.ipynb #fad3c93f
 def _interpreting() -> bool:
@@ -120,7 +120,7 @@ def _sizes(
     return n, p, j, f, e
 
 # %% ../../nbs/nn/04_fused.ipynb #9f3f1c57
-def _launch(name: str, length: int, block: int, tensors: tuple, numbers: tuple, **constants):
+def launch(name: str, length: int, block: int, tensors: tuple, numbers: tuple, **constants):
     """Start kernel `name`: one program for each n (the first axis of the first tensor) and each
     `block` of `length`."""
     kernels, count = _kernels(_interpreting()), -(-length // block)
@@ -150,7 +150,7 @@ def collect(
         return out.zero_(), (normalizer[:, : n // groups] if groups else normalizer).zero_()
     tile = dict(blocks(p, j, f, e), PRECISION=precision)
     name, length, held = ('normalize_lower', j, 'J') if groups else ('normalize_higher', p, 'P')
-    _launch(
+    launch(
         name,
         length,
         tile[held],
@@ -160,7 +160,7 @@ def collect(
     )
     if groups:
         normalizer = _over_groups(normalizer, groups)
-    _launch(
+    launch(
         'collect',
         j,
         tile['J'],
@@ -214,6 +214,6 @@ def collect_backward(
     )
     known, sizes = (gradient, queries, keys, values, *normalizer, inner), (p, j, f, e, groups)
     tile = dict(blocks(p, j, f, e), PRECISION=precision, LOWER=groups > 0)
-    _launch('to_lower', p, tile['P'], (*known, to_queries, to_values), sizes, **tile)
-    _launch('to_keys', j, tile['J'], (*known, to_keys), sizes, **tile)
+    launch('to_lower', p, tile['P'], (*known, to_queries, to_values), sizes, **tile)
+    launch('to_keys', j, tile['J'], (*known, to_keys), sizes, **tile)
     return to_queries, to_keys, to_values, out

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-from ..errors import StudyError
+from ..errors import StudyError, UsageError
 from ..files import held_alone, sweep, write_atomic
 from .config import RunConfig
 from .experiments import EXPERIMENTS
@@ -27,7 +27,7 @@ from encapnet.study.records import (
 )
 
 # %% auto #0
-__all__ = ['append_ledger', 'read_ledger', 'Ledger', 'counted']
+__all__ = ['append_ledger', 'read_ledger', 'Entered', 'enter_folder', 'Ledger', 'counted']
 
 # %% ../../nbs/study/17_ledger.ipynb #b4f1b2d4
 def append_ledger(path: str | Path, record: Record):
@@ -109,6 +109,37 @@ def read_ledger(
     raises for what the file holds."""
     numbered, problems = _numbered(Path(path))
     return [record for _, record in numbered.values()], problems
+
+# %% ../../nbs/study/17_ledger.ipynb #8ef7e322
+class Entered(NamedTuple):
+    "What came of taking in another ledger."
+
+    added: int
+    known: int  # were there already
+    problems: list[str]  # a line about each line that is left out
+
+
+def enter_folder(folder: str | Path, reports: str | Path) -> Entered:
+    "Enter the records of another folder's ledger in ours. Raises UsageError if it has none."
+    paths = sorted(Path(folder).glob('ledger/*.jsonl'))
+    if not paths:
+        raise UsageError(
+            f'{folder} has no ledger: expected a folder with ledger/*.jsonl in it, such as reports'
+        )
+    added = known = 0
+    problems: list[str] = []
+    for path in paths:
+        own = resolve(reports) / 'ledger' / path.name
+        there = {record.identity for record in read_ledger(own)[0]}
+        records, wrong = read_ledger(path)
+        problems += wrong
+        for record in records:
+            if record.identity in there:
+                known += 1
+            else:
+                append_ledger(own, record)
+                added += 1
+    return Entered(added, known, problems)
 
 # %% ../../nbs/study/17_ledger.ipynb #5dab73b2
 class Ledger(NamedTuple):

@@ -9,8 +9,8 @@ import urllib.error, urllib.request, webbrowser
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from ..page.kernel import allow_open_files, home_instead
-from ..page.notebook import tags_of
+from ..page.kernel import allow_open_files, home_instead, kernel_command
+from ..page.notebook import SLOW, tags_of
 from ..page.parameters import check_parameters, parameters
 from ..page.shell import style_sheet
 from ...errors import StudyError, UsageError
@@ -74,16 +74,9 @@ def _house(folder: Path, token: str) -> dict[str, str]:
     )
     for made in (kernel, settings, folder / 'runtime'):
         made.mkdir(parents=True)
-    start = [
-        sys.executable,
-        '-Xfrozen_modules=off',
-        '-m',
-        'ipykernel_launcher',
-        '-f',
-        '{connection_file}',
-    ]
     (kernel / 'kernel.json').write_text(
-        json.dumps(dict(argv=start, display_name='python3', language='python')), encoding='utf-8'
+        json.dumps(dict(argv=kernel_command(), display_name='python3', language='python')),
+        encoding='utf-8',
     )
     theirs, ours = HOSTS / 'voila/templates/encapnet', folder / 'share/voila/templates/encapnet'
     shutil.copytree(theirs, ours)
@@ -113,13 +106,18 @@ def _house(folder: Path, token: str) -> dict[str, str]:
     )
 
 # %% ../../../nbs/show/explore/11_serve.ipynb #e6e901ce
+# see `show.page.notebook.load_nbformat`: both would import it before they answer
+_START = f'import sys; sys.modules[{SLOW!r}] = None; from {{}} import main; main()'
+
+
 def _command(lab: bool, notebooks: Path, name: str, host: str, port: int, base: str) -> list[str]:
     opened = notebooks / f'{name}.ipynb' if name else notebooks
     if not lab:
         return [
             sys.executable,
-            '-m',
-            'voila',
+            '-P',
+            '-c',
+            _START.format('voila.app'),
             str(opened),
             '--no-browser',
             '--template=encapnet',
@@ -136,8 +134,9 @@ def _command(lab: bool, notebooks: Path, name: str, host: str, port: int, base: 
         ]
     return [
         sys.executable,
-        '-m',
-        'jupyterlab',
+        '-P',
+        '-c',
+        _START.format('jupyterlab.labapp'),
         '--no-browser',
         '--allow-root',
         f'--ServerApp.ip={host}',

@@ -30,6 +30,7 @@ def execute(
     output = Path(output)
     failed = failed or output.with_suffix('.failed.ipynb')
     given = check_parameters(notebook, parameters)
+    source = read_notebook(notebook)
     import papermill
 
     with tempfile.TemporaryDirectory() as folder:
@@ -37,7 +38,7 @@ def execute(
         try:
             with own_folders():
                 papermill.execute_notebook(
-                    read_notebook(notebook),
+                    source,
                     draft,
                     given,
                     kernel_name='python3',

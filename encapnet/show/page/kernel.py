@@ -12,9 +12,34 @@ from pathlib import Path
 from ...errors import StudyError
 
 # %% auto #0
-__all__ = ['OPEN_FILES', 'kernel_manager', 'has_room_for_sockets', 'own_folders', 'home_instead', 'allow_open_files']
+__all__ = ['OPEN_FILES', 'kernel_command', 'kernel_manager', 'has_room_for_sockets', 'own_folders', 'home_instead',
+           'allow_open_files']
 
 # %% ../../../nbs/show/page/02_kernel.ipynb #034bc0fe
+# Python would take PyTorch apart, object by object, for two seconds: what is registered first is
+# called last, and ends the kernel when all others have had their turn.
+_START = """
+import atexit, os
+atexit.register(os._exit, 0)
+from ipykernel.kernelapp import launch_new_instance
+launch_new_instance()
+"""
+
+
+def kernel_command(*more: str) -> list[str]:
+    "Start this interpreter as a kernel that ends at once when it is told to."
+    return [
+        sys.executable,
+        '-P',
+        '-Xfrozen_modules=off',
+        '-c',
+        _START,
+        '-f',
+        '{connection_file}',
+        *more,
+    ]
+
+
 @lru_cache(1)
 def kernel_manager() -> type:
     "Make a kernel manager class that starts this interpreter, whatever kernelspecs are installed."
@@ -25,16 +50,7 @@ def kernel_manager() -> type:
 
     # What a kernel logs about its own end is not for the reader: errors in cells arrive as
     # messages.
-    start = [
-        sys.executable,
-        '-Xfrozen_modules=off',
-        '-m',
-        'ipykernel_launcher',
-        '-f',
-        '{connection_file}',
-        '--log-level=CRITICAL',
-        '--ignore-cwd',
-    ]
+    start = kernel_command('--log-level=CRITICAL', '--ignore-cwd')
 
     class ThisInterpreter(AsyncKernelManager):
         @property

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-import nbformat
 from ..page.execute import execute
 from ..page.markdown import Reader
-from ..page.notebook import cells_of, read_notebook, tags_of
+from ..page.notebook import cells_of, load_nbformat, read_notebook, tags_of
 from ..page.render import Setting, render
 from ..page.svg import svg_uri, thumbnail
 from .names import anchor
@@ -159,7 +158,7 @@ def make(
         draft, executed = (Path(folder, name, stop.notebook.name) for name in ('draft', 'run'))
         for path in (draft, executed):
             path.parent.mkdir()
-        nbformat.write(prepare(read_notebook(stop.notebook)), draft)
+        load_nbformat().write(prepare(read_notebook(stop.notebook)), draft)
         execute(
             draft, executed, {}, cwd=stop.notebook.parent, failed=html.with_suffix('.failed.ipynb')
         )
