@@ -569,7 +569,13 @@ ARROWS = {
     # the faces
     'show.plots.canvas': [],
     'show.explore.picture': ['errors'],
-    'show.page.kernel': ['errors'],
+    'show.page.kernel': [
+        'errors',
+        'show.page.notebook',
+        'show.page.standin',
+        'study.child',
+        'study.machine',
+    ],
     'show.page.mathml': ['errors'],
     'show.page.notebook': ['errors'],
     'show.page.svg': ['errors'],
@@ -591,6 +597,7 @@ ARROWS = {
         'show.page.notebook',
         'show.page.parameters',
         'show.page.shell',
+        'show.page.standin',
     ],
     'show.page.execute': [
         'errors',
@@ -1315,6 +1322,8 @@ ARROWS = {
         'study.resolving',
         'study.results',
     ],
+    'cli.kernels': [],
+    'show.page.standin': [],
 }
 
 # What each trunk may never load, not even inside a function.

@@ -50,6 +50,11 @@ COMMANDS = dict(
         'Measure what a borrowed GPU is worth, until the time is up; again, to go on.', 'gpu'
     ),
     enter=Entry("Enter the records of another folder's ledger in ours.", 'gpu'),
+    kernels=Entry(
+        'Fork a kernel for each that asks, from a process that has loaded these modules.',
+        'kernels',
+        hidden=True,
+    ),
     fork=Entry(
         'Run the commands that come as lines of JSON, each in a fork of this process.',
         'fork',

@@ -9,7 +9,8 @@ import urllib.error, urllib.request, webbrowser
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from ..page.kernel import allow_open_files, home_instead, kernel_command
+from ..page.kernel import allow_open_files, home_instead, kernel_command, warm_kernels
+from ..page.standin import KERNELS
 from ..page.notebook import SLOW, tags_of
 from ..page.parameters import check_parameters, parameters
 from ..page.shell import style_sheet
@@ -223,16 +224,21 @@ def serving(
     base = base_path(base, port)
     folder = Path(tempfile.mkdtemp(prefix='encapnet-explore-'))
     log, place, server = folder / 'log', folder / 'notebooks', None
+    warm = contextlib.ExitStack()
     try:
         place.mkdir()
         for notebook in notebooks:
             parameterised(notebook, place, given)
+        house = _house(folder, token)
+        # it loads beside the server
+        warm.enter_context(warm_kernels(notebooks, dict(PYTHONPATH=house['PYTHONPATH'])))
+        house |= {KERNELS: os.environ[KERNELS]} if KERNELS in os.environ else {}
         # a session of its own: Ctrl-C reaches only the command, which ends the server
         with log.open('wb') as told:
             server = subprocess.Popen(
                 _command(lab, place, name, host, port, base),
                 # unbuffered, since its last line is what an error reports
-                env=_house(folder, token) | dict(PYTHONUNBUFFERED='1'),
+                env=house | dict(PYTHONUNBUFFERED='1'),
                 cwd=place,
                 stdin=subprocess.DEVNULL,
                 stdout=told,
@@ -246,6 +252,7 @@ def serving(
     finally:
         if server:
             _end(server)
+        warm.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../../nbs/show/explore/11_serve.ipynb #f608686c

@@ -4,40 +4,28 @@
 
 # %% ../../../nbs/show/page/02_kernel.ipynb #63a9fb3a
 from __future__ import annotations
-import os, sys, tempfile, uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+import ast, os, subprocess, sys, tempfile, uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from ...errors import StudyError
+from . import standin
+from .notebook import cells_of
+from .standin import KERNELS
+from ...study.child import child_process
+from ...study.machine import has_processors_only
 
 # %% auto #0
-__all__ = ['OPEN_FILES', 'kernel_command', 'kernel_manager', 'has_room_for_sockets', 'own_folders', 'home_instead',
-           'allow_open_files']
+__all__ = ['OPEN_FILES', 'DRAWING', 'kernel_command', 'kernel_manager', 'has_room_for_sockets', 'own_folders', 'home_instead',
+           'allow_open_files', 'imported', 'warm_kernels']
 
 # %% ../../../nbs/show/page/02_kernel.ipynb #034bc0fe
-# Python would take PyTorch apart, object by object, for two seconds: what is registered first is
-# called last, and ends the kernel when all others have had their turn.
-_START = """
-import atexit, os
-atexit.register(os._exit, 0)
-from ipykernel.kernelapp import launch_new_instance
-launch_new_instance()
-"""
-
-
 def kernel_command(*more: str) -> list[str]:
-    "Start this interpreter as a kernel that ends at once when it is told to."
-    return [
-        sys.executable,
-        '-P',
-        '-Xfrozen_modules=off',
-        '-c',
-        _START,
-        '-f',
-        '{connection_file}',
-        *more,
-    ]
+    """Start this interpreter as a kernel: a fork of the process that `warm_kernels` keeps, else a
+    process by itself. It ends at once when it is told to."""
+    # without the packages, which it does not need: it is there in 30 ms
+    return [sys.executable, '-P', '-S', standin.__file__, '-f', '{connection_file}', *more]
 
 
 @lru_cache(1)
@@ -163,3 +151,54 @@ def allow_open_files():
             f'needs {OPEN_FILES}'
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, hard))
+
+# %% ../../../nbs/show/page/02_kernel.ipynb #35b26fca
+def imported(notebooks: Iterable[str | Path]) -> list[str]:
+    "The modules that notebooks import; 'a:b' where b may be a module of a, or a name in it."
+    modules: dict[str, None] = {}
+    for notebook in notebooks:
+        for cell in cells_of(notebook):
+            if cell['cell_type'] != 'code':
+                continue
+            try:
+                tree = ast.parse(''.join(cell['source']))
+            except SyntaxError:
+                continue  # a line of IPython's own
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Import):
+                    modules |= dict.fromkeys(alias.name for alias in node.names)
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    modules |= dict.fromkeys(f'{node.module}:{alias.name}' for alias in node.names)
+    return list(modules)
+
+
+DRAWING = 'torch', 'matplotlib.pyplot', 'seaborn', 'scipy.stats'  # what pages draw and judge with
+
+
+@contextmanager
+def warm_kernels(
+    notebooks: Iterable[str | Path],  # that are to be run
+    variables: dict[str, str] | None = None,  # of the kernels' environment, beside ours
+    more: Sequence[str] = (),  # modules that they load only once they run
+) -> Iterator[None]:
+    "Let kernels that are started in this context be forks of a process that has loaded the rest."
+    named = list(notebooks)
+    is_there = KERNELS in os.environ or not named
+    if is_there or sys.platform != 'linux' or not has_processors_only():
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix='encapnet-', ignore_cleanup_errors=True) as folder:
+        if not has_room_for_sockets(folder):
+            yield
+            return
+        path = os.path.join(folder, 'kernels')
+        words = ['kernels', path, *imported(named), *more]
+        with child_process(words, variables=variables, stdin=subprocess.PIPE) as (process, _):
+            os.environ[KERNELS] = path
+            try:
+                yield
+            finally:
+                del os.environ[KERNELS]
+                process.stdin.close()  # it then ends, and all kernels with it
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=10)

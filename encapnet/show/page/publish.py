@@ -8,7 +8,7 @@ import multiprocessing, signal, tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from .execute import execute
-from .kernel import own_folders
+from .kernel import DRAWING, own_folders, warm_kernels
 from .parameters import parameters
 from .render import Setting, render
 
@@ -62,6 +62,11 @@ def publish_all(
 ) -> Iterator[Path]:  # in the same order, each as soon as it is there
     "Publish many pages; stops at the first that fails, with its error."
     workers = min(workers, len(pages), SIDE_BY_SIDE)
+    with warm_kernels((notebook for notebook, *_ in pages), more=DRAWING):
+        yield from _all_published(pages, workers)
+
+
+def _all_published(pages: Sequence[tuple[Path, Path, dict, str]], workers: int) -> Iterator[Path]:
     if workers < 2:
         yield from map(_published, pages)
     else:

@@ -19,7 +19,8 @@ from .stops import Stop
 from ...study.freshness import code_closure
 
 # %% auto #0
-__all__ = ['NOT_RUN', 'SHEET', 'directives', 'prepare', 'anchors', 'stamp', 'Surroundings', 'own_figures', 'make']
+__all__ = ['NOT_RUN', 'SHEET', 'KERNEL_VARIABLES', 'directives', 'prepare', 'anchors', 'stamp', 'Surroundings', 'own_figures',
+           'make']
 
 # %% ../../../nbs/show/tour/02_essay.ipynb #0f7ce76e
 _DIRECTIVE = re.compile(r'^#[ ]*\|[ ]*([\w-]+)[: ]*(.*)\n?', re.MULTILINE)
@@ -115,12 +116,16 @@ class Surroundings(NamedTuple):
     source: str  # the notebook
 
 
+# the same text and the same drawings each time
+KERNEL_VARIABLES = dict(SOURCE_DATE_EPOCH='0', PYTHONHASHSEED='0')
+
+
 @contextmanager
 def own_figures(rc: str) -> Iterator[None]:
     "Let kernels started in this context draw with these settings, and write no date into drawings."
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, 'matplotlibrc').write_text(rc, encoding='utf-8')
-        own = dict(MATPLOTLIBRC=folder, SOURCE_DATE_EPOCH='0', PYTHONHASHSEED='0')
+        own = dict(MATPLOTLIBRC=folder, **KERNEL_VARIABLES)
         before = {name: os.environ.get(name) for name in own}
         os.environ |= own
         try:

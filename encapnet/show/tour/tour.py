@@ -8,13 +8,13 @@ import hashlib, json, multiprocessing, os, re, signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from ..page.kernel import own_folders
+from ..page.kernel import DRAWING, own_folders, warm_kernels
 from ..page.markdown import Reader, line_to_html
 from ..page.notebook import cells_of
 from ..page.shell import TEMPLATES, check_ours, page_settings, style_sheet, write_page
 from ..page.upkeep import head_of, report_pages
 from ...files import write_atomic
-from .essay import SHEET, Surroundings, make, stamp
+from .essay import KERNEL_VARIABLES, SHEET, Surroundings, make, stamp
 from .names import Name, addresses, public_names
 from .passages import search_index
 from .stops import TOUR, Stop, lead, look_at, parts, stops, way
@@ -222,6 +222,14 @@ def publish_tour(
         page.unlink()
     work = [(stop, tour) for stop in made]
     workers = min(workers, len(work), SIDE_BY_SIDE)
+    with warm_kernels((stop.notebook for stop in made), KERNEL_VARIABLES, DRAWING):
+        yield from _all_published(work, workers)
+    write_sheet(tour)
+    yield write_names(tour)
+    yield write_contents(tour)
+
+
+def _all_published(work: list[tuple[Stop, Tour]], workers: int) -> Iterator[Path]:
     if workers < 2:
         yield from map(_published, work)
     else:
@@ -232,9 +240,6 @@ def publish_tour(
             ) as pool,
         ):
             yield from pool.imap(_published, work)
-    write_sheet(tour)
-    yield write_names(tour)
-    yield write_contents(tour)
 
 
 def _published(work: tuple[Stop, Tour]) -> Path:
