@@ -82,9 +82,10 @@ def _become(asked: _Asked):
     sys.argv = ['ipykernel_launcher', *asked.arguments]
     sys.stderr = sys.__stderr__
     _settle()
-    from ipykernel.kernelapp import launch_new_instance
+    from ipykernel.kernelapp import IPKernelApp
 
-    launch_new_instance()
+    # it read JPY_PARENT_PID when it was loaded, and would not notice that this process has ended
+    IPKernelApp.launch_instance(parent_handle=os.getppid())
     raise SystemExit(0)
 
 

@@ -24,8 +24,11 @@ __all__ = ['OPEN_FILES', 'DRAWING', 'kernel_command', 'kernel_manager', 'has_roo
 def kernel_command(*more: str) -> list[str]:
     """Start this interpreter as a kernel: a fork of the process that `warm_kernels` keeps, else a
     process by itself. It ends at once when it is told to."""
+    file = ['-f', '{connection_file}', *more]
+    if sys.platform != 'linux':
+        return [sys.executable, *standin.ALONE, *file]
     # without the packages, which it does not need: it is there in 30 ms
-    return [sys.executable, '-P', '-S', standin.__file__, '-f', '{connection_file}', *more]
+    return [sys.executable, '-P', '-S', standin.__file__, *file]
 
 
 @lru_cache(1)

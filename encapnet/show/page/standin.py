@@ -7,7 +7,7 @@ from __future__ import annotations
 import json, os, select, signal, socket, sys, time
 
 # %% auto #0
-__all__ = ['KERNELS', 'PATIENCE_S']
+__all__ = ['KERNELS', 'PATIENCE_S', 'ALONE']
 
 # %% ../../../nbs/show/page/13_standin.ipynb #d3671885
 KERNELS = 'ENCAPNET_KERNELS'  # names the socket of the process that forks kernels, if there is one
@@ -15,12 +15,13 @@ PATIENCE_S = 3.0  # for a process that was only just started to have its socket
 
 # Python would take PyTorch apart, object by object, for two seconds: what is registered first is
 # called last, and ends the kernel when all others have had their turn.
-_ALONE = """
+_START = """
 import atexit, os
 atexit.register(os._exit, 0)
 from ipykernel.kernelapp import launch_new_instance
 launch_new_instance()
 """
+ALONE = '-P', '-Xfrozen_modules=off', '-c', _START  # what makes Python a kernel
 
 # %% ../../../nbs/show/page/13_standin.ipynb #7dcb2355
 def _connected(path: str) -> socket.socket | None:
@@ -72,8 +73,7 @@ def _stand_in():
     client = _asked(path) if (path := os.environ.get(KERNELS)) else None
     code = None if client is None else _attended(client)
     if code is None:
-        alone = [sys.executable, '-P', '-Xfrozen_modules=off', '-c', _ALONE]
-        os.execv(sys.executable, [*alone, *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, *ALONE, *sys.argv[1:]])
     sys.exit(code)
 
 
