@@ -13,6 +13,7 @@ import psutil
 import pytest
 from waiting import wait_for
 
+from encapnet.show.page.execute import execute
 from encapnet.show.page.kernel import imported, warm_kernels
 from encapnet.show.page.standin import KERNELS
 
@@ -150,6 +151,16 @@ def test_a_path_that_is_too_long_and_a_gpu_make_kernels_by_themselves(tmp_path, 
     monkeypatch.setattr('encapnet.show.page.kernel.has_processors_only', lambda: False)
     with warm_kernels([path]):
         assert KERNELS not in os.environ
+
+
+def test_a_home_that_is_not_there_is_not_made(tmp_path, monkeypatch):
+    home = tmp_path / 'home'
+    monkeypatch.setenv('HOME', str(home))
+    path = written(tmp_path, 'one')
+    (tmp_path / 'one.stays').unlink()
+    with warm_kernels([path], more=['matplotlib.pyplot']):
+        execute(path, tmp_path / 'done.ipynb', {})
+    assert not home.exists()
 
 
 def test_nothing_is_started_for_nothing():

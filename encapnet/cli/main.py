@@ -52,6 +52,16 @@ def _end(message, code: int) -> int:
     return code
 
 # %% ../../nbs/cli/19_main.ipynb #aaa206af
+class _Ending:
+    "How this process is to end."
+
+    signal: int | None = None  # the first that asked it to
+    code: int | None = None  # None: Python has something to say about an error
+
+
+_ending = _Ending()
+
+
 def main(arguments: list[str] | None = None):  # None: this process's own; it then ends too
     "Run the command line; every foreseen problem gives one line and an exit code."
     code = _command(arguments) if arguments is not None else _process()
@@ -115,16 +125,6 @@ def _process() -> int:  # exit code
         code = code or _end(_trouble(error), 1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python would try once more
     return code
-
-
-class _Ending:
-    "How this process is to end."
-
-    signal: int | None = None  # the first that asked it to
-    code: int | None = None  # None: Python has something to say about an error
-
-
-_ending = _Ending()
 
 
 def _end_at_once():

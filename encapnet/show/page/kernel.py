@@ -196,7 +196,9 @@ def warm_kernels(
             return
         path = os.path.join(folder, 'kernels')
         words = ['kernels', path, *imported(named), *more]
-        with child_process(words, variables=variables, stdin=subprocess.PIPE) as (process, _):
+        # what is loaded here may make a home that is not there
+        own = (variables or {}) | home_instead(folder)
+        with child_process(words, variables=own, stdin=subprocess.PIPE) as (process, _):
             os.environ[KERNELS] = path
             try:
                 yield
