@@ -56,6 +56,7 @@ LONGEST_FIRST = (
     'test_faults',
     'test_reports',
     'test_explore',
+    'test_gpu',
     'test_containers',
     'test_places',
     'test_bench',

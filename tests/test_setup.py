@@ -93,6 +93,7 @@ def test_help_names_every_target(clone):
         'reproduce',
         'test',
         'lab',
+        'gpu',
         'check',
     ]
     assert make(clone, '-f', 'Makefile').stdout == done.stdout  # the default

@@ -190,6 +190,7 @@ def warm_kernels(
     if is_there or sys.platform != 'linux' or not has_processors_only():
         yield
         return
+    allow_open_files()  # as many as its forks need
     with tempfile.TemporaryDirectory(prefix='encapnet-', ignore_cleanup_errors=True) as folder:
         if not has_room_for_sockets(folder):
             yield
