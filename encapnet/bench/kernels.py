@@ -69,19 +69,20 @@ def _by_definition(tensors: Sequence[Tensor], groups: int, dtype: torch.dtype) -
     "The five results in the order of `MADE_BY`; groups as `fused.collect` takes them."
     *inputs, gradient = (x.to(dtype).unflatten(0, (-1, groups or 1)) for x in tensors)
     leaves = [x.detach().requires_grad_() for x in (inputs[0], inputs[1].mT, inputs[2])]
-    out = assign_reference(*leaves, normalize='lower' if groups else 'higher')
+    queries, keys, values = leaves
+    out = assign_reference(queries, keys, values, 'lower' if groups else 'higher')
     to_queries, to_keys, to_values = torch.autograd.grad(out, leaves, gradient.mT)
-    logits = leaves[0].detach() @ leaves[1].detach().mT
+    logits = (queries @ keys.mT).detach()
     normalizer = logits.flatten(1, 2).logsumexp(1) if groups else logits.logsumexp(-1).flatten(0, 1)
     own = [x.detach().flatten(0, 1) for x in (out.mT, to_queries, to_values, to_keys.mT)]
     return [normalizer, *own]
 
 
 def _by_kernels(tensors: Sequence[Tensor], groups: int, precision: str) -> list[Tensor]:
-    *inputs, gradient = tensors
-    out, normalizer = fused.collect(*inputs, groups, precision)
+    queries, keys, values, gradient = tensors
+    out, normalizer = fused.collect(queries, keys, values, groups, precision)
     to_queries, to_keys, to_values, _ = fused.collect_backward(
-        gradient, *inputs, out, normalizer, groups, precision=precision
+        gradient, queries, keys, values, out, normalizer, groups, precision=precision
     )
     return [normalizer.sum(0), out, to_queries, to_values, to_keys]
 

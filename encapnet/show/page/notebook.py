@@ -43,7 +43,7 @@ def load_nbformat() -> ModuleType:
         import nbformat
 
         return nbformat
-    sys.modules[SLOW] = None  # type: ignore[assignment]  # Python then says that it is not there
+    sys.modules[SLOW] = None  # Python then says that it is not there
     try:
         import nbformat
     finally:
