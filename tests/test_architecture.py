@@ -1275,6 +1275,7 @@ ARROWS = {
         'show.page.kernel',
         'show.page.markdown',
         'show.page.notebook',
+        'show.page.publish',
         'show.page.shell',
         'show.page.upkeep',
         'show.tour.essay',

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tarfile
 import zlib
-from dataclasses import replace
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np

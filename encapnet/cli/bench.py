@@ -203,15 +203,18 @@ def _in_turn(cases: list[Iterator[dict]]) -> Iterator[dict]:
         yield from (one for one in turn if one is not None)
 
 
+_OF_A_TIMING = {'layer', 'normalize', 'kernel', 'lower', 'higher', 'warps', 'usual', 'seconds'}
+
+
 def _kept_times(path: Path | None) -> list[dict]:
     "Timings of an earlier call; a line that is none is left out."
     if path is None or not path.exists():
         return []
     kept = []
-    for line in path.read_text(encoding='utf-8').splitlines():
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
         with suppress(ValueError):
             one = json.loads(line)
-            if isinstance(one, dict) and {'kernel', 'lower', 'higher', 'warps'} <= one.keys():
+            if isinstance(one, dict) and _OF_A_TIMING <= one.keys():
                 kept.append(one)
     return kept
 

@@ -80,7 +80,7 @@ def _become(asked: _Asked):
     os.environ.update(asked.environment, JPY_PARENT_PID=str(os.getppid()))
     os.chdir(asked.folder)
     sys.argv = ['ipykernel_launcher', *asked.arguments]
-    sys.stderr = sys.__stderr__
+    sys.stderr = sys.__stderr__  # without what `cli.main` put around it
     _settle()
     from ipykernel.kernelapp import IPKernelApp
 

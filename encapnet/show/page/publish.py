@@ -5,15 +5,16 @@
 # %% ../../../nbs/show/page/11_publish.ipynb #3d6837d0
 from __future__ import annotations
 import multiprocessing, signal, tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from .execute import execute
 from .kernel import DRAWING, own_folders, warm_kernels
 from .parameters import parameters
 from .render import Setting, render
 
 # %% auto #0
-__all__ = ['SIDE_BY_SIDE', 'place', 'has_profile', 'publish', 'publish_all']
+__all__ = ['SIDE_BY_SIDE', 'place', 'has_profile', 'publish', 'publish_all', 'side_by_side']
 
 # %% ../../../nbs/show/page/11_publish.ipynb #b0a134bb
 def place(
@@ -61,14 +62,17 @@ def publish_all(
     workers: int = 1,
 ) -> Iterator[Path]:  # in the same order, each as soon as it is there
     "Publish many pages; stops at the first that fails, with its error."
-    workers = min(workers, len(pages), SIDE_BY_SIDE)
     with warm_kernels((notebook for notebook, *_ in pages), more=DRAWING):
-        yield from _all_published(pages, workers)
+        yield from side_by_side(_published, pages, workers)
 
 
-def _all_published(pages: Sequence[tuple[Path, Path, dict, str]], workers: int) -> Iterator[Path]:
+def side_by_side(
+    make: Callable[[Any], Path], work: Sequence[Any], workers: int
+) -> Iterator[Path]:  # in the order of the work, each as soon as it is there
+    "Make pages, several at once. `make` and what it gets can be pickled."
+    workers = min(workers, len(work), SIDE_BY_SIDE)
     if workers < 2:
-        yield from map(_published, pages)
+        yield from map(make, work)
     else:
         # A fresh interpreter for each: a fork would inherit this one's event loops. An interrupt
         # ends the pool, which ends its kernels.
@@ -78,7 +82,7 @@ def _all_published(pages: Sequence[tuple[Path, Path, dict, str]], workers: int) 
                 workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)
             ) as pool,
         ):
-            yield from pool.imap(_published, pages)
+            yield from pool.imap(make, work)
 
 
 def _published(page: tuple[Path, Path, dict, str]) -> Path:

@@ -4,13 +4,14 @@
 
 # %% ../../../nbs/show/tour/04_tour.ipynb #d3094921
 from __future__ import annotations
-import hashlib, json, multiprocessing, os, re, signal
+import hashlib, json, os, re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from ..page.kernel import DRAWING, own_folders, warm_kernels
+from ..page.kernel import DRAWING, warm_kernels
 from ..page.markdown import Reader, line_to_html
 from ..page.notebook import cells_of
+from ..page.publish import side_by_side
 from ..page.shell import TEMPLATES, check_ours, page_settings, style_sheet, write_page
 from ..page.upkeep import head_of, report_pages
 from ...files import write_atomic
@@ -21,9 +22,8 @@ from .stops import TOUR, Stop, lead, look_at, parts, stops, way
 from ...study.profiles import PROFILES
 
 # %% auto #0
-__all__ = ['MOST_REPORTS', 'SIDE_BY_SIDE', 'Report', 'strongest_pages', 'Tour', 'survey', 'reader_of', 'surroundings',
-           'full_stamp', 'page_of', 'changed', 'left_over', 'write_sheet', 'write_names', 'write_contents',
-           'publish_tour']
+__all__ = ['MOST_REPORTS', 'Report', 'strongest_pages', 'Tour', 'survey', 'reader_of', 'surroundings', 'full_stamp', 'page_of',
+           'changed', 'left_over', 'write_sheet', 'write_names', 'write_contents', 'publish_tour']
 
 # %% ../../../nbs/show/tour/04_tour.ipynb #2a338fab
 class Report(NamedTuple):
@@ -207,9 +207,6 @@ def write_contents(tour: Tour) -> Path:
     )
 
 # %% ../../../nbs/show/tour/04_tour.ipynb #be1f6a0c
-SIDE_BY_SIDE = 4  # kernels at once
-
-
 def publish_tour(
     nbs: Path, reports: Path, workers: int = 1
 ) -> Iterator[Path]:  # each page that is made, as soon as it is there
@@ -220,26 +217,11 @@ def publish_tour(
         check_ours(page_of(stop, tour))
     for page in left_over(tour):
         page.unlink()
-    work = [(stop, tour) for stop in made]
-    workers = min(workers, len(work), SIDE_BY_SIDE)
     with warm_kernels((stop.notebook for stop in made), KERNEL_VARIABLES, DRAWING):
-        yield from _all_published(work, workers)
+        yield from side_by_side(_published, [(stop, tour) for stop in made], workers)
     write_sheet(tour)
     yield write_names(tour)
     yield write_contents(tour)
-
-
-def _all_published(work: list[tuple[Stop, Tour]], workers: int) -> Iterator[Path]:
-    if workers < 2:
-        yield from map(_published, work)
-    else:
-        with (
-            own_folders(),
-            multiprocessing.get_context('spawn').Pool(
-                workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)
-            ) as pool,
-        ):
-            yield from pool.imap(_published, work)
 
 
 def _published(work: tuple[Stop, Tour]) -> Path:
