@@ -38,6 +38,7 @@ from encapnet.study.machine import arithmetic
 # in another.
 os.environ |= arithmetic()
 
+from commands import end_kept, forking
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -114,6 +115,13 @@ def passed_over(tmp_path_factory):
     return ask
 
 
+@pytest.fixture(scope='module')
+def forked():
+    "Commands and kernels that a module's tests start are forks, where they may be."
+    with forking():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_handed_down():
     "What one test found out about data and device is not for the next one's child processes."
@@ -142,4 +150,5 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_unconfigure():
+    end_kept()
     shutil.rmtree(scratch, ignore_errors=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from browsing import Visit
+from commands import encapnet
 
 from encapnet.show.tables.fig2 import Fig2
 from encapnet.show.tables.fig2_frames import with_agreement
@@ -230,16 +231,6 @@ def test_a_length_of_one_image_has_no_interval():
     said = ' '.join(sum(rows(made.verdict().as_raw_html()) + rows(made.table().as_raw_html()), []))
     assert not re.search(r'\b(nan|inf)\b', said)
     assert len(made.curves().svg) > 10_000
-
-
-def encapnet(*arguments):
-    command = [
-        sys.executable,
-        '-c',
-        'from encapnet.cli.main import main; main()',
-        *map(str, arguments),
-    ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ ARROWS = {
         'study.records',
     ],
     'study.gaps': ['study.answers', 'study.judging', 'study.results', 'study.rules', 'study.stats'],
-    'study.child': ['errors', 'study.request', 'study.run'],
+    'study.child': ['errors', 'standin', 'study.request', 'study.run'],
     'study.gates': ['study.gaps', 'study.results', 'study.rules', 'study.statements'],
     'study.numbers': [
         'study.datasets',
@@ -244,7 +244,14 @@ ARROWS = {
         'study.request',
         'study.run',
     ],
-    'study.ranks': ['errors', 'study.child', 'study.machine', 'study.request', 'study.run'],
+    'study.ranks': [
+        'errors',
+        'standin',
+        'study.child',
+        'study.machine',
+        'study.request',
+        'study.run',
+    ],
     'study.turns': ['errors', 'study.child', 'study.forks', 'study.request', 'study.run'],
     'study.findings': [
         'study.datasets',
@@ -263,7 +270,7 @@ ARROWS = {
     'study.nodes': [
         'errors',
         'files',
-        'study.child',
+        'standin',
         'study.config',
         'study.freshness',
         'study.needs',
@@ -300,7 +307,7 @@ ARROWS = {
     'study.cluster': [
         'errors',
         'files',
-        'study.child',
+        'standin',
         'study.machine',
         'study.nodes',
         'study.places',
@@ -569,13 +576,7 @@ ARROWS = {
     # the faces
     'show.plots.canvas': [],
     'show.explore.picture': ['errors'],
-    'show.page.kernel': [
-        'errors',
-        'show.page.notebook',
-        'show.page.standin',
-        'study.child',
-        'study.machine',
-    ],
+    'show.page.kernel': ['errors', 'show.page.notebook', 'standin', 'study.child', 'study.machine'],
     'show.page.mathml': ['errors'],
     'show.page.notebook': ['errors'],
     'show.page.svg': ['errors'],
@@ -597,7 +598,7 @@ ARROWS = {
         'show.page.notebook',
         'show.page.parameters',
         'show.page.shell',
-        'show.page.standin',
+        'standin',
     ],
     'show.page.execute': [
         'errors',
@@ -1325,6 +1326,8 @@ ARROWS = {
     ],
     'cli.kernels': [],
     'show.page.standin': [],
+    'cli.warm': ['cli.main', 'study.machine'],
+    'standin': [],
 }
 
 # What each trunk may never load, not even inside a function.

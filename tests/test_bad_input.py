@@ -32,6 +32,8 @@ from encapnet.errors import OutOfTime, StudyError, UsageError
 from encapnet.study.planning import plan
 from encapnet.study.profiles import PROFILES
 
+pytestmark = pytest.mark.usefixtures('forked')
+
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = plan('table1', PROFILES['smoke'], {'synthetic': '0' * 64}, 1, ['a_dynamic'])[0].model_dump(
     mode='json'

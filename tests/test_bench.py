@@ -1,23 +1,16 @@
 """The benches from outside: one turn in its own process, and what it refuses."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from commands import encapnet
 
 from encapnet.errors import StudyError, UsageError
 from encapnet.study.config import CapConvBenchConfig, RoutingBenchConfig, TransportBenchConfig
 
-MAIN = 'from encapnet.cli.main import main; main()'
 SIZES = dict(row='tiny', groups=2, positions=16, dim=4, higher=6, higher_dim=3, batch=2)
-
-
-def encapnet(*arguments):
-    return subprocess.run(
-        [sys.executable, '-c', MAIN, *map(str, arguments)], capture_output=True, text=True
-    )
 
 
 @pytest.fixture(scope='module')

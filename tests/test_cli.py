@@ -27,6 +27,8 @@ from encapnet.study.request import Request
 from encapnet.study.run import Run, finish
 from encapnet.training.fit import fit
 
+pytestmark = pytest.mark.usefixtures('forked')
+
 DEVICE, TRAINING = 'a machine, 2 threads', 'a machine, 1 threads'
 
 

@@ -13,10 +13,11 @@ import pytest
 
 from encapnet.show.page import execute, kernel
 from encapnet.show.explore import serve
-from encapnet.study import child, places
+from encapnet.standin import ENTRY
+from encapnet.study import places
 
 ROOT = places.package_clone()
-CLI = [sys.executable, '-c', child.ENTRY]
+CLI = [sys.executable, '-c', ENTRY]
 STRANGER = 54321  # nobody's number
 
 

@@ -45,6 +45,8 @@ from encapnet.data.sources import locate
 from encapnet.errors import StudyError, UsageError
 from encapnet.study.request import Request
 
+pytestmark = pytest.mark.usefixtures('forked')
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):

@@ -21,6 +21,8 @@ from encapnet.study.config import MeasureConfig, RoutingBenchConfig
 from encapnet.study.planning import measurements, plan
 from encapnet.study.profiles import PROFILES
 
+pytestmark = pytest.mark.usefixtures('forked')
+
 PACKAGE = Path(freshness.__file__).parents[1]
 MODULES = {
     '.'.join(('encapnet', *path.relative_to(PACKAGE).with_suffix('').parts)): path

@@ -25,6 +25,8 @@ from encapnet.data.sources import locate
 from encapnet.himagenet.build import build
 from encapnet.errors import OutOfTime, StudyError, UsageError
 
+pytestmark = pytest.mark.usefixtures('forked')
+
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ('n01440764', 'n01443537', 'n01484850', 'n01491361')
 BOMB = (

@@ -15,7 +15,7 @@ from waiting import wait_for
 
 from encapnet.show.page.execute import execute
 from encapnet.show.page.kernel import imported, warm_kernels
-from encapnet.show.page.standin import KERNELS
+from encapnet.standin import WARM
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='kernels are forked on Linux only')
 
@@ -146,11 +146,11 @@ def test_a_path_that_is_too_long_and_a_gpu_make_kernels_by_themselves(tmp_path, 
     path = written(tmp_path, 'one')
     monkeypatch.setattr('encapnet.show.page.kernel.has_room_for_sockets', lambda folder: False)
     with warm_kernels([path]):
-        assert KERNELS not in os.environ
+        assert WARM not in os.environ
     monkeypatch.undo()
     monkeypatch.setattr('encapnet.show.page.kernel.has_processors_only', lambda: False)
     with warm_kernels([path]):
-        assert KERNELS not in os.environ
+        assert WARM not in os.environ
 
 
 def test_a_home_that_is_not_there_is_not_made(tmp_path, monkeypatch):
@@ -165,7 +165,7 @@ def test_a_home_that_is_not_there_is_not_made(tmp_path, monkeypatch):
 
 def test_nothing_is_started_for_nothing():
     with warm_kernels([]):
-        assert KERNELS not in os.environ
+        assert WARM not in os.environ
 
 
 def test_a_line_of_ipythons_own_is_passed_over(tmp_path):

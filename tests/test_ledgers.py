@@ -17,6 +17,8 @@ from encapnet.errors import StudyError
 from encapnet.study.experiments import EXPERIMENTS
 from encapnet.study.stats import difference
 
+pytestmark = pytest.mark.usefixtures('forked')
+
 ROOT = Path(__file__).resolve().parents[1]
 LEDGER = ROOT / 'reports' / 'ledger'
 

@@ -12,8 +12,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from commands import encapnet, forking
 from PIL import Image
 
+from encapnet import standin
 from encapnet.cli import check, reproduce
 from encapnet.cli.main import main
 from encapnet.show.page import upkeep
@@ -24,21 +26,12 @@ from encapnet.study.profiles import PROFILES, enters_ledger
 from encapnet.study.request import Request
 from encapnet.study.run import Run
 
+pytestmark = pytest.mark.usefixtures('forked')
+
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / 'nbs/guide/04_own_study.ipynb'
 LIKE = 'like = "table1/c_cnn_shape"\n'
 WIDE = f'[my_wide]\n{LIKE}network = {{ groups = 3 }}\n'
-
-
-def encapnet(*arguments, cwd, timeout=900):
-    return subprocess.run(
-        [sys.executable, '-m', 'encapnet', *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=os.environ | dict(PYTHONPATH=str(ROOT)),
-    )
 
 
 def written(folder, text, name='my_rows.toml'):
@@ -271,12 +264,13 @@ def test_the_guide_runs_as_printed(tmp_path):
     bin_folder = tmp_path / 'bin'
     bin_folder.mkdir()
     command = bin_folder / 'encapnet'
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m encapnet "$@"\n')
+    with forking():
+        begin = ' '.join(standin.command())
+        place = SimpleNamespace(
+            cwd=tmp_path, env=os.environ | dict(PATH=f'{bin_folder}:{os.environ["PATH"]}')
+        )
+    command.write_text(f'#!/bin/sh\nexec {begin} "$@"\n')
     command.chmod(0o755)
-    place = SimpleNamespace(
-        cwd=tmp_path,
-        env=os.environ | dict(PATH=f'{bin_folder}:{os.environ["PATH"]}', PYTHONPATH=str(ROOT)),
-    )
     python = '\n\n'.join(text for language, text in blocks() if language == 'python')
     drawn = subprocess.run([sys.executable, '-c', python], capture_output=True, **vars(place))
     assert drawn.returncode == 0, drawn.stderr

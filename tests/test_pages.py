@@ -24,6 +24,8 @@ from encapnet.show.page import (
 )
 from encapnet.errors import StudyError, UsageError
 
+pytestmark = pytest.mark.usefixtures('forked')
+
 PARAMETERS = (
     'profile: str = "quick"  # width, epochs, data\nseeds: int = 1  # how many '
     'seeds\nlr: float = 1e-4'

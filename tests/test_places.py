@@ -10,7 +10,8 @@ from unittest.mock import patch
 
 import pytest
 
-from encapnet.study import child, places
+from encapnet.standin import ENTRY
+from encapnet.study import places
 from encapnet.cli.main import main
 from encapnet.cli.notebooks import notebooks
 from encapnet.errors import StudyError, UsageError
@@ -19,7 +20,7 @@ from encapnet.study.profiles import PROFILES
 from encapnet.study.run import Run, state
 
 ROOT = places.package_clone()
-CLI = [sys.executable, '-c', child.ENTRY]
+CLI = [sys.executable, '-c', ENTRY]
 
 
 @pytest.fixture(scope='module')

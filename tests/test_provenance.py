@@ -12,6 +12,8 @@ import pytest
 from encapnet.show.report.provenance import revision_text
 from encapnet.study import places
 
+pytestmark = pytest.mark.usefixtures('forked')
+
 PACKAGE = places.package_clone() / 'encapnet'
 ASK = (
     'import json; from encapnet.study.provenance import provenance; print(json.dumps(provenance()))'

@@ -11,21 +11,12 @@ from pathlib import Path
 
 import pytest
 from browsing import Visit
+from commands import encapnet
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 ABLATION = ['table2', 'table3_left', 'table3_right', 'fig4']
 ROWS = ['(a)', '(b)', '(c)', '(d)', '(e)', '(f)', '(a) J = 512', '(b) J = 512']
-
-
-def encapnet(*arguments, timeout=600):
-    return subprocess.run(
-        [sys.executable, '-c', 'from encapnet.cli.main import main; main()', *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
 
 
 def reproduce(folder, *more):

@@ -24,6 +24,8 @@ from encapnet.study.ledger import _sealed, counted, read_ledger
 from encapnet.study.records import config_of
 from encapnet.study.request import Request
 
+pytestmark = pytest.mark.usefixtures('forked')
+
 ROOT = Path(__file__).resolve().parents[1]
 LEDGERS = sorted(path.stem for path in (ROOT / 'reports' / 'ledger').glob('*.jsonl'))
 

@@ -50,9 +50,9 @@ COMMANDS = dict(
         'Measure what a borrowed GPU is worth, until the time is up; again, to go on.', 'gpu'
     ),
     enter=Entry("Enter the records of another folder's ledger in ours.", 'gpu'),
-    kernels=Entry(
-        'Fork a kernel for each that asks, from a process that has loaded these modules.',
-        'kernels',
+    warm=Entry(
+        'Fork a kernel or a command for each that asks, from a process that has loaded modules.',
+        'warm',
         hidden=True,
     ),
     fork=Entry(

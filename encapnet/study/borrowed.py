@@ -208,13 +208,13 @@ def trained(out: Path) -> dict[tuple[str, int], float]:  # row and seed -> test 
 
 
 def _rows(visit: Visit) -> Findings:
-    "Train rows until the time is up."
+    "Train rows until the time is up; in a rehearsal, one."
     request, dataset = visit.request, needs.dataset_names(visit.request)[0]
     root = ['--data-root', request.data_root] if request.data_root else []
     for row, seed in wanted_runs(request, dataset, visit.claims):
         if (row, seed) in trained(visit.out):
             continue
-        if visit.left() <= 0:
+        if visit.left() <= 0 or (visit.rehearsal and trained(visit.out)):
             raise OutOfTime(_told(visit.out))
         arguments = ['run', row, '--profile', request.profile.name, '--seed', str(seed)]
         arguments += ['--data', dataset, *root, '--runs', str(visit.out / 'runs')]

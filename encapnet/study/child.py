@@ -9,25 +9,20 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from ..standin import PYTHON, command
 from ..errors import OutOfTime, StudyError, UsageError
 from .run import Run, state
 from .request import Request
 
 # %% auto #0
-__all__ = ['ENTRY', 'PYTHON', 'PLACE', 'by_itself', 'Killed', 'child_process', 'call', 'failure_of', 'train_arguments',
-           'note_failure']
+__all__ = ['PLACE', 'by_itself', 'Killed', 'child_process', 'call', 'failure_of', 'train_arguments', 'note_failure']
 
 # %% ../../nbs/study/19_child.ipynb #cc30b687
-ENTRY = 'from encapnet.cli.main import main; main()'
-# without the working folder: a random.py there would be taken for Python's own
-PYTHON = (sys.executable, '-P')
-
 # variables of launchers
 PLACE = re.compile(
     '(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*'
@@ -51,7 +46,7 @@ def child_process(
     environment = by_itself() | dict(PYTHONUNBUFFERED='1') | (variables or {})
     with tempfile.TemporaryFile('w+') as errors:
         child = subprocess.Popen(
-            [*PYTHON, '-c', entry or ENTRY, *arguments],
+            [*PYTHON, '-c', entry, *arguments] if entry else command(*arguments),
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

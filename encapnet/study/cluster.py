@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from ..errors import StudyError, UsageError
 from ..files import check_writable
-from .child import PYTHON
+from ..standin import PYTHON
 from .machine import cores, threads_each
 from .nodes import Post, bring_home, inspect, luggage, samples, store_id, work
 from .places import resolve

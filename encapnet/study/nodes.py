@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from ..errors import StudyError, UsageError
 from ..files import write_atomic
 from . import freshness
-from .child import PYTHON
+from ..standin import PYTHON
 from .config import RunConfig
 from .needs import data_hashes
 from .processes import LOOK_SECONDS, attend, stored_arguments

@@ -18,7 +18,8 @@ from functools import partial
 from typing import IO
 from time import sleep
 from ..errors import StudyError, UsageError
-from .child import ENTRY, PYTHON, by_itself, train_arguments
+from ..standin import ENTRY, PYTHON
+from .child import by_itself, train_arguments
 from .machine import threads_each
 from .run import Run, write_config
 from .request import Request

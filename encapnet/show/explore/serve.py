@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from ..page.kernel import allow_open_files, home_instead, kernel_command, warm_kernels
-from ..page.standin import KERNELS
+from ...standin import WARM
 from ..page.notebook import SLOW, tags_of
 from ..page.parameters import check_parameters, parameters
 from ..page.shell import style_sheet
@@ -232,7 +232,7 @@ def serving(
         house = _house(folder, token)
         # it loads beside the server
         warm.enter_context(warm_kernels(notebooks, dict(PYTHONPATH=house['PYTHONPATH'])))
-        house |= {KERNELS: os.environ[KERNELS]} if KERNELS in os.environ else {}
+        house |= {WARM: os.environ[WARM]} if WARM in os.environ else {}
         # a session of its own: Ctrl-C reaches only the command, which ends the server
         with log.open('wb') as told:
             server = subprocess.Popen(

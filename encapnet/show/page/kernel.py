@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from ...errors import StudyError
-from . import standin
+from ... import standin
 from .notebook import cells_of
-from .standin import KERNELS
+from ...standin import WARM
 from ...study.child import child_process
 from ...study.machine import has_processors_only
 
@@ -24,11 +24,7 @@ __all__ = ['OPEN_FILES', 'DRAWING', 'kernel_command', 'kernel_manager', 'has_roo
 def kernel_command(*more: str) -> list[str]:
     """Start this interpreter as a kernel: a fork of the process that `warm_kernels` keeps, else a
     process by itself. It ends at once when it is told to."""
-    file = ['-f', '{connection_file}', *more]
-    if sys.platform != 'linux':
-        return [sys.executable, *standin.ALONE, *file]
-    # without the packages, which it does not need: it is there in 30 ms
-    return [sys.executable, '-P', '-S', standin.__file__, *file]
+    return standin.kernel('-f', '{connection_file}', *more)
 
 
 @lru_cache(1)
@@ -186,7 +182,7 @@ def warm_kernels(
 ) -> Iterator[None]:
     "Let kernels that are started in this context be forks of a process that has loaded the rest."
     named = list(notebooks)
-    is_there = KERNELS in os.environ or not named
+    is_there = WARM in os.environ or not named
     if is_there or sys.platform != 'linux' or not has_processors_only():
         yield
         return
@@ -195,16 +191,16 @@ def warm_kernels(
         if not has_room_for_sockets(folder):
             yield
             return
-        path = os.path.join(folder, 'kernels')
-        words = ['kernels', path, *imported(named), *more]
+        path = os.path.join(folder, 'warm')
+        words = ['warm', path, *imported(named), *more]
         # what is loaded here may make a home that is not there
         own = (variables or {}) | home_instead(folder)
         with child_process(words, variables=own, stdin=subprocess.PIPE) as (process, _):
-            os.environ[KERNELS] = path
+            os.environ[WARM] = path
             try:
                 yield
             finally:
-                del os.environ[KERNELS]
+                del os.environ[WARM]
                 process.stdin.close()  # it then ends, and all kernels with it
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=10)
