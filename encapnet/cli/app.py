@@ -51,7 +51,7 @@ COMMANDS = dict(
     ),
     enter=Entry("Enter the records of another folder's ledger in ours.", 'gpu'),
     warm=Entry(
-        'Fork a kernel or a command for each that asks, from a process that has loaded modules.',
+        'Fork a kernel or a command for each that asks, from one that has loaded these modules.',
         'warm',
         hidden=True,
     ),

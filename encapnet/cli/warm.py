@@ -213,7 +213,7 @@ def warm(
     path: Annotated[str, typer.Argument(help='Of the socket.')],
     modules: Annotated[list[str] | None, typer.Argument(help='What to load.')] = None,
 ):
-    "Fork a kernel or a command for each that asks, from a process that has loaded these modules."
+    "Fork a kernel or a command for each that asks, from one that has loaded these modules."
     os.environ.setdefault('MPLBACKEND', _INLINE)
     loaded = _decisive(dict(os.environ))  # before libraries set variables of their own
     with socket.socket(socket.AF_UNIX) as listener:

@@ -187,6 +187,7 @@ function draw(model, element) {
       kept,
       transport: known.transport,
       uniform: known.uniform,
+      curve: known.divergence.length,
       milliseconds: performance.now() - began,
     });
   }
@@ -235,7 +236,7 @@ function draw(model, element) {
       "stroke-dasharray": "2 3",
     });
     lines.line(
-      data.eps.map((eps, k) => [eps, known.divergence[k]]),
+      known.divergence.map((y, k) => [data.eps[k], y]),
       { stroke: INK[0] },
     );
     lines.dot(state.eps, divergence, { fill: INK[3] });
@@ -300,6 +301,15 @@ function draw(model, element) {
     load();
     offer();
     paint();
+    askForCurves();
+  }
+
+  // they take the kernel a second or two, and the first picture needs none
+  function askForCurves() {
+    const [first] = data.entries;
+    if (first.costs.cosine.divergence.length) return;
+    model.set("asked", first.title);
+    model.save_changes();
   }
   model.on("change:data", arrive);
   arrive();

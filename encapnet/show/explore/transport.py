@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import ipywidgets
 import torch
+import traitlets
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from ...data.loading import test_images
@@ -215,6 +216,8 @@ def look(one: Offer, data_root: str = '', count: int = SAMPLES) -> list[Pair]:
 class TransportPicture(Picture, drawn_by='transport'):
     "Plan, marginals and divergence of a pair of batches."
 
+    asked = traitlets.Unicode().tag(sync=True)  # the pair whose curves the drawing lacks
+
 
 class TransportExplorer(ipywidgets.VBox):
     """The picture, and a choice of the network whose batches it shows; errors are shown in a line
@@ -230,6 +233,7 @@ class TransportExplorer(ipywidgets.VBox):
             layout=ipywidgets.Layout(width='34em'),
         )
         self.network.observe(self._show, 'value')
+        self.picture.observe(self._add_curves, 'asked')
         super().__init__([self.network, self.status, self.picture], **more)
         self._show()
 
@@ -237,11 +241,11 @@ class TransportExplorer(ipywidgets.VBox):
         one = self.offers[self.network.value]
         try:
             if one.title not in self.seen:
-                pairs = look(one, self.data_root) + clouds()
-                # what needs no curves is shown at once
-                self.picture.data = sent(pairs, curves=False)
-                self.seen[one.title] = sent(pairs)
-            self.picture.data = self.seen[one.title]
+                self.pairs = look(one, self.data_root) + clouds()
+                # what needs no curves is shown at once; the drawing asks for them
+                self.picture.data = sent(self.pairs, curves=False)
+            else:
+                self.picture.data = self.seen[one.title]
         except (StudyError, UsageError) as error:
             self.status.value = said(
                 f'{one.title} cannot be shown: {error}. The picture is still that of the network '
@@ -250,6 +254,12 @@ class TransportExplorer(ipywidgets.VBox):
             )
         else:
             self.status.value = ''
+
+    def _add_curves(self, change):
+        title = self.offers[self.network.value].title
+        if change['new'] and title not in self.seen:
+            self.seen[title] = sent(self.pairs)
+            self.picture.data = self.seen[title]
 
 # %% ../../../nbs/show/explore/06_transport.ipynb #1d695a48
 def transport_page(runs: str | Path = 'runs', data_root: str = '', trained: int = 1) -> Page:
