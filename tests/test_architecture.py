@@ -1285,7 +1285,7 @@ ARROWS = {
         'show.tour.stops',
         'study.profiles',
     ],
-    'cli.fork': ['bench.routing', 'cli.main', 'study.machine', 'training.fit'],
+    'cli.fork': ['bench.routing', 'cli.main', 'study.freshness', 'study.machine', 'training.fit'],
     'study.forks': ['study.child', 'study.machine'],
     'show.explore.claims': [
         'data.loading',
@@ -1326,7 +1326,7 @@ ARROWS = {
     ],
     'cli.kernels': [],
     'show.page.standin': [],
-    'cli.warm': ['cli.main', 'study.machine'],
+    'cli.warm': ['cli.main', 'study.freshness', 'study.machine'],
     'standin': [],
 }
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Annotated, Literal
 import typer
+from ..study.freshness import read_ahead
 from ..study.machine import arithmetic, threads_each
 
 # %% auto #0
@@ -22,6 +23,8 @@ def _load(purpose: str):
         import encapnet.bench.routing  # noqa: F401
     import encapnet.training.fit  # noqa: F401
     import torch._dynamo  # noqa: F401
+
+    read_ahead()
 
 # %% ../../nbs/cli/14_fork.ipynb #1922a809
 _HANDED_ON = (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM))

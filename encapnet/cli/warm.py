@@ -9,6 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, NamedTuple
 import typer
+from ..study.freshness import read_ahead
 from ..study.machine import arithmetic
 
 # %% auto #0
@@ -33,6 +34,8 @@ def _load(modules: list[str]):
             import_module(module)
             if member and member not in vars(sys.modules[module]):
                 import_module(f'{module}.{member}')
+    if 'encapnet.training.fit' in sys.modules:
+        read_ahead()
 
 
 def _decisive(environment: dict[str, str]) -> dict[str, str]:

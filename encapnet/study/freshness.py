@@ -16,7 +16,7 @@ from .definitions import Module, definition_of_text
 from .scopes import Place, file_of
 
 # %% auto #0
-__all__ = ['LEFT_OUT', 'ABSENT', 'Code', 'code_closure', 'roots', 'code_of', 'changes']
+__all__ = ['LEFT_OUT', 'ABSENT', 'Code', 'code_closure', 'roots', 'code_of', 'read_ahead', 'changes']
 
 # %% ../../nbs/study/13_freshness.ipynb #f0909470
 class Code(NamedTuple):
@@ -137,6 +137,19 @@ def roots(config: RunConfig | MeasureConfig | BenchConfig) -> list[str]:
 def code_of(config: RunConfig | MeasureConfig | BenchConfig) -> Code:
     "Today's definitions behind a configuration's result."
     return _code_of(tuple(roots(config)), _stamp())
+
+
+# from which nearly every definition behind a result can be reached
+_MOST = (
+    'encapnet.training.fit:fit',
+    'encapnet.bench.costs:measure',
+    *(f'encapnet.nn.networks:{kind}' for kind in ('CapNet', 'SixLayerEncapNet', 'EncapNet')),
+)
+
+
+def read_ahead():
+    "Read the definitions behind results, half a second's work, which this process's forks keep."
+    code_closure(_MOST)
 
 
 @lru_cache(64)
