@@ -37,7 +37,7 @@ from encapnet.show.report.standing import from_store
 from encapnet.show.report.study import run_frame
 from encapnet.study import freshness, launch, needs, ranks
 from encapnet.study import run as run_folder
-from encapnet.standin import ENTRY, WARM
+from encapnet.standin import ENTRY
 from encapnet.study.child import PLACE, child_process
 from encapnet.errors import OutOfTime, StudyError
 from encapnet.study.architectures import SixLayerEncapNetConfig
@@ -48,8 +48,6 @@ from encapnet.study.records import Record
 from encapnet.study.provenance import provenance
 from encapnet.study.request import Request
 from encapnet.study.run import CHECKPOINTS, Run, finish, state
-
-pytestmark = pytest.mark.usefixtures('forked')
 
 CLI = [sys.executable, '-c', ENTRY]
 LONG = 3000  # epochs of a run that is still at it when a test comes along
@@ -994,12 +992,11 @@ losses.margin_loss = exploding
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_fails_the_row(tmp_path, capsys, smooth, monkeypatch):
+def test_a_loss_that_is_no_number_fails_the_row(tmp_path, capsys, smooth):
     """Two training steps and one test batch an epoch: the fifth loss is the second epoch's second
     step."""
     run, arguments = place(tmp_path)
     why = 'the loss is nan at step 2 of epoch 2; last good checkpoint: epoch 1'
-    monkeypatch.delenv(WARM, raising=False)
     with patch('encapnet.standin.ENTRY', NAN + ENTRY):
         standing = from_store([run], asked(tmp_path))
     assert f'table1/f_master_aide: {why}' in capsys.readouterr().err
