@@ -27,7 +27,7 @@ def tree(tmp_path_factory):
     folder = tmp_path_factory.mktemp('tree')
     for above in (folder, *folder.parents[:2]):
         above.chmod(0o755)
-    forget = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+    forget = shutil.ignore_patterns('.ipynb_checkpoints')
     for name in ('encapnet', 'nbs'):
         shutil.copytree(ROOT / name, folder / name, ignore=forget)
     shutil.copy(ROOT / 'settings.ini', folder)
