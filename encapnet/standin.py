@@ -110,6 +110,7 @@ def _stand_in():
     if code is None and sys.argv[1:2] == ['encapnet']:
         os.execv(sys.executable, _alone(sys.argv[2:]))
     if code is None:
+        os.environ.pop(WARM, None)  # what a notebook starts, it starts by itself
         os.execv(sys.executable, [sys.executable, *KERNEL, *sys.argv[1:]])
     if code < 0:
         signal.signal(-code, signal.SIG_DFL)

@@ -1326,7 +1326,7 @@ ARROWS = {
     ],
     'cli.kernels': [],
     'show.page.standin': [],
-    'cli.warm': ['cli.main', 'study.freshness', 'study.machine'],
+    'cli.warm': ['cli.main', 'standin', 'study.freshness', 'study.machine'],
     'standin': [],
 }
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, NamedTuple
 import typer
+from ..standin import WARM
 from ..study.freshness import read_ahead
 from ..study.machine import arithmetic
 
@@ -106,6 +107,7 @@ def _become(asked: _Asked):
         from encapnet.cli.main import main
 
         main()
+    os.environ.pop(WARM, None)  # what a notebook starts, it starts by itself
     os.environ['JPY_PARENT_PID'] = str(os.getppid())
     sys.argv = ['ipykernel_launcher', *asked.arguments]
     from ipykernel.kernelapp import IPKernelApp
