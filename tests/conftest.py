@@ -26,6 +26,9 @@ os.environ |= {
     'JUPYTER_CONFIG_DIR': str(scratch / 'jupyter'),
 }
 
+# IPython warns where another virtual environment is active, and warnings are errors here.
+os.environ.pop('VIRTUAL_ENV', None)
+
 # As in a container: no HOME, or one that cannot be written. Browsers and Jupyter need one.
 home = Path(os.path.expanduser('~'))
 if not home.is_absolute() or not os.access(home, os.W_OK):
