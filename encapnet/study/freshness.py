@@ -7,7 +7,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NamedTuple
 from ..errors import StudyError
@@ -16,7 +18,7 @@ from .definitions import Module, definition_of_text
 from .scopes import Place, file_of
 
 # %% auto #0
-__all__ = ['LEFT_OUT', 'ABSENT', 'Code', 'code_closure', 'roots', 'code_of', 'read_ahead', 'changes']
+__all__ = ['LEFT_OUT', 'ABSENT', 'Code', 'code_closure', 'roots', 'code_of', 'at_rest', 'read_ahead', 'changes']
 
 # %% ../../nbs/study/13_freshness.ipynb #f0909470
 class Code(NamedTuple):
@@ -136,7 +138,20 @@ def roots(config: RunConfig | MeasureConfig | BenchConfig) -> list[str]:
 # %% ../../nbs/study/13_freshness.ipynb #128e56dc
 def code_of(config: RunConfig | MeasureConfig | BenchConfig) -> Code:
     "Today's definitions behind a configuration's result."
-    return _code_of(tuple(roots(config)), _stamp())
+    return _code_of(tuple(roots(config)), _seen.get() or _stamp())
+
+
+_seen: ContextVar[tuple] = ContextVar('seen', default=())  # the stamp that holds for a while
+
+
+@contextmanager
+def at_rest() -> Iterator[None]:
+    "Look at the source files once for all that is asked about in this context."
+    before = _seen.set(_seen.get() or _stamp())
+    try:
+        yield
+    finally:
+        _seen.reset(before)
 
 
 # from which nearly every definition behind a result can be reached

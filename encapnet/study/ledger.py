@@ -14,6 +14,7 @@ from ..errors import StudyError, UsageError
 from ..files import held_alone, sweep, write_atomic
 from .config import RunConfig
 from .experiments import EXPERIMENTS
+from .freshness import at_rest
 from .places import resolve
 from .planning import plan
 from .profiles import PROFILES
@@ -149,6 +150,7 @@ class Ledger(NamedTuple):
     notes: list[str]  # what does not count, and why
 
 
+@at_rest()
 def counted(
     reports: str | Path,  # the folder that holds ledger/
     experiment: str,  # or "table1_cost", or a bench
@@ -237,11 +239,12 @@ def _once(path: Path, profile: str = '') -> Ledger:
     (numbered, notes), same = _numbered(path), {}
     lines = []  # run, fresh, number, record
     for number, record in numbered.values():
+        # of another profile: not even checked
+        if record.config.get('profile', profile) != profile:
+            continue
         run: tuple
         config, run = config_of(record), (record.key,)
         if isinstance(config, RunConfig):
-            if config.profile != profile:
-                continue
             if why := _off_plan(config):
                 notes.append(
                     f'{path.name}, line {number}: {record.experiment}/{record.row} {why}; the '

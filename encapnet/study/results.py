@@ -12,6 +12,7 @@ from typing import NamedTuple
 from .datasets import DATASETS
 from .answers import answers_of
 from .experiments import EXPERIMENTS
+from .freshness import at_rest
 from .judging import Table, look
 from .scatter import Row
 from .ledger import counted
@@ -228,6 +229,7 @@ def _rank(place: Place) -> tuple:
     )
 
 # %% ../../nbs/study/46_results.ipynb #69d9f602
+@at_rest()
 def records_at_home(reports: str | Path) -> list[Record]:
     "The records that count in any profile, each run from the experiment where it is at home."
     return [
