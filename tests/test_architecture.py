@@ -690,6 +690,7 @@ ARROWS = {
         'errors',
         'study.commands',
         'study.experiments',
+        'study.freshness',
         'study.launch',
         'study.ledger',
         'study.needs',

@@ -48,6 +48,7 @@ class Result(NamedTuple):
     mistakes_one_crop: str = ''
 
 # %% ../../nbs/study/46_results.ipynb #79d01d6f
+@at_rest()
 def results(records: Iterable[Record]) -> list[Result]:
     "The training runs among records; of several with one key, or one seed, the last."
     by_run = {}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ...study.config import OWN
 from ...study.experiments import EXPERIMENTS
 from ...study.profiles import PROFILES
-from ...study.freshness import code_closure
+from ...study.freshness import at_rest, code_closure
 from ...study.ledger import counted
 from ...study.records import Record, changed_code, config_of, seal_of
 
@@ -181,6 +181,7 @@ def _listed(names: Sequence[str]) -> str:
     return ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
 
 
+@at_rest()
 def _stale(records: list[Record]) -> list[str]:
     "Results that today's code would not reproduce, grouped by what has changed."
     reasons: dict[str, list[str]] = {}

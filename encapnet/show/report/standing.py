@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from ...errors import StudyError
 from ...study.experiments import EXPERIMENTS
+from ...study.freshness import at_rest
 from ...study.launch import ensure
 from ...study.needs import benched, planned
 from ...study.places import resolve
@@ -107,6 +108,7 @@ def from_store(
     )
 
 
+@at_rest()
 def from_ledger(
     experiment: str, reports: str | Path, profile: str = '', needed: bool = True
 ) -> Standing:
