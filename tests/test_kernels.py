@@ -11,8 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands import forking
 from waiting import wait_for
 
+from encapnet import standin
 from encapnet.show.page.execute import execute
 from encapnet.show.page.kernel import imported, warm_kernels
 from encapnet.standin import WARM
@@ -25,6 +27,7 @@ import json, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from encapnet.errors import StudyError
+from encapnet import standin
 from encapnet.show.page.execute import execute
 from encapnet.show.page.kernel import own_folders, warm_kernels
 
@@ -174,3 +177,24 @@ def test_a_line_of_ipythons_own_is_passed_over(tmp_path):
     notebook['cells'].append(notebook['cells'][0] | dict(id='b', source='%matplotlib inline'))
     path.write_text(json.dumps(notebook))
     assert imported([path]) == ['os', 'time', 'pathlib:Path']
+
+
+@pytest.mark.parametrize('threads', ['1', '2'], ids=['as it was loaded', 'with other threads'])
+def test_a_command_is_a_fork_where_it_may_be_one(threads):
+    "Told by the process that was started: a stand-in stays what it is, else it becomes the command."
+    with forking():
+        started = subprocess.Popen(
+            standin.command('fork', 'timing'),
+            env=os.environ | dict(OMP_NUM_THREADS=threads),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    print('["--version"]', file=started.stdin, flush=True)
+    assert started.stdout.readline().startswith('encapnet ')
+    assert json.loads(started.stdout.readline()) == dict(ended=0)
+    is_standin = standin.__file__ in psutil.Process(started.pid).cmdline()
+    assert is_standin == (threads == '1')
+    started.stdin.close()
+    assert started.wait(60) == 0
+    started.stdout.close()
