@@ -57,6 +57,7 @@ class _Ending:
 
     signal: int | None = None  # the first that asked it to
     code: int | None = None  # None: Python has something to say about an error
+    is_registered: bool = False  # among what happens at the end
 
 
 _ending = _Ending()
@@ -113,8 +114,11 @@ def _process() -> int:  # exit code
         # nohup ignores SIGHUP
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, asked)
-    # the function registered first is called last
-    atexit.register(_end_at_once)
+    # The function registered first is called last. A fork has it from the process that forked it,
+    # and a second one would be called before what was registered since.
+    if not _ending.is_registered:
+        atexit.register(_end_at_once)
+        _ending.is_registered = True
     try:
         code = _command(None)
     except SystemExit as ended:

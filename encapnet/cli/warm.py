@@ -102,10 +102,10 @@ def _become(asked: _Asked):
     os.chdir(asked.folder)
     sys.stderr = sys.__stderr__  # without what `cli.main` put around it
     _settle('agg' if _is_command(asked) else _INLINE)
-    sys.argv = asked.arguments
     if _is_command(asked):
         from encapnet.cli.main import main
 
+        sys.argv = asked.arguments
         main()
     os.environ.pop(WARM, None)  # what a notebook starts, it starts by itself
     os.environ['JPY_PARENT_PID'] = str(os.getppid())
