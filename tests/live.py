@@ -138,6 +138,10 @@ def live(browser, name, host, tmp_path, **given):
             seen.until(bool, PATIENCE / 1000)
             seen.seconds = dict(opened=time.monotonic() - begun, drawn=time.monotonic() - asked)
             yield seen
+        except Exception:
+            text = seen.page.locator('body').inner_text()
+            print(f'the page says: {text}', *seen.errors, sep='\n')
+            raise
         finally:
             shot = seen.artefacts / f'{name}-{host}.png'
             seen.page.screenshot(path=shot, full_page=True)

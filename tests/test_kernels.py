@@ -179,6 +179,26 @@ def test_a_line_of_ipythons_own_is_passed_over(tmp_path):
     assert imported([path]) == ['os', 'time', 'pathlib:Path']
 
 
+def test_a_forked_kernel_knows_where_messages_to_widgets_go(tmp_path):
+    "ipywidgets, loaded before there is a kernel, cannot tell it by itself."
+    source = """
+import ipywidgets, os
+targets = get_ipython().kernel.comm_manager.targets
+print(os.getppid(), *sorted(target for target in targets if target.startswith('jupyter.widget')))
+"""
+    path, done = tmp_path / 'one.ipynb', tmp_path / 'done.ipynb'
+    cell = dict(
+        cell_type='code', id='a', metadata={}, source=source, outputs=[], execution_count=None
+    )
+    path.write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=5)))
+    with warm_kernels([path]):
+        execute(path, done, {})
+    [output] = json.loads(done.read_text())['cells'][0]['outputs']
+    parent, *targets = ''.join(output['text']).split()
+    assert int(parent) != os.getpid(), 'a fork of another process'
+    assert targets == ['jupyter.widget', 'jupyter.widget.control']
+
+
 @pytest.mark.parametrize('threads', ['1', '2'], ids=['as it was loaded', 'with other threads'])
 def test_a_command_is_a_fork_where_it_may_be_one(threads):
     "Told by the process that was started: a stand-in stays what it is, else it becomes the command."

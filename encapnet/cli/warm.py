@@ -113,8 +113,19 @@ def _become(asked: _Asked):
     from ipykernel.kernelapp import IPKernelApp
 
     # it read JPY_PARENT_PID when it was loaded, and would not notice that this process has ended
-    IPKernelApp.launch_instance(parent_handle=os.getppid())
+    kernel = IPKernelApp.instance(parent_handle=os.getppid())
+    kernel.initialize()
+    _introduce_widgets()
+    kernel.start()
     raise SystemExit(0)
+
+
+def _introduce_widgets():
+    """Tell the kernel where messages to widgets go. `ipywidgets` does when it is loaded, but then
+    there was no kernel; a page would ask for all widgets at once in vain, then for one after the
+    other."""
+    if 'ipywidgets' in sys.modules:
+        sys.modules['ipywidgets'].register_comm_target()
 
 
 def _settle(backend: str):

@@ -109,6 +109,7 @@ def _house(folder: Path, token: str) -> dict[str, str]:
 # %% ../../../nbs/show/explore/11_serve.ipynb #e6e901ce
 # see `show.page.notebook.load_nbformat`: both would import it before they answer
 _START = f'import sys; sys.modules[{SLOW!r}] = None; from {{}} import main; main()'
+_REFILL_S = 10  # from a page's request until Voilà prepares the kernel of the next one
 
 
 def _command(lab: bool, notebooks: Path, name: str, host: str, port: int, base: str) -> list[str]:
@@ -131,6 +132,8 @@ def _command(lab: bool, notebooks: Path, name: str, host: str, port: int, base: 
             # A single explorer's kernel is started before its page is requested; from a list, each
             # explorer shows its output as it arrives.
             f'--VoilaConfiguration.preheat_kernel={bool(name)}',
+            # The next one not while this page is being drawn.
+            f'--VoilaKernelManager.fill_delay={_REFILL_S}',
             f'--VoilaConfiguration.progressive_rendering={not name}',
         ]
     return [
