@@ -28,7 +28,7 @@ from encapnet.training.fit import fit
 from encapnet.cli.main import main
 from encapnet.cli.status import epochs_done
 from encapnet.show.page import front, publish
-from encapnet.study import cluster, engines, launch, machine, needs, processes, sweep
+from encapnet.study import cluster, engines, launch, machine, needs, nodes, processes, sweep
 from encapnet.errors import OutOfTime, StudyError
 from encapnet.study.config import Schedule
 from encapnet.study.planning import plan
@@ -242,6 +242,17 @@ def test_ray_without_a_shared_store(tmp_path, driver, one_by_one):
         and epochs.index(saved) < len(epochs) - 1
     )
     assert outcome(run) == one_by_one[run.config.key]
+    wait_for(lambda: not scratch.exists(), 10)
+
+
+def test_a_training_that_ends_by_itself_unheard_leaves_no_folder(tmp_path):
+    "It was about to say something when its worker died: the look after its parent comes too late."
+    scratch = tmp_path / 'scratch'
+    scratch.mkdir()
+    unseen = 'import threading; threading.Thread.start = lambda self: None; '
+    orphan = nodes._tied(str(scratch)).replace(f'end_with({os.getpid()}', 'end_with(0')
+    done = subprocess.run([sys.executable, '-c', unseen + orphan, '--version'])
+    assert done.returncode == 0
     wait_for(lambda: not scratch.exists(), 10)
 
 

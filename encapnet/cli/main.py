@@ -12,7 +12,7 @@ from .messages import CURLY_QUOTES, one_line, say
 from ..errors import OutOfTime, StudyError, UsageError
 
 # %% auto #0
-__all__ = ['main']
+__all__ = ['main', 'end_last']
 
 # %% ../../nbs/cli/19_main.ipynb #c51f0737
 def _trouble(error: OSError) -> str:
@@ -114,11 +114,7 @@ def _process() -> int:  # exit code
         # nohup ignores SIGHUP
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, asked)
-    # The function registered first is called last. A fork has it from the process that forked it,
-    # and a second one would be called before what was registered since.
-    if not _ending.is_registered:
-        atexit.register(_end_at_once)
-        _ending.is_registered = True
+    end_last()
     try:
         code = _command(None)
     except SystemExit as ended:
@@ -129,6 +125,15 @@ def _process() -> int:  # exit code
         code = code or _end(_trouble(error), 1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python would try once more
     return code
+
+
+def end_last():
+    """End this process when all that will be registered from now on has happened: the function
+    registered first is called last. Once: a fork has it from the process that forked it, and a
+    second one would be called before what was registered since."""
+    if not _ending.is_registered:
+        atexit.register(_end_at_once)
+        _ending.is_registered = True
 
 
 def _end_at_once():

@@ -94,8 +94,9 @@ def end_with(parent: int, scratch: str = ''):
 
 def _tied(scratch: str) -> str:
     return (
-        f'from encapnet.study.nodes import end_with; end_with({os.getpid()}, {scratch!r}); '
-        'from encapnet.cli.main import main; main()'
+        # what is registered before that would never be called
+        'from encapnet.cli.main import end_last, main; end_last(); '
+        f'from encapnet.study.nodes import end_with; end_with({os.getpid()}, {scratch!r}); main()'
     )
 
 # %% ../../nbs/study/29_nodes.ipynb #1dba081d
