@@ -15,10 +15,8 @@ PACKAGE = ROOT / 'encapnet'
 
 # Arrows point down or sideways, never up. A new module gets a row here, or the test below fails.
 ARROWS = {
-    # the ground
     'errors': [],
     'files': ['errors'],
-    # the mathematics
     'nn.agreement': [],
     'nn.baselines': [],
     'nn.capsules': [],
@@ -95,7 +93,6 @@ ARROWS = {
     ],
     'nn.local': ['nn.columns', 'nn.routed', 'nn.sizes', 'nn.streaming', 'nn.windows'],
     'nn.untied': ['nn.columns', 'nn.routed', 'nn.sizes', 'nn.streaming', 'nn.windows'],
-    # the books
     'study.architectures': [],
     'study.stats': [],
     'study.paper': [],
@@ -104,13 +101,13 @@ ARROWS = {
     'study.scatter': [],
     'study.worlds': [],
     'study.scopes': [],
-    'study.config': ['study.datasets', 'study.architectures'],
+    'study.config': ['study.architectures', 'study.datasets'],
     'study.machine': ['errors'],
     'study.places': ['errors'],
     'study.evidence': ['study.paper'],
     'study.judging': ['study.scatter', 'study.stats'],
     'study.definitions': ['study.scopes'],
-    'study.experiments': ['study.datasets', 'errors', 'study.architectures'],
+    'study.experiments': ['errors', 'study.architectures', 'study.datasets'],
     'study.profiles': ['errors', 'study.architectures', 'study.config'],
     'study.provenance': ['study.places'],
     'study.calibration': ['study.judging', 'study.scatter', 'study.worlds'],
@@ -124,18 +121,18 @@ ARROWS = {
     ],
     'study.own_rows': ['errors', 'study.config', 'study.experiments', 'study.places'],
     'study.own': [
-        'study.datasets',
         'errors',
         'study.architectures',
         'study.config',
+        'study.datasets',
         'study.experiments',
         'study.own_rows',
         'study.planning',
         'study.profiles',
     ],
     'study.request': [
-        'study.datasets',
         'errors',
+        'study.datasets',
         'study.own',
         'study.own_rows',
         'study.places',
@@ -153,7 +150,7 @@ ARROWS = {
         'study.planning',
         'study.profiles',
     ],
-    'study.commands': ['study.datasets', 'study.config', 'study.profiles', 'study.request'],
+    'study.commands': ['study.config', 'study.datasets', 'study.profiles', 'study.request'],
     'study.claims_fig2': ['study.rules', 'study.statements'],
     'study.claims_table1': ['study.paper', 'study.rules', 'study.statements'],
     'study.claims_table3': ['study.paper', 'study.rules', 'study.statements'],
@@ -202,7 +199,14 @@ ARROWS = {
         'study.provenance',
         'study.records',
     ],
-    'study.gaps': ['study.answers', 'study.judging', 'study.results', 'study.rules', 'study.stats'],
+    'study.gaps': [
+        'study.answers',
+        'study.datasets',
+        'study.judging',
+        'study.results',
+        'study.rules',
+        'study.stats',
+    ],
     'study.child': ['errors', 'standin', 'study.request', 'study.run'],
     'study.gates': ['study.gaps', 'study.results', 'study.rules', 'study.statements'],
     'study.numbers': [
@@ -226,10 +230,10 @@ ARROWS = {
         'study.run',
     ],
     'study.needs': [
-        'study.datasets',
         'errors',
         'study.child',
         'study.config',
+        'study.datasets',
         'study.experiments',
         'study.own',
         'study.planning',
@@ -256,8 +260,8 @@ ARROWS = {
     ],
     'study.turns': ['errors', 'study.child', 'study.forks', 'study.request', 'study.run'],
     'study.findings': [
-        'study.datasets',
         'study.claims',
+        'study.datasets',
         'study.experiments',
         'study.gaps',
         'study.gates',
@@ -290,9 +294,9 @@ ARROWS = {
         'study.turns',
     ],
     'study.verdicts': [
-        'study.datasets',
         'study.claims',
         'study.commands',
+        'study.datasets',
         'study.experiments',
         'study.findings',
         'study.gaps',
@@ -349,7 +353,6 @@ ARROWS = {
         'study.run',
         'study.sweep',
     ],
-    # the bridge
     'data.images': [],
     'data.embedded': ['data.images'],
     'data.augmentation': ['errors'],
@@ -369,8 +372,8 @@ ARROWS = {
     ],
     'training.schedule': ['data.batches', 'data.images', 'study.config'],
     'himagenet.ranking': ['data.decoding', 'data.download', 'errors', 'study.places'],
-    'data.sources': ['data.decoding', 'study.datasets', 'errors', 'study.places'],
-    'data.trees': ['data.decoding', 'study.datasets', 'errors'],
+    'data.sources': ['data.decoding', 'errors', 'study.datasets', 'study.places'],
+    'data.trees': ['data.decoding', 'errors', 'study.datasets'],
     'training.devices': ['study.provenance'],
     'himagenet.crops': [
         'errors',
@@ -379,34 +382,34 @@ ARROWS = {
         'himagenet.ranking',
         'himagenet.source',
     ],
-    'data.archives': ['data.decoding', 'study.datasets', 'data.trees', 'errors'],
+    'data.archives': ['data.decoding', 'data.trees', 'errors', 'study.datasets'],
     'data.cache': [
         'data.decoding',
         'data.embedded',
-        'study.datasets',
         'data.sources',
         'data.trees',
+        'study.datasets',
         'study.places',
     ],
     'data.arrays': [
         'data.archives',
         'data.cache',
         'data.decoding',
-        'study.datasets',
         'data.sources',
         'data.trees',
         'errors',
         'files',
+        'study.datasets',
     ],
     'data.mapped': [
         'data.arrays',
         'data.cache',
         'data.decoding',
-        'study.datasets',
         'data.sources',
         'data.trees',
         'errors',
         'files',
+        'study.datasets',
     ],
     'data.loading': [
         'data.arrays',
@@ -414,21 +417,21 @@ ARROWS = {
         'data.embedded',
         'data.images',
         'data.mapped',
-        'study.datasets',
         'data.sources',
         'errors',
+        'study.datasets',
     ],
     'data.content': [
         'data.cache',
         'data.images',
         'data.loading',
-        'study.datasets',
         'data.sources',
         'data.trees',
         'errors',
         'files',
+        'study.datasets',
     ],
-    'data.fetching': ['data.download', 'data.loading', 'study.datasets', 'errors', 'study.places'],
+    'data.fetching': ['data.download', 'data.loading', 'errors', 'study.datasets', 'study.places'],
     'training.trainer': [
         'data.images',
         'errors',
@@ -443,10 +446,10 @@ ARROWS = {
         'data.archives',
         'data.arrays',
         'data.content',
-        'study.datasets',
         'data.sources',
         'data.trees',
         'errors',
+        'study.datasets',
         'study.places',
     ],
     'himagenet.settings': ['data.content', 'errors', 'himagenet.source'],
@@ -492,10 +495,10 @@ ARROWS = {
         'data.content',
         'data.images',
         'data.loading',
-        'study.datasets',
         'errors',
         'files',
         'study.config',
+        'study.datasets',
         'study.freshness',
         'study.ledger',
         'study.profiles',
@@ -532,7 +535,6 @@ ARROWS = {
         'training.outcome',
         'training.trainer',
     ],
-    # the benches
     'bench.clock': ['nn.losses'],
     'bench.transport': ['bench.clock', 'nn.transport', 'study.config'],
     'bench.account': ['nn.dynamic', 'nn.encapnets', 'nn.losses'],
@@ -540,10 +542,10 @@ ARROWS = {
         'bench.clock',
         'data.batches',
         'data.images',
-        'study.datasets',
         'nn.losses',
         'nn.networks',
         'study.config',
+        'study.datasets',
     ],
     'bench.capconv': [
         'bench.account',
@@ -567,15 +569,14 @@ ARROWS = {
     ],
     'bench.operations': [
         'data.cache',
-        'study.datasets',
         'errors',
         'files',
         'study.architectures',
         'study.config',
+        'study.datasets',
         'study.freshness',
         'training.trainer',
     ],
-    # the faces
     'show.plots.canvas': [],
     'show.explore.picture': ['errors'],
     'show.page.kernel': ['errors', 'show.page.notebook', 'standin', 'study.child', 'study.machine'],
@@ -648,6 +649,7 @@ ARROWS = {
     'show.page.publish': [
         'show.page.execute',
         'show.page.kernel',
+        'show.page.markdown',
         'show.page.parameters',
         'show.page.render',
     ],
@@ -806,12 +808,12 @@ ARROWS = {
         'show.plots.canvas',
     ],
     'show.report.study': [
-        'study.datasets',
         'show.plots.canvas',
         'show.report.provenance',
         'show.report.standing',
         'show.report.style',
         'show.report.twins',
+        'study.datasets',
         'study.profiles',
         'study.stats',
     ],
@@ -942,7 +944,6 @@ ARROWS = {
         'study.paper',
     ],
     'show.tables.softmax_axis': [
-        'study.datasets',
         'show.plots.canvas',
         'show.plots.curves',
         'show.report.standing',
@@ -950,13 +951,13 @@ ARROWS = {
         'show.report.style',
         'show.report.verdict',
         'show.tables.softmax_lines',
+        'study.datasets',
         'study.experiments',
         'study.profiles',
         'study.request',
         'study.stats',
     ],
     'show.tables.table1': [
-        'study.datasets',
         'show.plots.canvas',
         'show.plots.curves',
         'show.plots.errors',
@@ -964,6 +965,7 @@ ARROWS = {
         'show.report.study',
         'show.report.style',
         'show.report.verdict',
+        'study.datasets',
         'study.experiments',
         'study.needs',
         'study.paper',
@@ -973,7 +975,6 @@ ARROWS = {
         'study.statements',
     ],
     'show.tables.table3': [
-        'study.datasets',
         'show.plots.canvas',
         'show.plots.curves',
         'show.plots.errors',
@@ -982,6 +983,7 @@ ARROWS = {
         'show.report.style',
         'show.report.verdict',
         'study.claims',
+        'study.datasets',
         'study.experiments',
         'study.findings',
         'study.paper',
@@ -998,6 +1000,7 @@ ARROWS = {
         'show.report.style',
         'show.report.verdict',
         'study.commands',
+        'study.datasets',
         'study.experiments',
         'study.needs',
         'study.paper',
@@ -1021,11 +1024,11 @@ ARROWS = {
         'study.places',
     ],
     'show.tables.fig2_numbers': [
-        'study.datasets',
         'show.report.study',
         'show.report.style',
         'show.tables.fig2_figure',
         'show.tables.fig2_frames',
+        'study.datasets',
         'study.paper',
         'study.stats',
     ],
@@ -1038,13 +1041,13 @@ ARROWS = {
         'study.request',
     ],
     'show.tables.fig2_verdict': [
-        'study.datasets',
         'show.report.study',
         'show.report.style',
         'show.report.verdict',
         'show.tables.fig2_figure',
         'show.tables.fig2_numbers',
         'study.claims',
+        'study.datasets',
         'study.findings',
         'study.paper',
         'study.results',
@@ -1067,18 +1070,17 @@ ARROWS = {
         'study.stats',
     ],
     'show.tables.polarisation': [
-        'study.datasets',
         'show.plots.canvas',
         'show.plots.curves',
         'show.report.standing',
         'show.tables.fig2',
         'show.tables.fig2_figure',
         'show.tables.fig2_frames',
+        'study.datasets',
         'study.paper',
         'study.profiles',
         'study.request',
     ],
-    # the ways in
     'cli.app': [],
     'cli.messages': ['errors'],
     'cli.main': ['cli.app', 'cli.messages', 'errors'],
@@ -1316,9 +1318,11 @@ ARROWS = {
         'study.ledger',
         'study.request',
     ],
-    'study.borrowed': [
+    'study.borrowed': ['errors', 'files', 'study.request', 'study.visit'],
+    'cli.warm': ['cli.main', 'standin', 'study.freshness', 'study.machine'],
+    'standin': [],
+    'study.visit': [
         'errors',
-        'files',
         'study.child',
         'study.ledger',
         'study.needs',
@@ -1327,10 +1331,6 @@ ARROWS = {
         'study.resolving',
         'study.results',
     ],
-    'cli.kernels': [],
-    'show.page.standin': [],
-    'cli.warm': ['cli.main', 'standin', 'study.freshness', 'study.machine'],
-    'standin': [],
 }
 
 # What each trunk may never load, not even inside a function.
@@ -1418,6 +1418,7 @@ def test_imports_follow_the_arrows(module):
     assert module in ARROWS, f'encapnet.{module} has no row in the table of arrows'
     ours, others = imports(SOURCES[module].read_text(encoding='utf-8'), module)
     assert ours - set(ARROWS[module]) == set(), f'encapnet.{module} may not import these'
+    assert set(ARROWS[module]) - ours == set(), f'encapnet.{module} does not import these'
     forbidden = set().union(
         *(names for trunk, names in FORBIDDEN.items() if module.startswith(trunk))
     ) - EXCEPTIONS.get(module, set())
@@ -1425,6 +1426,7 @@ def test_imports_follow_the_arrows(module):
 
 
 def test_arrows_make_no_circle():
+    assert ARROWS.keys() == SOURCES.keys()
     assert len(list(TopologicalSorter(ARROWS).static_order())) == len(ARROWS)
 
 
@@ -1489,6 +1491,43 @@ def test_nothing_is_called_utils():
     assert files
     nameless = [path for path in files if NAMELESS & set(re.split(r'[^a-z]+', path.stem.lower()))]
     assert nameless == []
+
+
+WRITTEN = [
+    path
+    for pattern in (
+        *('encapnet/**/*.py', 'encapnet/**/*.css', 'encapnet/**/*.js', 'encapnet/**/*.j2'),
+        *('encapnet/**/*.html', 'tests/*.py', '.ci/*', 'Makefile'),
+    )
+    for path in sorted(ROOT.glob(pattern))
+    if path.is_file() and path.name != '_modidx.py'  # nbdev's index
+]
+LONGEST_MODULE = 350  # lines
+
+
+def lines_of(path):
+    "The lines of a file, without the list of names with which nbdev begins a module."
+    text = path.read_text(encoding='utf-8')
+    return re.sub(r'^__all__ = \[[^]]*\]$', '', text, flags=re.MULTILINE).split('\n')
+
+
+def test_lines_and_modules_are_short():
+    lines = {path: lines_of(path) for path in WRITTEN}
+    longest = [
+        f'{path.relative_to(ROOT)}, line {number}'
+        for path, found in lines.items()
+        for number, line in enumerate(found, 1)
+        if len(line) > 120
+    ]
+    assert longest == []
+    lengths = [len(line) for found in lines.values() for line in found]
+    assert sum(length > 100 for length in lengths) <= 0.03 * len(lengths)
+    modules = {path: found for path, found in lines.items() if PACKAGE in path.parents}
+    assert [
+        path.name
+        for path, found in modules.items()
+        if path.suffix == '.py' and len(found) > LONGEST_MODULE
+    ] == []
 
 
 def test_style():

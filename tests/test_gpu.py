@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from encapnet.errors import UsageError
-from encapnet.study import borrowed
+from encapnet.study import borrowed, visit
 from encapnet.study.ledger import enter_folder, read_ledger
 
 pytest.importorskip('triton', reason='Triton comes with torch on Linux only')
@@ -54,7 +54,7 @@ def make_gpu(*arguments: str, environment: dict[str, str] | None = None):
 
 
 def states(out: Path) -> dict[str, str]:
-    return {name: borrowed.standing(out, name)['state'] for name in borrowed.PARTS}
+    return {name: borrowed.standing(out, name)['state'] for name in visit.PARTS}
 
 
 @pytest.fixture(scope='module')
@@ -73,7 +73,7 @@ def rehearsed(tmp_path_factory):
         )
         assert done.returncode == 0, done.stderr
         told.append((states(out), done.stderr))
-        if borrowed.trained(out):
+        if visit.trained(out):
             break
     return out, told
 
@@ -86,14 +86,14 @@ def test_a_visit_goes_on_where_its_time_was_up(rehearsed):
     early = {'tests', 'kernels', 'routing', 'transport', 'capconv'}
     assert {name: last[name] for name in early} == dict.fromkeys(early, 'done'), more
     again = set(re.findall(r'^(.+): [0-9.]+ minutes left$', more, re.MULTILINE))
-    assert again and not again & {borrowed.PARTS[name].about for name in early_done}
+    assert again and not again & {visit.PARTS[name].about for name in early_done}
 
 
 def test_the_summary_shows_what_was_found(rehearsed):
     out, _ = rehearsed
     text = (out / 'summary.md').read_text()
     assert text.startswith('# What a borrowed GPU has measured\n\nA rehearsal')
-    for part in borrowed.PARTS.values():
+    for part in visit.PARTS.values():
         assert f'## {part.about}\n' in text
     for words in (
         '8 passed, 0 skipped, 0 failed',
@@ -119,7 +119,7 @@ def test_tiles_are_timed_once(rehearsed):
 
 def test_the_rows_come_home(rehearsed, tmp_path):
     out, _ = rehearsed
-    trained = borrowed.trained(out)
+    trained = visit.trained(out)
     assert ('table1/e_master', 0) in trained
     for found in (enter_folder(out, tmp_path), enter_folder(out, tmp_path)):
         assert not found.problems

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEN', 'CIFAR10', 'BUILD', 'DATASETS', 'SMALL', 'LARGE', 'SPLITS', 'DataSet', 'is_own', 'own_parts', 'entry_of',
-           'side_of']
+           'side_of', 'class_count']
 
 # %% ../../nbs/study/01_datasets.ipynb #e59a4dcc
 import re
@@ -199,3 +199,9 @@ def entry_of(name: str) -> DataSet:
 def side_of(name: str) -> int:
     "Height and width of a data set's images as networks receive them. Raises UsageError."
     return entry_of(name).side or 32
+
+
+def class_count(name: str) -> int | None:
+    "How many classes a data set has; None for one of the user's own, which its folders tell."
+    entry = entry_of(name)
+    return len(entry.classes) if entry.classes else entry.class_count

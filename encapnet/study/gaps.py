@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 from .answers import answers_of
+from .datasets import class_count
 from encapnet.study.judging import (
     Table,
     boundary,
@@ -125,8 +126,6 @@ def _weighed(table: Table, weights: Mapping[str, float], value: float | None = N
 
 # %% ../../nbs/study/47_gaps.ipynb #e68f7694
 _SHARE, _OF_CONSTANT = ' % of the error', ' % of the best constant loss'
-# classes; the other data sets have ten
-_CLASS_COUNTS = dict(cifar100=100, himagenet=200, himagenet32=200, imagenet=1000, imagenet32=1000)
 
 
 def mean(values: Iterable[float]) -> float:
@@ -180,8 +179,13 @@ def _faster(better: Mapping[int, Result], worse: Mapping[int, Result]) -> list[G
 
 
 def constant_loss(run: Result) -> float:
-    "The loss of the best constant answer to a run's data, as if its classes were balanced."
-    return best_constant_loss(run.loss, _CLASS_COUNTS.get(run.dataset, 10))
+    """The loss of the best constant answer to a run's data, as if its classes were balanced; of
+    the user's own data, as many classes as the best constant answer's error says."""
+    count = class_count(run.dataset)
+    if count is None:
+        right = 100.0 - (90.0 if run.constant_error is None else run.constant_error)
+        count = max(2, round(100.0 / right)) if right > 0 else 2
+    return best_constant_loss(run.loss, count)
 
 
 def ended_at(run: Result) -> float:

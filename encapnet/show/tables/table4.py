@@ -13,6 +13,7 @@ from ..report.standing import Standing, trained_rows
 from ..report.study import Trained, run_frame, seeds_told
 from ..report.verdict import Verdict, verdict
 from ...study import paper
+from ...study.datasets import class_count
 from ...study.experiments import EXPERIMENTS
 from ...study.planning import plan
 from ...study.needs import TABLE4_SETS
@@ -22,7 +23,7 @@ from ...study.commands import row_command
 from ...study.request import Request
 
 # %% auto #0
-__all__ = ['SETS', 'LARGE', 'HIMAGENET_IMAGES', 'CLASSES', 'Table4', 'table4', 'hours_text', 'command_text']
+__all__ = ['SETS', 'LARGE', 'HIMAGENET_IMAGES', 'Table4', 'table4', 'hours_text', 'command_text']
 
 # %% ../../../nbs/show/tables/03_table4.ipynb #437772c3
 # the data sets of the table's left half, and the rest
@@ -83,14 +84,13 @@ def table4(
 
 # %% ../../../nbs/show/tables/03_table4.ipynb #c449b3cc
 HIMAGENET_IMAGES = 255_725  # for training (Sec. 5)
-CLASSES = dict(cifar100=100, himagenet=200, himagenet32=200, imagenet=1000)
 
 
 def hours_text(row: str, dataset: str, teraflops: float) -> str:
     "The time of one run at the paper's effort, at `teraflops` times 10^12 operations a second."
     config = plan('table4', PROFILES['paper'], {dataset: '0' * 64}, 1, [row])[0]
     images = HIMAGENET_IMAGES if dataset.startswith('himagenet') else None
-    return duration_text(work(config, CLASSES.get(dataset, 10), images) / 1e12 / teraflops)
+    return duration_text(work(config, class_count(dataset) or 10, images) / 1e12 / teraflops)
 
 
 def command_text(row: str, dataset: str, profile: str) -> str:
