@@ -13,7 +13,7 @@ DATA ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-reproduce: $(VENV)/.ready ## train and render Table 1, its complexity columns and Figure 2 on two CPU cores: 7 minutes after the set-up
+reproduce: $(VENV)/.ready ## train and render Table 1, its complexity and Figure 2 on two CPU cores: 7 minutes
 	@$(VENV)/bin/encapnet reproduce $(ARGS)
 
 test: $(VENV)/.ready ## run every notebook and every test: 15 minutes at most

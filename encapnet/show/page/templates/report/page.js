@@ -14,7 +14,8 @@
   labelTheme();
   theme.hidden = false;
 
-  var code = document.getElementById("code-button"), folds = Array.from(document.querySelectorAll("details.code:not(.imports)"));
+  var code = document.getElementById("code-button");
+  var folds = Array.from(document.querySelectorAll("details.code:not(.imports)"));
   function anyFolded() { return folds.some(function (fold) { return !fold.open; }); }
   function labelCode() { code.textContent = anyFolded() ? "show code" : "hide code"; }
   code.addEventListener("click", function () {

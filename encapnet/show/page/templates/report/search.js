@@ -1,4 +1,5 @@
-/* Looks for words in the passages that the page carries. Without this script the contents below still lead everywhere. */
+/* Looks for words in the passages that the page carries. Without this script the contents below
+   still lead everywhere. */
 (function () {
   "use strict";
   var carried = document.getElementById("passages"),
@@ -22,21 +23,31 @@
     };
   });
 
-  /* Words count where they begin: "one" is not found in "alone". */
+  /* What a question is made of, beside what it is about. */
+  var asking = (
+    "a an and are as by can do does definition define defined derivation derive explain " +
+    "for from has have how in is it mean means of on the to what when where which why with"
+  ).split(" ");
+
+  /* Words count where they begin: "one" is not found in "alone", but "losses" is where "loss" is. */
   function starts(word) {
-    return new RegExp("(?<![\\p{L}\\p{N}])" + word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "gu");
+    var stem = /^\p{L}{6,}$/u.test(word) ? word.replace(/(?:ings?|ed|es|s)$/, "") : word;
+    return new RegExp("(?<![\\p{L}\\p{N}])" + stem.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "gu");
   }
   function count(text, start) {
     return (text.match(start) || []).length;
   }
 
-  /* A name that is defined there counts most, then a heading, a title, and how often a word occurs. */
+  /* A name that is defined there counts most, then a heading, a title, and how often a word occurs.
+     Returns how many of the words are there, and that sum. */
   function score(passage, words, begin) {
-    var sum = 0;
+    var sum = 0,
+      there = 0;
     for (var i = 0; i < words.length; i++) {
       var inText = count(passage.low, begin[i]),
         inTitle = count(passage.title, begin[i]);
-      if (!inText && !inTitle) return 0;
+      if (!inText && !inTitle) continue;
+      there += 1;
       sum +=
         Math.min(inText, 4) +
         (inTitle ? 3 : 0) +
@@ -44,7 +55,7 @@
         (passage.lowNames.includes(" " + words[i] + " ") ? 12 : 0);
     }
     if (words.length > 1 && passage.low.includes(words.join(" "))) sum += 8;
-    return sum;
+    return [there, sum];
   }
 
   function around(text, words) {
@@ -85,7 +96,14 @@
   }
 
   function show() {
-    var words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
+    var given = find.value
+        .toLowerCase()
+        .split(/[\s?]+/)
+        .filter(Boolean),
+      telling = given.filter(function (word) {
+        return !asking.includes(word);
+      }),
+      words = telling.length ? telling : given;
     list.replaceChildren();
     if (!words.length) {
       told.textContent = "";
@@ -97,10 +115,19 @@
           return [score(passage, words, begin), passage];
         })
         .filter(function (hit) {
-          return hit[0];
-        });
+          return hit[0][0];
+        }),
+      there = Math.max.apply(
+        null,
+        hits.map(function (hit) {
+          return hit[0][0];
+        }),
+      );
+    hits = hits.filter(function (hit) {
+      return hit[0][0] === there;
+    });
     hits.sort(function (a, b) {
-      return b[0] - a[0];
+      return b[0][1] - a[0][1];
     });
     hits.slice(0, most).forEach(function (hit) {
       var passage = hit[1],
@@ -119,6 +146,8 @@
         : hits.length > most
           ? "the best " + most + " of " + hits.length + " places"
           : hits.length + (hits.length === 1 ? " place" : " places");
+    if (hits.length && there < words.length)
+      told.textContent += ", with " + there + " of the " + words.length + " words";
     try {
       history.replaceState(null, "", "#" + new URLSearchParams({ q: find.value }));
     } catch (unavailable) {
