@@ -251,6 +251,10 @@ def test_a_page_of_the_tour_asks_for_nothing_and_keeps_nobody_out(browser, page)
         ('8,124,224', ''),
         ('routing without votes', 'nn/'),
         ('more seeds', 'guide/running.html'),
+        ('definition of polarisation', 'nn/agreement.html#polarisation'),
+        ('How are routing without votes derived?', 'nn/dynamic.html#routing-without-votes'),
+        ('vote-free routing', 'nn/dynamic.html#routing-without-votes'),
+        ('polarisation xyzzy', ''),
     ],
 )
 def test_a_question_is_answered_from_the_search(browser, typed, first):
@@ -269,6 +273,8 @@ def test_the_search_says_what_it_has_not(browser):
     with Visit(browser, TOUR / 'index.html') as visit:
         visit.page.fill('#find', 'xyzzy')
         assert visit.page.locator('#found').text_content() == 'nothing found'
+        visit.page.fill('#find', 'polarisation xyzzy')
+        assert visit.page.locator('#found').text_content().endswith(', with 1 of the 2 words')
         visit.page.fill('#find', '')
         assert visit.page.locator('#results li').count() == 0
 

@@ -39,7 +39,8 @@ def text_of(html: str) -> str:
 class Reader(NamedTuple):
     "Where the links and names of a notebook lead on its page."
 
-    leads: Callable[[str], str] = str  # from a link of the notebook to a link of the page
+    # from a link of the notebook to a link of the page; '': nowhere, and its text stands alone
+    leads: Callable[[str], str] = str
     stands: Callable[[str], str] = lambda name: ''  # from a name in code to its address, or ''
 
 
@@ -53,7 +54,8 @@ def _renderer() -> type:
         reader: Reader
 
         def link(self, text, url, title=None):
-            return super().link(text, self.reader.leads(url), title)
+            address = self.reader.leads(url)
+            return super().link(text, address, title) if address else text
 
         def codespan(self, text):
             code, address = super().codespan(text), self.reader.stands(text)

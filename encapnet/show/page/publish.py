@@ -4,17 +4,19 @@
 
 # %% ../../../nbs/show/page/11_publish.ipynb #3d6837d0
 from __future__ import annotations
-import multiprocessing, signal, tempfile
+import multiprocessing, os, signal, tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from .execute import execute
 from .kernel import DRAWING, own_folders, warm_kernels
+from .markdown import Reader
 from .parameters import parameters
 from .render import Setting, render
 
 # %% auto #0
-__all__ = ['SIDE_BY_SIDE', 'place', 'has_profile', 'publish', 'publish_all', 'side_by_side']
+__all__ = ['SIDE_BY_SIDE', 'place', 'has_profile', 'to_essay', 'publish', 'publish_all', 'side_by_side']
 
 # %% ../../../nbs/show/page/11_publish.ipynb #b0a134bb
 def place(
@@ -30,6 +32,19 @@ def place(
 def has_profile(notebook) -> bool:
     return 'profile' in parameters(notebook)
 
+
+def to_essay(link: str, notebook: Path, html: Path, tour: Path) -> str:
+    """Where a report's link to another notebook leads: to that essay's page, or nowhere ('') if
+    it has none. Other links stay as they are."""
+    address, mark, anchor = link.partition('#')
+    if not address.endswith('.ipynb'):
+        return link
+    below = Path(os.path.relpath(notebook.parent / address, notebook.parent.parent))
+    page = tour / below.with_name(f'{below.stem.lstrip("0123456789").lstrip("_")}.html')
+    return (
+        Path(os.path.relpath(page, html.parent)).as_posix() + mark + anchor if page.exists() else ''
+    )
+
 # %% ../../../nbs/show/page/11_publish.ipynb #51bae8d2
 def publish(
     notebook: str | Path,  # what to run
@@ -42,9 +57,11 @@ def publish(
     "Run a notebook and render it. Raises UsageError for its parameters, StudyError if it fails."
     notebook, html = Path(notebook), Path(html)
     below = has_profile(notebook)
+    tour = (html.parent.parent if below else html.parent) / 'tour'
     setting = Setting(
         '../index.html' if below else 'index.html',
-        tour=(html.parent.parent if below else html.parent) / 'tour',
+        Reader(partial(to_essay, notebook=notebook, html=html, tour=tour)),
+        tour=tour,
     )
     with own_folders(), tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / notebook.name

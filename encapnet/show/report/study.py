@@ -12,7 +12,7 @@ from ..plots.canvas import Figure
 from . import twins
 from .provenance import Provenance, provenance_table
 from .standing import Standing
-from .style import DATASET_TITLE, dataset_title
+from .style import dataset_title
 from ...study.datasets import SMALL, is_own
 from ...study.profiles import Profile
 from ...study.stats import Interval, error_interval
@@ -106,7 +106,7 @@ class Trained(Study):
             & self.runs.source.str.startswith('imagefolder')
             & ~self.runs.source.str.contains('lossless')
         ]
-        names = ' and '.join(DATASET_TITLE[name] for name in lossy.dataset.unique())
+        names = ' and '.join(dataset_title(name) for name in lossy.dataset.unique())
         formats = ', '.join(
             dict.fromkeys(
                 source.partition(' (')[2].rstrip(')') or 'JPEG' for source in lossy.source

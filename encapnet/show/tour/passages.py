@@ -58,6 +58,8 @@ class _Reading(HTMLParser):
             return
         while self._open.pop()[0] != tag:
             pass
+        if tag == 'math':
+            self._text.append('…')  # a formula is no words, but something stood there
 
     def handle_data(self, data):
         tags = {tag for tag, _ in self._open}
