@@ -125,11 +125,18 @@ def forked():
         yield
 
 
+GIVEN = frozenset(os.environ)
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_handed_down():
-    "What one test found out about data and device is not for the next one's child processes."
+    """What one test found out about data and device is not for the next one's child processes, nor
+    is what PyTorch's compiler set when it was loaded: with it, they could not be forks."""
     yield
     os.environ.pop('ENCAPNET_KNOWN', None)
+    for name in {*os.environ} - GIVEN:
+        if name.startswith(('TORCH', 'TRITON_')):
+            del os.environ[name]
 
 
 def pytest_collection_modifyitems(items):

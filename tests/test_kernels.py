@@ -210,11 +210,10 @@ def test_a_command_is_a_fork_where_it_may_be_one(threads):
             stdout=subprocess.PIPE,
             text=True,
         )
-    print('["--version"]', file=started.stdin, flush=True)
-    assert started.stdout.readline().startswith('encapnet ')
-    assert json.loads(started.stdout.readline()) == dict(ended=0)
-    is_standin = standin.__file__ in psutil.Process(started.pid).cmdline()
+    with started:
+        print('["--version"]', file=started.stdin, flush=True)
+        assert started.stdout.readline().startswith('encapnet ')
+        assert json.loads(started.stdout.readline()) == dict(ended=0)
+        is_standin = standin.__file__ in psutil.Process(started.pid).cmdline()
+    assert started.returncode == 0
     assert is_standin == (threads == '1')
-    started.stdin.close()
-    assert started.wait(60) == 0
-    started.stdout.close()

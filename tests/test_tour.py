@@ -252,7 +252,7 @@ def test_a_page_of_the_tour_asks_for_nothing_and_keeps_nobody_out(browser, page)
         ('routing without votes', 'nn/'),
         ('more seeds', 'guide/running.html'),
         ('definition of polarisation', 'nn/agreement.html#polarisation'),
-        ('How are routing without votes derived?', 'nn/dynamic.html#routing-without-votes'),
+        ('How is routing without votes derived?', 'nn/dynamic.html#routing-without-votes'),
         ('vote-free routing', 'nn/dynamic.html#routing-without-votes'),
         ('polarisation xyzzy', ''),
     ],

@@ -25,7 +25,7 @@
 
   /* What a question is made of, beside what it is about. */
   var asking = (
-    "a an and are as by can do does definition define defined derivation derive explain " +
+    "a an and are as by can do does definition define defined derivation derive derived explain " +
     "for from has have how in is it mean means of on the to what when where which why with"
   ).split(" ");
 
@@ -55,6 +55,8 @@
         (passage.lowNames.includes(" " + words[i] + " ") ? 12 : 0);
     }
     if (words.length > 1 && passage.low.includes(words.join(" "))) sum += 8;
+    if (words.length > 1 && passage.lowHeading.includes(words.join(" "))) sum += 16;
+    if (passage.page[0].startsWith("nn/")) sum += 6; // it explains what others measure
     return [there, sum];
   }
 
