@@ -33,3 +33,15 @@ class Visit:
 
     def shown(self, selector):
         return self.page.locator(selector).first.is_visible()
+
+
+def barriers(page, *rules):
+    "What axe finds that keeps somebody out: rule, how often, and where first."
+    from axe_playwright_python.sync_playwright import Axe
+
+    only = {'runOnly': list(rules)} if rules else {}
+    # without preload: it would ask for a style sheet once more, which a disk does not grant
+    options = {'resultTypes': ['violations'], 'preload': False, **only}
+    found = Axe().run(page, options=options).response['violations']
+    grave = [fault for fault in found if fault['impact'] in ('serious', 'critical')]
+    return [(fault['id'], len(fault['nodes']), fault['nodes'][0]['target']) for fault in grave]

@@ -16,11 +16,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 scratch = Path(tempfile.mkdtemp(prefix='encapnet-tests-'))
+# What is compiled or counted for one worker is there for the other: theirs is the cache of the
+# process that started them.
+is_worker = 'PYTEST_XDIST_WORKER' in os.environ
+cache = os.environ['ENCAPNET_CACHE'] if is_worker else str(scratch / 'cache')
 
 os.environ |= {
     'OMP_NUM_THREADS': '1',  # results are bit for bit the same at one thread count only
     'MPLBACKEND': 'agg',
-    'ENCAPNET_CACHE': str(scratch / 'cache'),
+    'ENCAPNET_CACHE': cache,
     'IPYTHONDIR': str(scratch / 'ipython'),
     'HYPOTHESIS_STORAGE_DIRECTORY': str(scratch / 'hypothesis'),  # a tree may be read-only
     'JUPYTER_CONFIG_DIR': str(scratch / 'jupyter'),
@@ -126,6 +130,7 @@ def forked():
 
 
 GIVEN = frozenset(os.environ)
+COMPILERS = 'TORCHINDUCTOR_CACHE_DIR', 'TRITON_CACHE_DIR'
 
 
 @pytest.fixture(autouse=True)
@@ -134,9 +139,8 @@ def nothing_is_handed_down():
     is what PyTorch's compiler set when it was loaded: with it, they could not be forks."""
     yield
     os.environ.pop('ENCAPNET_KNOWN', None)
-    for name in {*os.environ} - GIVEN:
-        if name.startswith(('TORCH', 'TRITON_')):
-            del os.environ[name]
+    for name in {*COMPILERS} - GIVEN:
+        os.environ.pop(name, None)
 
 
 def pytest_collection_modifyitems(items):

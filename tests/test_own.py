@@ -21,6 +21,7 @@ from encapnet.cli.main import main
 from encapnet.show.page import upkeep
 from encapnet.study import needs
 from encapnet.study.own import plan_own, read_rows
+from encapnet.study.planning import plan
 from encapnet.study.processes import enter
 from encapnet.study.profiles import PROFILES, enters_ledger
 from encapnet.study.request import Request
@@ -160,6 +161,35 @@ def test_the_ledger_holds_nothing_of_it(tmp_path, monkeypatch):
         assert len(states) == len(first) + 2
 
 
+def test_the_papers_rows_on_images_of_ones_own_replace_nothing(tmp_path, capsys):
+    "Neither the study's ledger nor its pages; in a folder of the reader's own they are made."
+    [config] = [
+        one for one in plan('table1', PROFILES['quick'], {'marks': '0' * 64}, 1, ['c_cnn_shape'])
+    ]
+    assert not enters_ledger(config)
+    ledger = tmp_path / 'reports' / 'ledger'
+    ledger.mkdir(parents=True)
+    (ledger / 'table1.jsonl').write_text('')
+    asked = ['reproduce', 'table1', '--data', 'marks', '--data-root', tmp_path]
+    said = refused(capsys, *asked, '--reports', tmp_path / 'reports')
+    assert 'marks is a data set of your own' in said and '--reports mine' in said
+
+
+@pytest.mark.parametrize(
+    'error', [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 4 GB")]
+)
+def test_too_little_memory_is_a_line(monkeypatch, capsys, error):
+    def exploding(**options):
+        raise error
+
+    monkeypatch.setattr('encapnet.cli.main.command_line', lambda: exploding)
+    with pytest.raises(SystemExit) as ended:
+        main(['run', 'table1/a_dynamic'])
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and said.startswith('encapnet: not enough memory ('), said
+    assert 'Traceback' not in said and '--accumulate 2' in said
+
+
 def test_another_setting_is_another_run_and_a_remark_is_none(tmp_path):
     def key(text):
         rows = read_rows(str(written(tmp_path, text)), PROFILES['quick'])
@@ -277,7 +307,7 @@ def test_the_guide_runs_as_printed(tmp_path):
     (toml,) = (text for language, text in blocks() if language == 'toml')
     written(tmp_path, toml)
     shell = [text for language, text in blocks() if language == 'sh']
-    assert len(shell) == 5
+    assert len(shell) == 6
     for text in shell:
         done = subprocess.run(
             ['sh', '-ec', text], capture_output=True, text=True, timeout=900, **vars(place)
@@ -285,3 +315,4 @@ def test_the_guide_runs_as_printed(tmp_path):
         assert done.returncode == 0, done.stderr
     assert 'n = 2 seeds' in (tmp_path / 'reports/smoke/own.html').read_text(encoding='utf-8')
     assert len(runs_in(tmp_path)) == 2 * 4
+    assert (tmp_path / 'mine/smoke/table1.html').exists()

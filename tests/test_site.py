@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from browsing import Visit
+from browsing import Visit, barriers
 
 import encapnet
 from encapnet.show.page import front as front_page, shell, svg
@@ -26,18 +26,6 @@ PAGES = sorted(
     if path.parent.name != 'tour'
 )
 OPEN = "document.querySelectorAll('details:not(.code)').forEach(d => d.open = true)"
-
-
-def barriers(page, *rules):
-    "What axe finds that keeps somebody out: rule, how often, and where first."
-    from axe_playwright_python.sync_playwright import Axe
-
-    only = {'runOnly': list(rules)} if rules else {}
-    # without preload: it would ask for a style sheet once more, which a disk does not grant
-    options = {'resultTypes': ['violations'], 'preload': False, **only}
-    found = Axe().run(page, options=options).response['violations']
-    grave = [fault for fault in found if fault['impact'] in ('serious', 'critical')]
-    return [(fault['id'], len(fault['nodes']), fault['nodes'][0]['target']) for fault in grave]
 
 
 def asks_for_nothing_and_keeps_nobody_out(browser, path, sheets=()):

@@ -55,7 +55,8 @@ def tell_of_others(reports: str, made: list[Path]):
         and any(text.startswith(('the ledger has', upkeep.FEWER)) for text in differences)
     ]
     if old:
-        say(f'overtaken by new records: {", ".join(old)}; {rendering_command(old)}')
+        where = '' if reports == 'reports' else f', each with --reports {reports}'
+        say(f'overtaken by new records: {", ".join(old)}; {rendering_command(old)}{where}')
 
 # %% ../../nbs/cli/06_check.ipynb #8fa7a820
 def check_pages(given: set[str], names: list[str], profile: str, reports: str):

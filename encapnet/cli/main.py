@@ -45,6 +45,12 @@ def _pasted(words: list[str]) -> str:
     return ''
 
 
+def _lacks_memory(error: Exception) -> bool:
+    "Whether an error, of PyTorch's or Python's own, says that there is not enough memory."
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or 'allocate memory' in said or 'out of memory' in said
+
+
 def _end(message, code: int) -> int:
     # there is no message where the help was printed
     if str(message):
@@ -88,6 +94,14 @@ def _command(arguments: list[str] | None) -> int:  # exit code
         code = _end(error, 1)
     except OSError as error:
         code = _end(_trouble(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        code = _end(
+            f'not enough memory ({str(error).strip() or "Python could get no more"}); a network with '
+            'fewer groups needs less, and so does --accumulate 2, which divides every batch',
+            1,
+        )
     except Exception as error:
         if not hasattr(error, 'exit_code') or not hasattr(error, 'format_message'):
             raise

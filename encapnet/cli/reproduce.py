@@ -29,6 +29,7 @@ from ..errors import UsageError
 from ..files import check_writable
 from ..study import engines, launch, machine, needs
 from ..study.config import OWN
+from ..study.datasets import is_own
 from ..study.request import Request
 from ..study.run import Run
 
@@ -54,6 +55,18 @@ def _check_places(chosen: dict[str, Path], request: Request):
         check_writable(folder)
 
 # %% ../../nbs/cli/07_reproduce.ipynb #de0e3a82
+def _check_own(chosen: dict[str, Path], request: Request):
+    "Raise UsageError if pages on the reader's own images would replace the study's."
+    own = [name for name in request.data if is_own(name)]
+    others = [name for name in chosen if name != OWN]
+    if own and others and any(Path(request.reports).glob('ledger/*.jsonl')):
+        raise UsageError(
+            f'{own[0]} is a data set of your own, and {request.reports} holds the pages of the '
+            f'study, {others[0]} among them, which would be replaced; expected a folder of your '
+            'own: --reports mine'
+        )
+
+
 def _needed(chosen: dict[str, Path], request: Request) -> list[Run]:
     "The runs behind the chosen reports, which share rows; each run is listed once."
     runs = [run for name in chosen for run in needs.needed(name, request)]
@@ -177,6 +190,7 @@ def reproduce(
         _render(chosen, request)
         say(f'{site(Path(reports))}')
         return
+    _check_own(chosen, request)
     needed = _needed(chosen, request)
     _check_places(chosen, request)
     if missing == 'train':

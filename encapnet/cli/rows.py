@@ -61,6 +61,14 @@ COSTS = 'table1_cost'  # the experiment of the measurements
 TIMED = (COSTS, *BENCHES)  # experiments without seed or data
 
 
+def _meant(name: str, request: Request) -> str:
+    "A row that a word without an experiment may stand for: one of that name, or the first of one."
+    places = [f'{one}/{name}' for one, rows in EXPERIMENTS.items() if name in rows]
+    places += [row.address for row in request.own if row.address == f'{OWN}/{name}']
+    experiment = name if name in EXPERIMENTS else 'table1'
+    return places[0] if places else f'{experiment}/{next(iter(EXPERIMENTS[experiment]))}'
+
+
 def plan_row(
     name: str,
     request: Request,
@@ -70,10 +78,7 @@ def plan_row(
     "Plan the configurations behind EXPERIMENT/ROW, one for each data set. Raises UsageError."
     experiment, _, row = name.partition('/')
     if not row:
-        raise UsageError(
-            f'{name!r} is not EXPERIMENT/ROW, for example '
-            f'table1/{next(iter(EXPERIMENTS["table1"]))}'
-        )
+        raise UsageError(f'{name!r} is not EXPERIMENT/ROW, for example {_meant(name, request)}')
     if experiment in TIMED:
         return _timed_row(experiment, row, request)
     if experiment == OWN:

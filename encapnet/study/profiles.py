@@ -8,6 +8,7 @@ from typing import Literal
 from ..errors import UsageError, nearest
 from .architectures import NetworkConfig, Positive, Strict
 from .config import OWN, RunConfig, Schedule
+from .datasets import is_own
 
 # %% auto #0
 __all__ = ['PROFILES', 'Effort', 'Profile', 'find_profile', 'enters_ledger']
@@ -141,5 +142,7 @@ def find_profile(name: str) -> Profile:
 
 
 def enters_ledger(config: RunConfig) -> bool:
-    "Whether a run's record enters the ledger: not a trial's, nor that of a row of one's own."
-    return config.experiment != OWN and find_profile(config.profile).in_ledger
+    """Whether a run's record enters the ledger: not a trial's, nor that of a row or of images of
+    the reader's own, which say nothing of the paper."""
+    theirs = config.experiment != OWN and not is_own(config.data.name)
+    return theirs and find_profile(config.profile).in_ledger

@@ -51,16 +51,16 @@ def error_interval(
     confidence: float = 0.95,
 ) -> Interval:  # all in percent
     """Mean error with its interval: Student's t over seeds, Wilson over test images for a single
-    seed."""
+    seed, and for seeds that are all alike, whose spread would say that there is no doubt."""
     from scipy import stats
 
     if not errors or images < 1:
         raise ValueError('an interval needs at least one error and one test image')
-    if len(errors) > 1:
+    if len({*errors}) > 1:
         return mean_interval(errors, confidence=confidence)
     wrong = round(errors[0] * images / 100)
     low, high = stats.binomtest(wrong, images).proportion_ci(confidence, method='wilson')
-    return Interval(errors[0], 100 * low, 100 * high, 1, 'test images')
+    return Interval(errors[0], 100 * low, 100 * high, len(errors), 'test images')
 
 # %% ../../nbs/study/40_stats.ipynb #f9161e09
 def bootstrap_interval(

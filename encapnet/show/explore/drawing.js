@@ -396,8 +396,18 @@ function gently(work) {
   };
 }
 
-// An element is drawn into once; what it says of itself can be read by tests and by scripts of the reader's own.
+// The labels of the kernel's sliders are not theirs to a screen reader.
+function nameSliders() {
+  for (const handle of document.querySelectorAll(".widget-slider .noUi-handle:not([aria-label])")) {
+    const label = handle.closest(".widget-slider").querySelector(".widget-label");
+    if (label) handle.setAttribute("aria-label", label.textContent);
+  }
+}
+
+// An element is drawn into once; what it says of itself can be read by tests and by scripts of the
+// reader's own.
 function tell(element, facts) {
+  nameSliders();
   element.dataset.facts = JSON.stringify(facts, (_, value) =>
     typeof value === "number" ? Number(value.toPrecision(7)) : value,
   );

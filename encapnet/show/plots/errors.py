@@ -4,11 +4,12 @@
 
 # %% ../../../nbs/show/plots/01_errors.ipynb #7e5a2441
 from __future__ import annotations
+from textwrap import fill, shorten
 import pandas as pd
 from .canvas import PALETTE, Figure, canvas, empty_figure, own_style, plain_log
 
 # %% auto #0
-__all__ = ['error_against_cost', 'error_ladder']
+__all__ = ['LABEL_WIDTH', 'error_against_cost', 'error_ladder']
 
 # %% ../../../nbs/show/plots/01_errors.ipynb #a112bfd3
 @own_style()
@@ -84,6 +85,9 @@ def error_against_cost(
     )
 
 # %% ../../../nbs/show/plots/01_errors.ipynb #ee5c91b7
+LABEL_WIDTH = 60  # characters; a longer title takes two lines
+
+
 @own_style()
 def error_ladder(
     frame: pd.DataFrame,  # label, title, error, low, high, paper; rows from the top, gaps left out
@@ -120,7 +124,11 @@ def error_ladder(
         ax.set_xlabel('test error (%)')
         ax.set_title(title, fontsize=8)
         ax.margins(x=0.08)
-    axes[0].set_yticks(list(places), [f'{line.label}  {line.title}' for line in frame.itertuples()])
+    labels = [
+        fill(shorten(f'{line.label}  {line.title}', 2 * LABEL_WIDTH, placeholder=' …'), LABEL_WIDTH)
+        for line in frame.itertuples()
+    ]
+    axes[0].set_yticks(list(places), labels)
     axes[0].invert_yaxis()
     if alone:
         return Figure(drawing, f'A dot plot. {about}.', f'{about}. Bars are 95 % intervals.')
