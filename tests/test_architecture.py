@@ -1460,6 +1460,21 @@ def run(code, *blocked):
 
 
 @pytest.mark.parametrize(
+    ('command', 'extra'), [('explore', 'explore'), ('bench', 'bench'), ('status', 'study')]
+)
+def test_without_its_packages_a_command_names_the_extra_that_brings_all_of_them(command, extra):
+    told = run(
+        'from encapnet.__main__ import main\n'
+        f"sys.argv = ['encapnet', {command!r}]\n"
+        'try: main()\n'
+        'except SystemExit as stop: print(stop.code)',
+        'typer',
+    )
+    assert told.startswith('encapnet: typer is not installed')
+    assert f"pip install 'encapnet[{extra}]' brings it" in told
+
+
+@pytest.mark.parametrize(
     'code',
     [
         'import encapnet',

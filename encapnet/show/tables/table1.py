@@ -261,7 +261,8 @@ def _time_table(study: Table1) -> GT:
 
 # %% ../../../nbs/show/tables/00_table1.ipynb #46e29982
 def _table1_figure(study: Table1) -> Figure:
-    dataset, lines = study.datasets[0] if study.datasets else '', []
+    dataset = study.datasets[0] if study.datasets else ''
+    lines: list[dict[str, Any]] = []
     for row in study.rows:
         found, entry, cost = (
             study.interval(row, dataset),
@@ -270,6 +271,8 @@ def _table1_figure(study: Table1) -> Figure:
         )
         count = cost['parameters'] if cost else entry.parameters if entry else None
         if found is None or count is None:
+            # it keeps its place: a row has the same mark on every page
+            lines.append(dict(row=row_label(row)))
             continue
         lines.append(
             dict(
@@ -283,8 +286,9 @@ def _table1_figure(study: Table1) -> Figure:
             )
         )
     columns = ['row', 'cost', 'error', 'low', 'high', 'paper_cost', 'paper_error']
+    frame = pd.DataFrame(lines, columns=columns)
     return error_against_cost(
-        pd.DataFrame(lines, columns=columns),
+        frame if frame.error.notna().any() else frame[:0],
         f'parameters at G = {study.profile.cost_groups} (millions)',
         study.title(dataset),
         1e6,
