@@ -43,10 +43,12 @@ def without(folder: Path, names: str) -> dict[str, str]:
 
 
 def make_gpu(*arguments: str, environment: dict[str, str] | None = None):
+    given = environment or os.environ | dict(PYTHON=sys.executable)
     return subprocess.run(
         ['make', '--no-print-directory', 'gpu', *arguments],
         cwd=ROOT,
-        env=environment or os.environ | dict(PYTHON=sys.executable),
+        # the ARGS of `make test ARGS=...` are not this make's
+        env={name: value for name, value in given.items() if name not in ('ARGS', 'MAKEFLAGS')},
         capture_output=True,
         text=True,
         timeout=400,

@@ -598,7 +598,7 @@ def test_pages_that_a_training_has_overtaken_are_named(checked, capsys):
     checking.tell_of_others(str(reports), [])
     told = (
         'overtaken by new records: quick/softmax_axis.html; `encapnet reproduce softmax_axis '
-        '--from-ledger` renders them again'
+        f'--from-ledger` renders them again, each with --reports {reports}'
     )
     assert capsys.readouterr().err.splitlines() == [told]
 
