@@ -18,6 +18,21 @@ MORE = (
 
 _kept = ExitStack()
 _socket = ''
+_given = dict(os.environ)  # of this worker, before any test
+
+
+@contextmanager
+def _as_given():
+    """What a test has set by then, or PyTorch's compiler when it was loaded, would be what the kept
+    process stands for: later commands, without it, could not be its forks."""
+    now = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(_given)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(now)
 
 
 def _keep():
@@ -25,8 +40,9 @@ def _keep():
     from encapnet.cli.notebooks import notebooks
     from encapnet.show.page.kernel import DRAWING, warm_kernels
 
-    _kept.enter_context(warm_kernels(notebooks().values(), more=(*DRAWING, *MORE)))
-    _socket = os.environ.pop(standin.WARM, 'none')
+    with _as_given():
+        _kept.enter_context(warm_kernels(notebooks().values(), more=(*DRAWING, *MORE)))
+        _socket = os.environ.pop(standin.WARM, 'none')
 
 
 def end_kept():
