@@ -35,21 +35,24 @@ def test_one_turn(tmp_path, here, backend):
         assert isinstance(found['peak'], int)
 
 
-def test_a_compiled_candidate_is_timed_when_it_is_compiled(tmp_path, here, monkeypatch):
+@pytest.mark.parametrize('routing', ['dynamic', 'em'])
+def test_a_compiled_candidate_is_timed_when_it_is_compiled(tmp_path, here, monkeypatch, routing):
     "With its compilation, the first step would be beyond the budget, and the only one."
     pytest.importorskip('numba')
     monkeypatch.setenv('ENCAPNET_CACHE', str(tmp_path / 'empty'))
     done = encapnet(
-        'bench', 'measure', written(tmp_path, routing='em', backend='numba', hardware=here)
+        'bench', 'measure', written(tmp_path, routing=routing, backend='numba', hardware=here)
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert len(found['seconds']) > 1 and found['accounted'] > 0 and found['operations'] > 0
 
 
-def test_dynamic_routing_by_numba_is_refused():
-    with pytest.raises(ValueError, match="'numba' is for EM routing; for dynamic take 'chunked'"):
-        RoutingBenchConfig(**SIZES, backend='numba', hardware='')
+@pytest.mark.parametrize('layer', ['untied', 'local'])
+def test_other_layers_by_numba_are_refused(layer):
+    words = f"'numba' is for layer 'shared'; for '{layer}' take 'chunked'"
+    with pytest.raises(ValueError, match=words):
+        RoutingBenchConfig(**SIZES | dict(layer=layer), backend='numba', hardware='')
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,11 @@ def test_every_definition_of_routing(stale, before, module, definition):
     assert stale({module: one_line_more(definition)}) == holding
 
 
-FURTHER = ('backends', 'lanes', 'em_formulas', 'em_kernels', 'em_samples', 'em_compiled')
+FURTHER = (
+    *('backends', 'lanes', 'group_transforms'),
+    *('dynamic_formulas', 'dynamic_kernels', 'dynamic_compiled'),
+    *('em_formulas', 'em_kernels', 'em_samples', 'em_compiled'),
+)
 
 
 def every_definition(source):
@@ -212,26 +216,29 @@ def decorated_by(other):
     ('edits', 'expected'),
     [
         ({f'encapnet.nn.{name}': every_definition for name in FURTHER}, set()),
-        ({'encapnet.nn.em': decorated_by('')}, set()),
+        *(({f'encapnet.nn.{name}': decorated_by('')}, set()) for name in ('dynamic', 'em')),
         ({'encapnet.nn.em': decorated_by('@torch.no_grad()\n')}, those(CAPNET)),
     ],
-    ids=['changed', 'taken away', 'another decorator'],
+    ids=['changed', 'dynamic taken away', 'em taken away', 'another decorator'],
 )
 def test_a_further_backend_makes_nothing_stale(stale, edits, expected):
     "It is asked for by name, and nothing else can reach it."
-    assert '@further_backend(' in MODULES['encapnet.nn.em'].read_text(encoding='utf-8')
+    for name in ('dynamic', 'em'):
+        source = MODULES[f'encapnet.nn.{name}'].read_text(encoding='utf-8')
+        assert '@further_backend(' in source
     assert stale(edits) == expected
 
 
-def test_who_asks_for_a_further_backend_rests_on_it():
+@pytest.mark.parametrize('routing', ['dynamic', 'em'])
+def test_who_asks_for_a_further_backend_rests_on_it(routing):
     layer = dict(
         row='one', hardware='', batch=1, groups=1, positions=1, dim=1, higher=1, higher_dim=1
     )
     chunked, numba = (
-        freshness.code_of(RoutingBenchConfig(routing='em', backend=backend, **layer)).definitions
+        freshness.code_of(RoutingBenchConfig(routing=routing, backend=backend, **layer)).definitions
         for backend in ('chunked', 'numba')
     )
-    assert {'encapnet.nn.lanes:exp', 'encapnet.nn.em_formulas:store_key'} <= numba.keys()
+    assert {'encapnet.nn.lanes:exp', f'encapnet.nn.{routing}_formulas:store_key'} <= numba.keys()
     assert chunked.keys() < numba.keys() and 'encapnet.nn.lanes:exp' not in chunked
 
 

@@ -63,7 +63,7 @@ def test_the_registry_speaks_of_what_there_is(told):
     effects.check_effects(effects.EFFECTS, told)
     without = [line for line in told if line.what != 'ground cost']
     with pytest.raises(
-        StudyError, match="26_transport.ipynb has no deviation 'ground cost' to measure"
+        StudyError, match="30_transport.ipynb has no deviation 'ground cost' to measure"
     ):
         effects.check_effects(effects.EFFECTS, without)
 
@@ -89,7 +89,7 @@ def test_both_sides_of_an_effect_differ_in_nothing_else():
             elif one != other:
                 fields.setdefault(effect[:3], set()).add(part)
     several = {effect: names for effect, names in fields.items() if len(names) != 1}
-    assert several == {('nn/27_feedback', 'no extractor (d3)', 'none, l2'): {'extractor', 'cost'}}
+    assert several == {('nn/31_feedback', 'no extractor (d3)', 'none, l2'): {'extractor', 'cost'}}
 
 
 def test_an_effect_is_the_difference_of_what_the_ledger_holds():

@@ -200,6 +200,23 @@ def test_pages_made_side_by_side_are_those_made_one_by_one(notebook, tmp_path):
     assert not (tmp_path / 'three' / 'broken.html').exists()
 
 
+FAILING = """
+import os
+from encapnet.show.page.publish import side_by_side
+work = ['/' + k * 100_000 for k in 'abcdefgh' * 8]  # more than fits on its way to a worker
+if __name__ == '__main__':
+    list(side_by_side(os.stat, work, 2))
+"""
+
+
+def test_a_page_that_fails_ends_all_however_much_is_waiting(tmp_path):
+    (tmp_path / 'failing.py').write_text(FAILING)
+    done = subprocess.run(
+        [sys.executable, 'failing.py'], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and 'OSError' in done.stderr
+
+
 def test_half_a_draft_hides_no_cause(notebook, tmp_path, monkeypatch):
     import papermill
 

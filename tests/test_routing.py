@@ -3,6 +3,7 @@ has of running a layer."""
 
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import pytest
@@ -104,14 +105,23 @@ def test_em(iterations, cache, seed, **shape):
         )
 
 
+@contextmanager
+def of_threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
 # machine code is made for each triple of sizes, and that takes seconds
 @settings(max_examples=60)
 @given(
     **{key: SHAPES[key] for key in ('b', 'g', 'p', 'j', 'iterations', 'seed')},
     sizes=st.sampled_from([(1, 1, True), (2, 4, True), (3, 6, False)]),
     party=st.integers(1, 5),
+    threads=st.integers(1, 3),
 )
-def test_em_by_numba(iterations, party, seed, sizes, **shape):
+def test_em_by_numba(iterations, party, threads, seed, sizes, **shape):
     em_compiled = pytest.importorskip('encapnet.nn.em_compiled', exc_type=ImportError)
     d, e, bias = sizes
     u, transform = problem(**shape, d=d, e=e, bias=bias, seed=seed)
@@ -121,7 +131,7 @@ def test_em_by_numba(iterations, party, seed, sizes, **shape):
         torch.randn(transform.shape[1], generator=generator, dtype=u.dtype).requires_grad_()
         for _ in range(2)
     ]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, of_threads(threads):
         patch.setattr(em_compiled, '_PARTY', party)
         compare(
             lambda *x, **more: em.em_routing(*x, iterations=iterations, **more),
@@ -132,17 +142,36 @@ def test_em_by_numba(iterations, party, seed, sizes, **shape):
         )
 
 
+@settings(max_examples=60)
+@given(
+    normalize=st.sampled_from(['higher', 'higher', 'lower']),
+    **{key: SHAPES[key] for key in ('b', 'g', 'p', 'j', 'iterations', 'seed')},
+    sizes=st.sampled_from([(1, 1, True), (2, 4, True), (3, 6, False)]),
+    threads=st.integers(1, 3),
+)
+def test_dynamic_by_numba(normalize, iterations, threads, seed, sizes, **shape):
+    pytest.importorskip('numba')
+    d, e, bias = sizes
+    with of_threads(threads):
+        compare(
+            lambda *x, **more: dynamic.dynamic_routing(*x, iterations, normalize, **more),
+            problem(**shape, d=d, e=e, bias=bias, seed=seed),
+            backend='numba',
+        )
+
+
 @pytest.mark.parametrize('backend', ['chunked', 'numba'])
+@pytest.mark.parametrize('routing', ['dynamic', 'em'])
 @pytest.mark.parametrize('scale', [1e-4, 1e-2, 1.0, 1e2, 1e4])
-def test_em_is_finite_at_every_scale_of_votes(scale, backend):
+def test_routing_is_finite_at_every_scale_of_votes(scale, routing, backend):
     if backend == 'numba':
         pytest.importorskip('numba')
-    layer = RoutedCapsules(8, 64, 8, 40, 16, routing='em', backend=backend)
+    layer = RoutedCapsules(8, 64, 8, 40, 16, routing=routing, backend=backend)
     generator = torch.Generator().manual_seed(0)
     u = (scale * torch.randn(2, 8, 64, 8, generator=generator)).requires_grad_()
-    mean, active = layer(u, torch.rand(2, 8, 64, generator=generator))
-    (mean.sum() / scale + active.sum()).backward()
-    for found in (mean, active, u.grad, *(parameter.grad for parameter in layer.parameters())):
+    higher, active = layer(u, torch.rand(2, 8, 64, generator=generator))
+    (higher.sum() / scale + active.sum()).backward()
+    for found in (higher, active, u.grad, *(parameter.grad for parameter in layer.parameters())):
         assert found.isfinite().all()
 
 

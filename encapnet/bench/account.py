@@ -140,7 +140,7 @@ def kept_bytes(
             u = torch.empty(samples, groups, positions, dim, requires_grad=True)
             return saved_bytes(
                 # x: u and transform
-                lambda *x: dynamic_routing(*x, iterations=iterations, backend=backend),  # type: ignore[misc]
+                lambda *x: dynamic_routing(*x, iterations=iterations, backend=backend),
                 u,
                 transform,
             )

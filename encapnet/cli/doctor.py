@@ -37,7 +37,7 @@ OLDEST = (3, 11)
 LOCK = 'requirements.lock'
 MEGABYTES = dict(fast=210, study=480, explore=90, cluster=210, bench=190, dev=260)  # as installed
 _FOR = dict(
-    fast="for EM routing's backend 'numba'",
+    fast="for the routings' backend 'numba'",
     study='to train and to render',
     explore='for `encapnet explore` and JupyterLab',
     cluster='for `--on ray`',

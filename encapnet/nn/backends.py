@@ -13,7 +13,7 @@ from .gradients import wants_plain_operations
 from .kernels import BACKENDS, check_choice
 
 # %% auto #0
-__all__ = ['further_backend']
+__all__ = ['further_backend', 'check_kind']
 
 # %% ../../nbs/nn/05_backends.ipynb #83fc3c92
 @cache
@@ -65,3 +65,23 @@ def _looked_through(*arguments) -> bool:
     tensors = (argument for argument in arguments if isinstance(argument, torch.Tensor))
     is_tried_out = any(tensor.is_meta for tensor in tensors)
     return is_tried_out or torch.compiler.is_compiling() or wants_plain_operations()
+
+# %% ../../nbs/nn/05_backends.ipynb #7e19b0c3
+def check_kind(u: torch.Tensor, *others: torch.Tensor, largest: int):
+    """Raise ValueError for lower capsules (b, g, p, d) and other tensors for which numba makes no
+    machine code; `largest` is the largest d for which it does."""
+    kinds = {x.dtype for x in (u, *others)}
+    places = {x.device.type for x in (u, *others)}
+    if places != {'cpu'}:
+        raise ValueError(
+            "backend 'numba' computes on the CPU, and here are tensors on "
+            f"{', '.join(sorted(places))}: expected all on 'cpu', or backend 'chunked' or 'triton'"
+        )
+    if len(kinds) > 1 or u.dtype not in (torch.float32, torch.float64):
+        names = ', '.join(sorted(map(str, kinds)))
+        raise ValueError(f'expected tensors of one floating type, got {names}')
+    if u.shape[3] > largest:
+        raise ValueError(
+            f"backend 'numba' takes lower capsules of dimension {largest} at most, got "
+            f"{u.shape[3]}; backend 'chunked' takes any"
+        )

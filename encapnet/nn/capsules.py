@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['squash', 'list_capsules', 'map_capsules', 'squash_map']
+__all__ = ['squash', 'squash_backward', 'list_capsules', 'map_capsules', 'squash_map']
 
 # %% ../../nbs/nn/00_capsules.ipynb #2021c275
 def squash(
@@ -26,6 +26,17 @@ def squash(
     s = s / excess
     length = torch.linalg.vector_norm(s, dim=dim, keepdim=True)
     return s * (length / (1 + length.square()))
+
+# %% ../../nbs/nn/00_capsules.ipynb #1c8e3da6
+def squash_backward(
+    s: Float[Tensor, '*dims'],  # capsule inputs, with their components on the last axis
+    gradient: Float[Tensor, '*dims'],  # of the loss with respect to squash(s)
+) -> Float[Tensor, '*dims']:  # with respect to s
+    "Compute the gradient of `squash`, where autograd is not at hand."
+    square = s.square().sum(-1, keepdim=True)
+    length = square.sqrt()
+    along = (s * gradient).sum(-1, keepdim=True) / length.clamp(min=torch.finfo(s.dtype).tiny)
+    return (length * gradient + (1 - square) / (1 + square) * along * s) / (1 + square)
 
 # %% ../../nbs/nn/00_capsules.ipynb #97b0247a
 def list_capsules(

@@ -4,16 +4,26 @@
 
 # %% ../../nbs/nn/07_dynamic.ipynb #0896880b
 from __future__ import annotations
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from .capsules import squash
+from .backends import further_backend
+from .capsules import squash, squash_backward
 from .gradients import once_differentiable, wants_plain_operations
 from .kernels import check_choice, full_precision, vote_free
 from .kernels import coefficients as coefficients_of
-from .votes import cache_size, check_routing, chunks, of_chosen, precise, votes, with_one
+from encapnet.nn.votes import (
+    cache_size,
+    check_routing,
+    chunks,
+    keys_of,
+    of_chosen,
+    precise,
+    votes,
+    with_one,
+)
 
 # %% auto #0
 __all__ = ['dynamic_routing']
@@ -30,14 +40,6 @@ def _dynamic_votes(u, transform, iterations, normalize, chosen):
     return v, of_chosen(c, chosen, u)
 
 # %% ../../nbs/nn/07_dynamic.ipynb #be69c6dc
-def _keys(
-    v: Float[Tensor, 'j b e'], transform: Float[Tensor, 'j gf e'], dim: int
-) -> Float[Tensor, 'bg {dim} j']:
-    "Compute W_gj v_j for every group."
-    pulled = torch.bmm(v, transform.mT).permute(1, 2, 0).contiguous().flatten(0, 1)
-    return pulled.unflatten(0, (len(pulled) // dim, dim))
-
-
 def _turned(collected: Float[Tensor, 'bg f j'], samples: int) -> Float[Tensor, 'j {samples} gf']:
     return (
         collected.flatten(0, 1)
@@ -45,13 +47,6 @@ def _turned(collected: Float[Tensor, 'bg f j'], samples: int) -> Float[Tensor, '
         .contiguous()
         .unflatten(1, (samples, len(collected) * collected.shape[1] // max(samples, 1)))
     )
-
-
-def _squash_backward(s: Tensor, gradient: Tensor) -> Tensor:
-    square = s.square().sum(-1, keepdim=True)
-    length = square.sqrt()
-    along = (s * gradient).sum(-1, keepdim=True) / length.clamp(min=torch.finfo(s.dtype).tiny)
-    return (length * gradient + (1 - square) / (1 + square) * along * s) / (1 + square)
 
 # %% ../../nbs/nn/07_dynamic.ipynb #291f9330
 def _dynamic_backward(gradient, u, transform, s, uniform, groups, backend):
@@ -73,8 +68,8 @@ def _dynamic_backward(gradient, u, transform, s, uniform, groups, backend):
         )
         samples, to_total, to_some = total.shape[1], 0, 0
         for step in reversed(range(len(s) - 1)):
-            to_s = _squash_backward(s[step + 1, :, party], to_v)
-            keys, to_collected = _keys(total, transform, dim), _keys(to_s, transform, dim)
+            to_s = squash_backward(s[step + 1, :, party], to_v)
+            keys, to_collected = keys_of(total, transform, dim), keys_of(to_s, transform, dim)
             collected = collect(some, keys, some, groups) if groups else (None, None)
             to_queries, to_keys, to_values, collected = collect_backward(
                 to_collected, some, keys, some, *collected, groups, recollect=not groups
@@ -84,7 +79,7 @@ def _dynamic_backward(gradient, u, transform, s, uniform, groups, backend):
             to_transform.baddbmm_(_turned(collected, samples).mT, to_s).baddbmm_(to_keys.mT, total)
             to_total = to_v = to_total + torch.bmm(to_keys, transform)
             total = total - squash(s[step, :, party])
-        to_s = _squash_backward(s[0, :, party], to_v)
+        to_s = squash_backward(s[0, :, party], to_v)
         to_transform.baddbmm_(uniform[party].expand(higher, -1, -1).mT, to_s)
         to_uniform = torch.bmm(to_s, transform.mT).sum(0) / competitors
         to_u[party] = to_uniform.view(samples, -1, 1, dim) + (
@@ -112,7 +107,7 @@ class _Dynamic(torch.autograd.Function):
             s[0, :, party] = torch.bmm(uniform[party].expand(higher, -1, -1), transform)
             for step in range(iterations - 1):
                 total += squash(s[step, :, party])
-                collected, _ = collect(some, _keys(total, transform, dim), some, groups)
+                collected, _ = collect(some, keys_of(total, transform, dim), some, groups)
                 s[step + 1, :, party] = torch.bmm(_turned(collected, total.shape[1]), transform)
         ctx.save_for_backward(u, transform, s, uniform)
         ctx.mark_non_differentiable(agreed)
@@ -136,17 +131,31 @@ def _dynamic_vote_free(u, transform, iterations, normalize, backend, chosen):
     if chosen is None:
         return v.transpose(0, 1), None
     keys = (
-        _keys(agreed, by_higher.detach(), u.shape[3]).view(*u.shape[:2], u.shape[3], len(agreed)).mT
+        keys_of(agreed, by_higher.detach(), u.shape[3])
+        .view(*u.shape[:2], u.shape[3], len(agreed))
+        .mT
     )
     return v.transpose(0, 1), coefficients_of(u, keys, chosen, normalize)
 
 # %% ../../nbs/nn/07_dynamic.ipynb #4b5371af
+def _compiled() -> Callable:
+    from encapnet.nn.dynamic_compiled import dynamic_compiled, is_taken
+
+    def route(u, transform, iterations=3, normalize='higher', coefficients=None):
+        if is_taken(u, transform, normalize):
+            return dynamic_compiled(u, transform, iterations, coefficients)
+        return dynamic_routing(u, transform, iterations, normalize, 'chunked', coefficients)
+
+    return route
+
+
+@further_backend('numba', _compiled, extra='fast')
 def dynamic_routing(
     u: Float[Tensor, 'b g p d'],  # lower capsules
     transform: Float[Tensor, 'g j f e'],  # shared over positions; f = d + 1 with a bias, else d
     iterations: int = 3,  # R; 1 is uniform coupling
     normalize: str = 'higher',  # softmax axis: the textbook's, or "lower"
-    backend: str = 'chunked',  # "triton": fused, on CUDA; "reference" forms the votes
+    backend: str = 'chunked',  # "numba": compiled, on a CPU; "triton": fused, on CUDA; "reference"
     coefficients: Sequence[int]
     | None = None,  # also return c of these j, as (b, g, p, k), without gradient
 ) -> (

@@ -19,13 +19,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 # %% auto #0
-__all__ = ['SINGLE', 'DOUBLE', 'FLOATS', 'Lanes', 'added', 'totals', 'exp', 'Index', 'Memory', 'unrolled', 'cache_folder',
-           'compiled']
+__all__ = ['SINGLE', 'DOUBLE', 'FLOATS', 'LANES', 'Lanes', 'added', 'totals', 'exp', 'Index', 'Memory', 'repeated',
+           'store_totals', 'unrolled', 'cache_folder', 'compiled']
 
 # %% ../../nbs/nn/10_lanes.ipynb #f650d304
 SINGLE = ir.FloatType()
 DOUBLE = ir.DoubleType()
 FLOATS = {'float32': SINGLE, 'float64': DOUBLE}
+LANES = 16  # numbers in a vector of our loops
 _LANE_NUMBER = ir.IntType(32)
 _FLAGS = ['contract', 'nsz']
 
@@ -100,6 +101,15 @@ class Lanes:
         is_below = self.builder.fcmp_ordered('<', *measure.pair(bound))
         return self.made(self.builder.select(is_below, self.constant(0.0).value, self.value))
 
+    def largest(self) -> Lanes:
+        "The largest of as many lanes as a power of two."
+        vector = self
+        while vector.size > 1:
+            half = vector.size // 2
+            upper = vector.shuffled(vector, list(range(half, 2 * half)))
+            vector = vector.shuffled(vector, list(range(half))).maximum(upper)
+        return self.made(self.builder.extract_element(vector.value, _LANE_NUMBER(0)))
+
     def total(self) -> Lanes:
         "The sum of all lanes, in the order that suits the processor."
         suffix = 'f32' if self.kind == SINGLE else 'f64'
@@ -171,11 +181,15 @@ class Index:
         self.builder = builder
         self.value = value
 
-    def __add__(self, other: int) -> Index:
-        return Index(self.builder, self.builder.add(self.value, _PLACE(other)))
+    def __add__(self, other: Index | int) -> Index:
+        return Index(self.builder, self.builder.add(self.value, _whole(other)))
 
-    def __mul__(self, other: int) -> Index:
-        return Index(self.builder, self.builder.mul(self.value, _PLACE(other)))
+    def __mul__(self, other: Index | int) -> Index:
+        return Index(self.builder, self.builder.mul(self.value, _whole(other)))
+
+
+def _whole(number: Index | int):
+    return number.value if isinstance(number, Index) else _PLACE(number)
 
 
 class Memory:
@@ -208,6 +222,45 @@ class Memory:
     def store(self, at: Index, number: Lanes):
         stored = self.builder.store(number.value, self.place(at, number.size))
         stored.align = self.bytes
+
+# %% ../../nbs/nn/10_lanes.ipynb #b7e9a3d4
+def repeated(
+    times: Index, start: list[Lanes], turn: Callable[[Index, list[Lanes]], list[Lanes]]
+) -> list[Lanes]:
+    "What the last turn returns: each is given its number, from 0 on, and what the one before returned."
+    builder = times.builder
+    kept = [cgutils.alloca_once(builder, value.value.type) for value in start]
+
+    def keep(values: list[Lanes]):
+        for slot, value in zip(kept, values, strict=True):
+            builder.store(value.value, slot)
+
+    def recall() -> list[Lanes]:
+        return [Lanes(builder, builder.load(slot)) for slot in kept]
+
+    keep(start)
+    with cgutils.for_range(builder, times.value) as loop:
+        keep(turn(Index(builder, loop.index), recall()))
+    return recall()
+
+# %% ../../nbs/nn/10_lanes.ipynb #f2c85a37
+def _folded(vector: Lanes) -> Lanes:
+    half = vector.size // 2
+    lower = vector.shuffled(vector, list(range(half)))
+    return lower + vector.shuffled(vector, list(range(half, 2 * half)))
+
+
+def store_totals(memory: Memory, start: Index, vectors: list[Lanes]):
+    """Store the sum of the lanes of each, from the place `start` on. Up to fifteen numbers behind
+    them are overwritten with zeros."""
+    while vectors[0].size > LANES and vectors[0].size % 2 == 0:
+        vectors = [_folded(vector) for vector in vectors]
+    size = vectors[0].size
+    together = size if size <= LANES and size & (size - 1) == 0 else 1
+    vectors = vectors + [vectors[0].constant(0.0)] * (-len(vectors) % together)
+    for k in range(0, len(vectors), together):
+        some = vectors[k : k + together]
+        memory.store(start + k, some[0].total() if together < size else totals(some))
 
 # %% ../../nbs/nn/10_lanes.ipynb #c4bedf79
 def unrolled(formula: Callable) -> Callable:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .kernels import BACKENDS, check_choice
 
 # %% auto #0
-__all__ = ['with_one', 'votes', 'cache_size', 'chunks', 'of_chosen', 'precise', 'check_routing']
+__all__ = ['with_one', 'votes', 'keys_of', 'cache_size', 'chunks', 'of_chosen', 'precise', 'check_routing']
 
 # %% ../../nbs/nn/06_votes.ipynb #26e96df9
 def with_one(u: Tensor, transform: Tensor) -> Tensor:
@@ -35,6 +35,14 @@ def votes(
     """Every lower capsule's prediction of every higher capsule (Sec. 2.1). Raises ValueError on a
     transform of another size."""
     return torch.einsum('bgpf,gjfe->bgpje', with_one(u, transform), transform)
+
+# %% ../../nbs/nn/06_votes.ipynb #4fb160d9
+def keys_of(
+    v: Float[Tensor, 'j b e'], transform: Float[Tensor, 'j gf e'], dim: int
+) -> Float[Tensor, 'bg {dim} j']:
+    "What the logits of lower capsules are products with (Eqn 3): W_gj v_j for every group."
+    pulled = torch.bmm(v, transform.mT).permute(1, 2, 0).contiguous().flatten(0, 1)
+    return pulled.unflatten(0, (len(pulled) // dim, dim))
 
 # %% ../../nbs/nn/06_votes.ipynb #38d56371
 def cache_size(device: torch.device) -> int:

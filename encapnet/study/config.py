@@ -247,9 +247,11 @@ class RoutingBenchConfig(BenchConfig):
         return 'numba' if self.backend == 'numba' else None
 
     @model_validator(mode='after')
-    def _numba_is_for_em(self):
-        if self.backend == 'numba' and self.routing != 'em':
-            raise ValueError("backend 'numba' is for EM routing; for dynamic take 'chunked'")
+    def _numba_is_for_shared_transforms(self):
+        if self.backend == 'numba' and self.layer != 'shared':
+            raise ValueError(
+                f"backend 'numba' is for layer 'shared'; for {self.layer!r} take 'chunked'"
+            )
         return self
 
 # %% ../../nbs/study/02_config.ipynb #b12d3b38

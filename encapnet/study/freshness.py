@@ -114,8 +114,9 @@ def roots(config: RunConfig | MeasureConfig | BenchConfig) -> list[str]:
     if isinstance(config, BenchConfig):
         bench = f'encapnet.bench.{config.experiment.removeprefix("bench_")}:{config.experiment}'
         # a further backend is reached by its name alone
-        asks_for_numba = isinstance(config, RoutingBenchConfig) and config.backend == 'numba'
-        return [bench, 'encapnet.nn.em_compiled:_route'] if asks_for_numba else [bench]
+        if isinstance(config, RoutingBenchConfig) and config.backend == 'numba':
+            return [bench, f'encapnet.nn.{config.routing}_compiled:_route']
+        return [bench]
     network = f'encapnet.nn.networks:{config.network.kind}'
     if isinstance(config, MeasureConfig):
         return [network, 'encapnet.bench.costs:measure']

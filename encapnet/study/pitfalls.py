@@ -28,7 +28,7 @@ _DYNAMIC, _EM, _CAPSULES, _ROUTED = (
     'nbs/nn/07_dynamic.ipynb',
     'nbs/nn/09_em.ipynb',
     'nbs/nn/00_capsules.ipynb',
-    'nbs/nn/16_routed.ipynb',
+    'nbs/nn/20_routed.ipynb',
 )
 
 # %% ../../nbs/study/55_pitfalls.ipynb #bd274209
@@ -74,7 +74,7 @@ PITFALLS = (
         "EM's densities multiplied, not summed as logarithms",
         'NaN from votes of length 10 to 100',
         'tests/test_routing.py',
-        'test_em_is_finite_at_every_scale_of_votes',
+        'test_routing_is_finite_at_every_scale_of_votes',
     ),
     Pitfall(
         "EM's input activations cancel out",

@@ -105,7 +105,7 @@ def routing_benches(
 ) -> list[RoutingBenchConfig]:
     "Every candidate, in the order of their turns."
     full, free = 64 * groups, ('chunked', 'triton') if cuda else ('chunked',)
-    compiled: dict[str, Any] = dict(dynamic=(), em=() if cuda else ('numba',))
+    compiled = () if cuda else ('numba',)
     sizes: list[Any] = [('dynamic', 4, j * groups // 32) for j in (128, 512, 2048)] + [
         ('em', 4, j) for j in (full // 4, full)
     ]
@@ -131,7 +131,7 @@ def routing_benches(
             **layer,
         )
         for routing, batch, higher in sizes
-        for backend in ('reference', *free, *compiled[routing])
+        for backend in ('reference', *free, *compiled)
         if cuda or (routing, backend, batch) not in too_long
     ]
     chosen += [

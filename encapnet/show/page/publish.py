@@ -95,11 +95,24 @@ def side_by_side(
         # ends the pool, which ends its kernels.
         with (
             own_folders(),
-            multiprocessing.get_context('spawn').Pool(
-                workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)
-            ) as pool,
+            multiprocessing.get_context('spawn').Pool(workers, _begin, (make, work)) as pool,
         ):
-            yield from pool.imap(make, work)
+            yield from pool.imap(_make_one, range(len(work)))
+
+
+_in_hand: list = []  # of a worker: how to make, and of what
+
+
+def _begin(make: Callable[[Any], Path], work: Sequence[Any]):
+    """Prepare a worker. It is given all work at once and numbers one by one: pools that are to end
+    while work is on its way to them wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _in_hand[:] = make, work
+
+
+def _make_one(number: int) -> Path:
+    make, work = _in_hand
+    return make(work[number])
 
 
 def _published(page: tuple[Path, Path, dict, str]) -> Path:

@@ -30,7 +30,7 @@ class Effect(NamedTuple):
     theirs: str
 
 
-_AXIS, _FEEDBACK, _ROUTING = 'nn/07_dynamic', 'nn/27_feedback', 'bench_routing'
+_AXIS, _FEEDBACK, _ROUTING = 'nn/07_dynamic', 'nn/31_feedback', 'bench_routing'
 
 # %% ../../../nbs/show/tables/28_effects.ipynb #410c81c1
 EFFECTS: tuple[Effect, ...] = (
@@ -59,57 +59,57 @@ EFFECTS: tuple[Effect, ...] = (
         for name, routing in (('dynamic', 'dynamic'), ('em', 'EM'))
     ),
     Effect(
-        'nn/16_routed',
+        'nn/20_routed',
         "transform's initialisation",
         'as released',
         'softmax_axis/higher_scaled',
         'softmax_axis/higher_released',
     ),
     Effect(
-        'nn/16_routed',
+        'nn/20_routed',
         "transform's initialisation",
         'by the full length',
         'softmax_axis/higher_scaled',
         'softmax_axis/higher_full_length',
     ),
     Effect(
-        'nn/24_capconv',
+        'nn/28_capconv',
         'source of $m_1, m_2$',
         'the other branch, as released',
         'table3_left/4_aide_v3',
         'table3_left/3_aide_v2',
     ),
     Effect(
-        'nn/24_capconv',
+        'nn/28_capconv',
         'source of $m_1, m_2$',
         'the own branch',
         'table3_left/4_aide_v3',
         'table3_left/2_aide_v1',
     ),
     Effect(
-        'nn/31_encapnets',
+        'nn/35_encapnets',
         'aide branch',
         'none, as released',
         'table3_left/4_aide_v3',
         'table3_left/1_master',
     ),
     Effect(
-        'nn/29_capnet',
+        'nn/33_capnet',
         'higher capsules of CapNet',
         '512, dynamic',
         'table1/a_dynamic',
         'table1/a512_dynamic',
     ),
-    Effect('nn/29_capnet', 'higher capsules of CapNet', '512, EM', 'table1/b_em', 'table1/b512_em'),
+    Effect('nn/33_capnet', 'higher capsules of CapNet', '512, EM', 'table1/b_em', 'table1/b512_em'),
     Effect(
-        'nn/26_transport',
+        'nn/30_transport',
         'ground cost',
         'l2, as released',
         'table3_right/c_encapnet_ot',
         'table3_right/d5_l2',
     ),
     Effect(
-        'nn/26_transport',
+        'nn/30_transport',
         'gradient through the plan',
         'on, as released',
         'table3_right/c_encapnet_ot',
