@@ -18,7 +18,7 @@ MORE = (
 
 _kept = ExitStack()
 _socket = ''
-_given = dict(os.environ)  # of this worker, before any test
+given = dict(os.environ)  # of this worker, before any test
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def _as_given():
     process stands for: later commands, without it, could not be its forks."""
     now = dict(os.environ)
     os.environ.clear()
-    os.environ.update(_given)
+    os.environ.update(given)
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 # A shell's `make test &` hands down that Ctrl-C is passed over, to all who are started here, too.
@@ -46,6 +47,7 @@ from encapnet.study.machine import arithmetic
 os.environ |= arithmetic()
 
 from commands import end_kept, forking
+from encapnet.cli.warm import LOADED_UNDER
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -129,18 +131,32 @@ def forked():
         yield
 
 
-GIVEN = frozenset(os.environ)
-COMPILERS = 'TORCHINDUCTOR_CACHE_DIR', 'TRITON_CACHE_DIR'
+@contextmanager
+def nothing_is_handed_down():
+    """What one test found out about data and device is not for the next one's child processes, nor
+    is what a library set when it was loaded, as PyTorch's compiler does: with it, they could not
+    be forks."""
+    before = dict(os.environ)
+    yield
+    os.environ.pop('ENCAPNET_KNOWN', None)
+    for name in {*before, *os.environ}:
+        if name.startswith(LOADED_UNDER) and os.environ.get(name) != before.get(name):
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
+
+
+@pytest.fixture(autouse=True, scope='module')
+def nothing_from_module_to_module():
+    with nothing_is_handed_down():
+        yield
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_handed_down():
-    """What one test found out about data and device is not for the next one's child processes, nor
-    is what PyTorch's compiler set when it was loaded: with it, they could not be forks."""
-    yield
-    os.environ.pop('ENCAPNET_KNOWN', None)
-    for name in {*COMPILERS} - GIVEN:
-        os.environ.pop(name, None)
+def nothing_from_test_to_test(nothing_from_module_to_module):
+    with nothing_is_handed_down():
+        yield
 
 
 def pytest_collection_modifyitems(items):

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import forking
+from commands import forking, given
 from waiting import wait_for
 
 from encapnet import standin
+from encapnet.cli.warm import LOADED_UNDER
 from encapnet.show.page.execute import execute
 from encapnet.show.page.kernel import imported, warm_kernels
 from encapnet.standin import WARM
@@ -202,7 +203,11 @@ print(os.getppid(), *sorted(target for target in targets if target.startswith('j
 @pytest.mark.parametrize('threads', ['1', '2'], ids=['as it was loaded', 'with other threads'])
 def test_a_command_is_a_fork_where_it_may_be_one(threads):
     "Told by the process that was started: a stand-in stays what it is, else it becomes the command."
+    differing = {name for name in {*given, *os.environ} if os.environ.get(name) != given.get(name)}
+    assert not [name for name in differing if name.startswith(LOADED_UNDER)], 'of an earlier test'
     with forking():
+        # who forks may only just have been started
+        wait_for(Path(os.environ[WARM]).exists)
         started = subprocess.Popen(
             standin.command('fork', 'timing'),
             env=os.environ | dict(OMP_NUM_THREADS=threads),

@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import copy
 import functools
+import gc
 import importlib.util
 import io
 import json
@@ -75,15 +76,20 @@ def directives(cell):
 @pytest.fixture
 def stage(monkeypatch):
     """A notebook's shell takes over the interpreter's face: `__main__`, the search path, the
-    plots. Give all of it back."""
+    plots. Give all of it back.
+
+    A shell that ends looks through every object that there is for garbage, a third of a second
+    each time; what was there before the notebook is kept from its sight."""
     import matplotlib.pyplot as plt
 
     monkeypatch.setenv('IN_TEST', '1')
     monkeypatch.setattr(sys, 'path', [str(ROOT), *sys.path])
     monkeypatch.setitem(sys.modules, '__main__', sys.modules['__main__'])
     backend = plt.get_backend()
+    gc.freeze()
     with plt.rc_context():
         yield
+    gc.unfreeze()
     plt.close('all')
     plt.switch_backend(backend)
 

@@ -245,10 +245,10 @@ def test_every_report_shows_the_numbers_of_the_clean_ledger_and_says_what_it_lef
     assert said and 'Of several records of one run' in page
     for place, told in said:
         assert place in page, (place, told)
-    assert (
-        page.count('✗ left out') >= len(said)
-        and study_of(name, clean).provenance().as_raw_html().count('✗ left out') == 0
-    )
+    clean_page = study_of(name, clean).provenance().as_raw_html()
+    assert not [place for place, _ in said if place in clean_page]
+    # a bench passes over another machine's timings as well
+    assert page.count('✗ left out') >= len(said) + clean_page.count('✗ left out')
 
 
 def homes(experiment):

@@ -14,13 +14,13 @@ from ..study.freshness import read_ahead
 from ..study.machine import arithmetic
 
 # %% auto #0
-__all__ = ['app', 'warm']
+__all__ = ['LOADED_UNDER', 'app', 'warm']
 
 # %% ../../nbs/cli/21_warm.ipynb #6a2fa1af
 _ALWAYS = 'ipykernel.kernelapp', 'ipykernel.ipkernel'
 _INLINE = 'module://matplotlib_inline.backend_inline'
 
-_LOADED_UNDER = (
+LOADED_UNDER = (
     *('OMP_', 'MKL_', 'KMP_', 'GOMP_', 'OPENBLAS_', 'NUMEXPR_', 'ATEN_', 'ONEDNN_', 'DNNL_'),
     *('TORCH', 'PYTORCH_', 'TRITON_', 'CUDA_', 'MALLOC_', 'LD_'),
     *('PYTHONPATH', 'PYTHONHASHSEED', 'PYTHONWARNINGS', 'PYTHONOPTIMIZE', 'PYTHONHOME'),
@@ -41,7 +41,7 @@ def _load(modules: list[str]):
 
 def _decisive(environment: dict[str, str]) -> dict[str, str]:
     "The variables that count when libraries are loaded."
-    return {name: value for name, value in environment.items() if name.startswith(_LOADED_UNDER)}
+    return {name: value for name, value in environment.items() if name.startswith(LOADED_UNDER)}
 
 # %% ../../nbs/cli/21_warm.ipynb #c7410dfc
 class _Asked(NamedTuple):
