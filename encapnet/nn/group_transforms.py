@@ -13,7 +13,7 @@ import torch
 from .lanes import compiled
 
 # %% auto #0
-__all__ = ['Item', 'Done', 'take', 'give', 'put', 'shares', 'on_threads']
+__all__ = ['take', 'give', 'put', 'shares', 'on_threads']
 
 # %% ../../nbs/nn/11_group_transforms.ipynb #b56f2297
 @compiled
@@ -51,7 +51,7 @@ def put(transform, first, some):
                     some[g, j, f, e] = 0
 
 # %% ../../nbs/nn/11_group_transforms.ipynb #e6b92d41
-Item, Done = TypeVar('Item'), TypeVar('Done')
+_Item, _Done = TypeVar('_Item'), TypeVar('_Done')
 
 
 def shares(groups: int) -> list[range]:
@@ -71,11 +71,11 @@ def _one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def on_threads(work: Callable[[Item], Done], items: Sequence[Item]) -> list[Done]:
+def on_threads(work: Callable[[_Item], _Done], items: Sequence[_Item]) -> list[_Done]:
     "What `work` returns for each item, each in a thread of its own and without gradients."
     is_inference = torch.is_inference_mode_enabled()  # each thread has modes of its own
 
-    def one(item: Item) -> Done:
+    def one(item: _Item) -> _Done:
         with torch.inference_mode(is_inference), torch.no_grad():
             return work(item)
 
